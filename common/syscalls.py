@@ -1,0 +1,173 @@
+"""System calls Python 3.11 does not wrap. The only module that imports ctypes.
+
+Each wrapper keeps the kernel's name, takes and returns Python values, and raises `OSError` with the errno and the path
+it was about. Descriptors it returns are close-on-exec. Numbers of 424 and above are the same on every architecture.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+CLONE_NEWNS = 0x00020000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+
+PR_SET_NO_NEW_PRIVS = 38
+
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_FSOPEN = 430
+_NR_FSCONFIG = 431
+_NR_FSMOUNT = 432
+_NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_long = ctypes.c_long
+
+
+def _check(result: int, call: str, path: str | bytes) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{call}: {os.strerror(code)}", os.fsdecode(path))
+    return result
+
+
+def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
+    """openat2(2): open `path` below `dirfd` under the `resolve` rules; with RESOLVE_IN_ROOT `dirfd` is the root of all
+    symlinks and `..`. Retries EAGAIN, which the kernel gives when a rename raced with the walk."""
+    raw = os.fsencode(path)
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    while True:
+        fd: int = _syscall(_long(_NR_OPENAT2), _long(dirfd), ctypes.c_char_p(raw), how, _long(len(how)))
+        if fd >= 0:
+            return fd
+        code = ctypes.get_errno()
+        if code not in (4, 11):  # EINTR, EAGAIN
+            raise OSError(code, f"openat2: {os.strerror(code)}", os.fsdecode(path))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): leave the namespaces named by `flags` (CLONE_NEW…)."""
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare", hex(flags))
+
+
+def setns(fd: int, flags: int) -> None:
+    """setns(2): enter the namespace `fd` refers to; `flags` says of which kind it must be."""
+    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)), "setns", f"fd {fd}")
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2), for propagation changes and for kernels whose new mount interface lacks something."""
+
+    def raw(text: str | None) -> bytes | None:
+        return None if text is None else os.fsencode(text)
+
+    result = _libc.mount(raw(source), raw(target), raw(fstype), ctypes.c_ulong(flags), raw(data))
+    _check(result, "mount", target)
+
+
+def umount2(target: str, flags: int) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), "umount2", target)
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    """open_tree(2): a descriptor for the mount at `path`, or with OPEN_TREE_CLONE for a detached copy of it."""
+    raw = os.fsencode(path)
+    flags |= OPEN_TREE_CLOEXEC
+    return _check(_syscall(_long(_NR_OPEN_TREE), _long(dirfd), ctypes.c_char_p(raw), _long(flags)), "open_tree", path)
+
+
+def move_mount(mount_fd: int, target_fd: int, path: str) -> None:
+    """move_mount(2) by descriptors on both sides, so that no path is walked again; `path` only names it in errors."""
+    empty = ctypes.c_char_p(b"")
+    flags = _long(MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+    result = _syscall(_long(_NR_MOVE_MOUNT), _long(mount_fd), empty, _long(target_fd), empty, flags)
+    _check(result, "move_mount", path)
+
+
+def mount_setattr(fd: int, path: str, *, set_attributes: int, recursive: bool, propagation: int = 0) -> None:
+    """mount_setattr(2) (Linux 5.12) on the mount `fd` refers to; `path` only names it in errors."""
+    attr = struct.pack("=QQQQ", set_attributes, 0, propagation, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    result = _syscall(_long(_NR_MOUNT_SETATTR), _long(fd), ctypes.c_char_p(b""), _long(flags), attr, _long(len(attr)))
+    _check(result, "mount_setattr", path)
+
+
+def fsopen(fstype: str) -> int:
+    """fsopen(2): a configuration context for a new file system of type `fstype`."""
+    raw = ctypes.c_char_p(fstype.encode())
+    return _check(_syscall(_long(_NR_FSOPEN), raw, _long(FSOPEN_CLOEXEC)), "fsopen", fstype)
+
+
+def fsconfig(fd: int, key: str, value: str | None) -> None:
+    """fsconfig(2): set option `key` to `value`, or as a flag when `value` is None.
+
+    Raises OSError whose text ends with what the kernel logged on the context, when it logged something."""
+    command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+    raw_value = ctypes.c_char_p(None if value is None else os.fsencode(value))
+    result = _syscall(
+        _long(_NR_FSCONFIG), _long(fd), _long(command), ctypes.c_char_p(key.encode()), raw_value, _long(0)
+    )
+    _check_fs(result, fd, f"{key}={value}")
+
+
+def fsmount(fd: int, attributes: int, fstype: str) -> int:
+    """FSCONFIG_CMD_CREATE and fsmount(2): the detached mount of a configured context; `fstype` names it in errors."""
+    null = ctypes.c_char_p(None)
+    _check_fs(_syscall(_long(_NR_FSCONFIG), _long(fd), _long(FSCONFIG_CMD_CREATE), null, null, _long(0)), fd, fstype)
+    return _check(_syscall(_long(_NR_FSMOUNT), _long(fd), _long(FSMOUNT_CLOEXEC), _long(attributes)), "fsmount", fstype)
+
+
+def _check_fs(result: int, fd: int, about: str) -> None:
+    if result >= 0:
+        return
+    code = ctypes.get_errno()
+    try:
+        said = os.read(fd, 4096).decode(errors="replace").strip()
+    except OSError:
+        said = ""
+    raise OSError(code, f"fsconfig: {os.strerror(code)}" + (f" [{said}]" if said else ""), about)
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument."""
+    _check(_libc.prctl(ctypes.c_int(option), _long(value), _long(0), _long(0), _long(0)), "prctl", str(option))

@@ -1,0 +1,109 @@
+"""The contract between stage0 and a flavour, and how a flavour is found.
+
+A flavour is a module with the functions of `Flavour`. Built-in ones are listed in `BUILTIN`; any installed Python
+distribution may add one through the entry-point group `rkpy.stage1`, whose value names such a module.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn, Protocol, cast
+
+from aci.image_manifest import App
+from common.errors import UsageError
+
+BUILTIN = {"fly": "stage1.fly"}
+ENTRY_POINTS = "rkpy.stage1"
+
+
+class Mount(NamedTuple):
+    """One host directory, file, socket or device that appears inside an app."""
+
+    source: str
+    """Absolute path on the host."""
+    target: str
+    """Absolute path inside the app's root; symlinks in it are resolved inside that root."""
+    read_only: bool
+    recursive: bool | None
+    """Whether mounts below `source` come along; None leaves it to the flavour."""
+    volume: str
+    """The volume's name, for messages."""
+
+
+class PreparedApp(NamedTuple):
+    """One app of a pod, everything about it decided."""
+
+    name: str
+    image_id: str
+    app: App
+    layers: tuple[str, ...]
+    """Absolute paths of the unpacked layers, lowest first; empty when the root was copied to `rootfs`."""
+    read_only_root: bool
+    mounts: tuple[Mount, ...]
+
+
+class PreparedPod(NamedTuple):
+    """What stage0 hands to a flavour: the pod directory, the lock that keeps it alive, and the apps."""
+
+    uuid: str
+    directory: str
+    lock_fd: int
+    """Inherited by whatever process is the pod (DESIGN: state is the filesystem)."""
+    apps: tuple[PreparedApp, ...]
+    net: tuple[str, ...] | None
+    """Networks asked for, None when the user said nothing."""
+    hostname: str
+    private_users: bool
+    isolators: tuple[str, ...]
+    """Names of pod-level isolators."""
+    asked: tuple[str, ...]
+    """Command-line options that restrict the app (`--caps-retain`, …) and that the user typed for this run."""
+    debug: bool
+
+
+class EnterRequest(NamedTuple):
+    """`rkpy enter`: run `command` beside the app `app` of a running pod."""
+
+    directory: str
+    app: PreparedApp
+    command: tuple[str, ...]
+
+
+class Flavour(Protocol):
+    """What a flavour module provides. Paths are absolute; failures are RkpyError."""
+
+    def check(self, pod: PreparedPod) -> list[str]:
+        """One warning for every field of `pod` this flavour will ignore; raises where ignoring it would be unsafe.
+        Called before the pod is allowed to exist as running."""
+        ...
+
+    def run(self, pod: PreparedPod) -> NoReturn:
+        """Become the pod: build the isolation, write `pid`, keep the lock, and exec or supervise the apps."""
+        ...
+
+    def enter(self, request: EnterRequest) -> NoReturn:
+        """Run the command inside the pod, then exit with its status."""
+        ...
+
+    def stop(self, directory: str, *, force: bool) -> None:
+        """Ask the pod to end (SIGTERM), or end it (`force`: SIGKILL). Does not wait."""
+        ...
+
+    def gc(self, directory: str) -> None:
+        """Undo what the flavour left outside the pod directory. Idempotent; the pod is dead."""
+        ...
+
+
+def load(name: str) -> Flavour:
+    """The flavour called `name`; UsageError when there is none."""
+    import importlib
+
+    module = BUILTIN.get(name)
+    if module is None:
+        from importlib.metadata import entry_points
+
+        found = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+        module = found.get(name)
+        if module is None:
+            known = ", ".join(sorted({*BUILTIN, *found}))
+            raise UsageError(f'no stage1 flavour called "{name}"', hint=f"there is: {known}")
+    return cast(Flavour, importlib.import_module(module))

@@ -1,0 +1,1 @@
+"""One app's launch: identity, environment, streams, exec."""
