@@ -28,7 +28,8 @@ class Port(NamedTuple):
     name: str
     protocol: str
     port: int
-    count: int
+    span: int
+    """How many consecutive ports from `port` on; the manifest calls it `count`."""
     socket_activated: bool
 
 
