@@ -12,6 +12,6 @@ install_rkpy -e "${ROOT}[dev]"
 "$BIN/ruff" check .
 "$BIN/ruff" format --check .
 "$BIN/mypy"
-shellcheck -x tests/*.sh docs/*.sh bench/*.sh .ci/run
+shellcheck -x tests/*.sh docs/*.sh .ci/run
 # A test that cannot run here is a failure, not a skip.
 RKPY_TESTS_MUST_RUN=1 PATH="$BIN:$PATH" exec "$BIN/pytest" "$@"
