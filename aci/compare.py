@@ -169,7 +169,8 @@ def _archived_digest(reader: Reader, member: Member) -> bytes:
     """SHA-256 of a file's content, holes as zeros."""
     digest = hashlib.sha256()
     position = 0
-    for offset, length in member.segments or ((0, member.size),):
+    whole = ((0, member.size),)
+    for offset, length in whole if member.segments is None else member.segments:
         _zeros(digest, offset - position)
         for piece in reader.pieces(length):
             digest.update(piece)

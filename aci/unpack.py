@@ -347,10 +347,11 @@ class _Unpacker:
             return
         source = stripped_link(member, strip) if member.kind is HARDLINK else None
         name = path.pop()
+        parent = self._tree.directory(b"/".join(path))
         if source is None:
-            self._create(member, self._tree.directory(b"/".join(path)), name)
-        elif source != [*path, name]:
-            self._link(source, self._tree.directory(b"/".join(path)), name, member)
+            self._create(member, parent, name)
+        else:
+            self._link(source, parent, name, member)
 
     def _create(self, member: Member, parent: _Directory, name: bytes) -> None:
         """Once more without what is in the way, if something is."""
@@ -447,15 +448,10 @@ class _Unpacker:
 
     def _link(self, source: list[bytes], parent: _Directory, name: bytes, member: Member) -> None:
         """A second name for an entry unpacked before, be it a symlink; all metadata is already there."""
-        if not source:
-            raise ImageError(f"archive entry {show(member.name)}: hard link to the root")
         self._call = "link"
         origin = self._tree.directory(b"/".join(source[:-1]))
+        self._check_link(source, origin, member)
         here = {"src_dir_fd": origin.fd, "dst_dir_fd": parent.fd}
-        if not self._exists(source[-1], origin.fd):
-            raise ImageError(
-                f"archive entry {show(member.name)}: hard link to {show(member.link)}, which is not in the archive"
-            )
         try:
             os.link(source[-1], name, **here, follow_symlinks=False)
         except FileExistsError:
@@ -463,12 +459,16 @@ class _Unpacker:
                 self._tree.remove(parent, name)
                 os.link(source[-1], name, **here, follow_symlinks=False)
 
-    def _exists(self, name: bytes, fd: int) -> bool:
-        try:
-            os.lstat(name, dir_fd=fd)
-        except FileNotFoundError:
-            return False
-        return True
+    def _check_link(self, source: list[bytes], origin: _Directory, member: Member) -> None:
+        why = "which is not in the archive"
+        if source:
+            try:
+                if not stat.S_ISDIR(os.lstat(source[-1], dir_fd=origin.fd).st_mode):
+                    return
+                why = "which is a directory"
+            except FileNotFoundError:
+                pass
+        raise ImageError(f"archive entry {show(member.name)}: hard link to {show(member.link)}, {why}")
 
     def _mark(self, mark: Mark | bool, path: list[bytes]) -> None:
         if isinstance(mark, bool):
