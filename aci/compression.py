@@ -47,6 +47,7 @@ class Stream:
     def __init__(self, source: _Source, content_digest: str, bounds: Bounds) -> None:
         self._source = source
         self._content = _hasher(content_digest)
+        self._same = content_digest == source.digest_name
         self._bounds = bounds
         self._size = 0
         self._queue: deque[bytes | BaseException] = deque()
@@ -92,6 +93,8 @@ class Stream:
     def content_hexdigest(self) -> str:
         """Of the decompressed bytes; empty if none was asked for. Only after the end was read."""
         self._require_end()
+        if self._same and self._source.plain:
+            return self.raw_hexdigest
         return self._content.hexdigest() if self._content else ""
 
     @property
@@ -160,7 +163,7 @@ class Stream:
             raise ImageError(f"{self._source.name} decompresses to more than {bounds.total} bytes")
         if self._size > bounds.grace and self._size > bounds.ratio * self._source.size:
             raise ImageError(f"{self._source.name} decompresses to more than {bounds.ratio} times its size")
-        if self._content:
+        if self._content and not (self._same and self._source.plain):
             self._content.update(chunk)
 
 
@@ -187,6 +190,8 @@ class _Source:
         self._file = file
         self._left = length
         self.digest = _hasher(digest)
+        self.digest_name = digest
+        self.plain = False
         self.name = name
         self.size = 0
 
@@ -281,6 +286,7 @@ def _decompressed(source: _Source) -> Iterator[bytes]:
         head += more
     known = _detect(head)
     if known is None:
+        source.plain = True
         yield from _plain(head, source)
         return
     form = known()

@@ -175,10 +175,8 @@ class _Tree:
 
     def __init__(self, target: str, depth: int) -> None:
         self._depth = depth
-        if os.listdir(target):
-            raise StoreError(f"{target}: not an empty directory, nothing is unpacked into it")
-        self._root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._prefix = len(self._real_path(self._root).rstrip(b"/")) + 1
+        self._root = _open_empty(target)
+        self._prefix = len(_real_path(self._root).rstrip(b"/")) + 1
         self.pending = {b"": _Pending()}
         self._open: dict[bytes, _Directory] = {}
         self._stale = False
@@ -216,7 +214,7 @@ class _Tree:
             except FileExistsError:
                 raise ImageError(f"the archive puts files below {show(path)}, a symlink to nowhere") from None
             fd = openat2(self._root, path, flags)
-        real = self._real_path(fd)[self._prefix :]
+        real = _real_path(fd)[self._prefix :]
         try:
             self._check_depth(real)
         except ImageError:
@@ -270,14 +268,24 @@ class _Tree:
         os.rmdir(name, dir_fd=parent)
         del self.pending[path]
 
-    def _real_path(self, fd: int) -> bytes:
-        return os.readlink(b"/proc/self/fd/%d" % fd)
-
     def _close_directories(self) -> None:
         for directory in self._open.values():
             os.close(directory.fd)
         self._open.clear()
         self._stale = False
+
+
+def _open_empty(target: str) -> int:
+    try:
+        if os.listdir(target):
+            raise StoreError(f"{target}: not an empty directory, nothing is unpacked into it")
+        return os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreError(f"{target}: cannot unpack into it: {reason(error)}") from error
+
+
+def _real_path(fd: int) -> bytes:
+    return os.readlink(b"/proc/self/fd/%d" % fd)
 
 
 class _Unpacker:

@@ -338,6 +338,11 @@ def test_a_target_that_is_not_empty(cage: Cage) -> None:
         cage.unpack(pack(file("g")))
 
 
+def test_a_target_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such file or directory"):
+        unpack_layer(io.BytesIO(pack(file("f"))), str(tmp_path / "missing"), whiteouts=False)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     where = tmp_path / "disk"
