@@ -54,7 +54,8 @@ class Stream:
         self._ready = threading.Semaphore(0)
         self._room = threading.Semaphore(QUEUED_CHUNKS)
         self._closed = False
-        self._rest = b""
+        self._chunk = b""
+        self._start = 0
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._pump, name="decompress", daemon=True)
         self._thread.start()
@@ -63,12 +64,12 @@ class Stream:
         """At least one and at most `size` bytes, without waiting for more than one chunk; empty at the end.
 
         With a size of CHUNK or more nothing is copied."""
-        chunk = self._rest or self._next()
-        if len(chunk) <= size:
-            self._rest = b""
-            return chunk
-        self._rest = chunk[size:]
-        return chunk[:size]
+        if self._start == len(self._chunk):
+            self._chunk = self._next()
+            self._start = 0
+        start = self._start
+        self._start = min(start + size, len(self._chunk))
+        return self._chunk[start : self._start]
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes, fewer only at the end."""
@@ -109,7 +110,8 @@ class Stream:
         self._room.release()
         self._thread.join()
         self._queue.clear()
-        self._rest = b""
+        self._chunk = b""
+        self._start = 0
         self._end = self._end or ValueError("the stream is closed")
 
     def __enter__(self) -> Stream:
