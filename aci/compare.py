@@ -124,14 +124,13 @@ class _Model:
                 there.opaque = there.opaque or there.kind is DIRECTORY
             todo += [child for child in directory.children.values() if child.kind is DIRECTORY]
 
-    def _mark(self, mark: Mark | bool, path: list[bytes], member: Member) -> None:
-        if isinstance(mark, bool):
+    def _mark(self, mark: Mark, path: list[bytes], member: Member) -> None:
+        if mark == Mark():
             return
         directory = self._directory(path[:-1], member)
-        if mark.name:
-            directory.hidden.add(mark.name)
-        else:
-            directory.opaque = True
+        directory.opaque = directory.opaque or mark.opaque
+        if mark.hides:
+            directory.hidden.add(mark.hides)
 
     def _linked(self, path: list[bytes], member: Member) -> _Node:
         node = self._directory(path[:-1], member).children.get(path[-1]) if path else None

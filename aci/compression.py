@@ -47,13 +47,15 @@ class Stream:
     def __init__(self, source: _Source, content_digest: str, bounds: Bounds) -> None:
         self._source = source
         self._content = _hasher(content_digest)
+        self._same = content_digest == source.digest_name
         self._bounds = bounds
         self._size = 0
         self._queue: deque[bytes | BaseException] = deque()
         self._ready = threading.Semaphore(0)
         self._room = threading.Semaphore(QUEUED_CHUNKS)
         self._closed = False
-        self._rest = b""
+        self._chunk = b""
+        self._start = 0
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._pump, name="decompress", daemon=True)
         self._thread.start()
@@ -62,12 +64,12 @@ class Stream:
         """At least one and at most `size` bytes, without waiting for more than one chunk; empty at the end.
 
         With a size of CHUNK or more nothing is copied."""
-        chunk = self._rest or self._next()
-        if len(chunk) <= size:
-            self._rest = b""
-            return chunk
-        self._rest = chunk[size:]
-        return chunk[:size]
+        if self._start == len(self._chunk):
+            self._chunk = self._next()
+            self._start = 0
+        start = self._start
+        self._start = min(start + size, len(self._chunk))
+        return self._chunk[start : self._start]
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes, fewer only at the end."""
@@ -92,6 +94,8 @@ class Stream:
     def content_hexdigest(self) -> str:
         """Of the decompressed bytes; empty if none was asked for. Only after the end was read."""
         self._require_end()
+        if self._same and self._source.plain:
+            return self.raw_hexdigest
         return self._content.hexdigest() if self._content else ""
 
     @property
@@ -106,7 +110,8 @@ class Stream:
         self._room.release()
         self._thread.join()
         self._queue.clear()
-        self._rest = b""
+        self._chunk = b""
+        self._start = 0
         self._end = self._end or ValueError("the stream is closed")
 
     def __enter__(self) -> Stream:
@@ -160,7 +165,7 @@ class Stream:
             raise ImageError(f"{self._source.name} decompresses to more than {bounds.total} bytes")
         if self._size > bounds.grace and self._size > bounds.ratio * self._source.size:
             raise ImageError(f"{self._source.name} decompresses to more than {bounds.ratio} times its size")
-        if self._content:
+        if self._content and not (self._same and self._source.plain):
             self._content.update(chunk)
 
 
@@ -187,6 +192,8 @@ class _Source:
         self._file = file
         self._left = length
         self.digest = _hasher(digest)
+        self.digest_name = digest
+        self.plain = False
         self.name = name
         self.size = 0
 
@@ -281,6 +288,7 @@ def _decompressed(source: _Source) -> Iterator[bytes]:
         head += more
     known = _detect(head)
     if known is None:
+        source.plain = True
         yield from _plain(head, source)
         return
     form = known()
