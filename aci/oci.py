@@ -107,8 +107,8 @@ def parse(manifest: bytes, what: str) -> tuple[Descriptor, tuple[Descriptor, ...
         raise ImageError(f"{what}: media type {_quoted(value['mediaType'])} is not that of an image manifest")
     try:
         config = document.required(value, "config", _descriptor)
-        layers = document.field(value, "layers", document.each(_descriptor), ())
-        annotations = dict(document.field(value, "annotations", document.texts, ()))
+        layers: tuple[Descriptor, ...] = document.field(value, "layers", _descriptors, ())
+        annotations: dict[str, str] = document.field(value, "annotations", _annotations, {})
     except ManifestError as error:
         raise ImageError(f"{what}: {error.message}") from error
     if config.media_type not in CONFIGS:
@@ -296,9 +296,17 @@ def _manifests(index: dict[str, Any], what: str) -> tuple[Descriptor, ...]:
     if index.get("schemaVersion") != 2:
         raise ImageError(f"{what}: this is not an OCI image index")
     try:
-        return document.required(index, "manifests", document.each(_descriptor))
+        return document.required(index, "manifests", _descriptors)
     except ManifestError as error:
         raise ImageError(f"{what}: {error.message}") from error
+
+
+def _annotations(value: Any) -> dict[str, str]:
+    return dict(document.texts(value))
+
+
+def _descriptors(value: Any) -> tuple[Descriptor, ...]:
+    return document.each(_descriptor)(value)
 
 
 def _descriptor(value: Any) -> Descriptor:
@@ -309,7 +317,7 @@ def _descriptor(value: Any) -> Descriptor:
         media_type=document.required(value, "mediaType", document.word),
         digest=document.required(value, "digest", _digest),
         size=document.required(value, "size", document.integer(0, 1 << 50)),
-        annotations=dict(document.field(value, "annotations", document.texts, ())),
+        annotations=document.field(value, "annotations", _annotations, {}),
         platform=platform if isinstance(platform, dict) else None,
     )
 
@@ -344,8 +352,8 @@ def _quoted(text: Any) -> str:
 
 
 def find_saved(archive: Archive, reference: str) -> Image:
-    """As `find`, in an archive with docker's manifest.json. There is no OCI manifest in it, so one is made: the same for
-    the same configuration and layers."""
+    """As `find`, in an archive with docker's manifest.json. There is no OCI manifest in it, so one is made: always the
+    same for the same configuration and layers."""
     what = f"{archive.name}: manifest.json"
     entry = _saved_entry(archive, reference, what)
     config_path, config = _saved_config(archive, entry, what)

@@ -81,7 +81,7 @@ def describe(
     """The manifest for `config`; `annotations` are those of the OCI manifest. The group is set by `with_accounts`.
 
     Raises ManifestError."""
-    process = document.field(config, "config", _object, {})
+    process: dict[str, Any] = document.field(config, "config", _object, {})
     system, arch = types.platform_from_go(
         document.required(config, "os", document.word),
         document.required(config, "architecture", document.word),
@@ -197,7 +197,8 @@ def with_accounts(manifest: ImageManifest, config: dict[str, Any], layers: Seque
     primary group in the image's own /etc/passwd and the memberships in its /etc/group. appC wants them spelt out.
 
     `layers` are the unpacked layers, lowest first."""
-    user = document.field(document.field(config, "config", _object, {}), "User", document.text, "")
+    process: dict[str, Any] = document.field(config, "config", _object, {})
+    user = document.field(process, "User", document.text, "")
     if manifest.app is None or ":" in user:
         return manifest
     wanted = user or "0"
