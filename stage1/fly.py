@@ -182,7 +182,9 @@ def enter(request: EnterRequest) -> NoReturn:
 def _join(leader: poddir.Leader) -> None:
     """Enter the namespace of the process `leader` and of no other: what was opened counts only if the leader is found
     alive afterwards. setns(2) also makes the namespace's root ours, even when the app has changed its own since."""
-    with _Process(leader) as process:
+    with _Process(leader.pid, leader.start_time) as process:
+        if not leader.is_alive():
+            raise ProcessLookupError(errno.ESRCH, "the leader belongs to an earlier boot")
         namespace = os.open(f"/proc/{leader.pid}/ns/mnt", os.O_RDONLY)
         process.require_alive()
     if os.fstat(namespace).st_ino != leader.mount_namespace:
@@ -195,9 +197,9 @@ class _Process:
     """A process held by pidfd and known by its start time, so that a reused PID is never taken for it.
     ProcessLookupError when it is gone."""
 
-    def __init__(self, leader: poddir.Leader) -> None:
-        self.fd = os.pidfd_open(leader.pid)
-        if poddir.start_time(leader.pid) != leader.start_time:
+    def __init__(self, pid: int, start_time: int) -> None:
+        self.fd = os.pidfd_open(pid)
+        if poddir.start_time(pid) != start_time:
             os.close(self.fd)
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
@@ -212,42 +214,32 @@ class _Process:
         if select.select([self.fd], [], [], 0)[0]:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
-    def send(self, number: int) -> None:
-        signal.pidfd_send_signal(self.fd, number)
-
 
 def stop(directory: str, *, force: bool) -> None:
     """SIGTERM to the leader, or to what is left of the pod when the leader is gone; with `force` SIGKILL to all of it.
     Never to a process group: the caller's shell may be in it."""
     leader = poddir.read_leader(directory)
-    if leader is None:
+    if leader is None or leader.boot_id != poddir.boot_id():
         return
-    if not force and _signal_leader(leader):
+    if not force and _send(leader.pid, leader.start_time, signal.SIGTERM):
         return
-    for member in members(directory, leader):
-        _send(member, signal.SIGKILL if force else signal.SIGTERM)
+    for pid, started in members(directory, leader):
+        _send(pid, started, signal.SIGKILL if force else signal.SIGTERM)
 
 
-def _signal_leader(leader: poddir.Leader) -> bool:
+def _send(pid: int, started: int, number: int) -> bool:
+    """Whether the process was there to be signalled."""
     try:
-        with _Process(leader) as process:
-            process.send(signal.SIGTERM)
+        with _Process(pid, started) as process:
+            signal.pidfd_send_signal(process.fd, number)
     except ProcessLookupError:
         return False
     return True
 
 
-def _send(member: poddir.Leader, number: int) -> None:
-    try:
-        with _Process(member) as process:
-            process.send(number)
-    except ProcessLookupError:
-        pass
-
-
-def members(directory: str, leader: poddir.Leader) -> Iterator[poddir.Leader]:
-    """The living processes of the pod. Goes on until a look at all processes finds no new one, so that a pod that
-    forks while it is being killed does not get away."""
+def members(directory: str, leader: poddir.Leader) -> Iterator[tuple[int, int]]:
+    """PIDs and start times of the pod's living processes. Goes on until a look at all processes finds no new one, so
+    that a pod that forks while it is being killed does not get away."""
     seen: set[tuple[int, int]] = set()
     found = True
     while found:
@@ -260,21 +252,21 @@ def members(directory: str, leader: poddir.Leader) -> Iterator[poddir.Leader]:
                 continue
             seen.add((pid, started))
             found = True
-            yield poddir.Leader(pid, started, leader.mount_namespace)
+            yield pid, started
 
 
 def _is_member(directory: str, leader: poddir.Leader, pid: int) -> bool:
     """In the pod's mount namespace, or holding the pod's lock from a namespace of its own. Numbers of namespaces are
-    used again, so the root mount has to name the pod as well."""
+    used again, so its mounts have to name the pod as well."""
     try:
         if os.stat(f"/proc/{pid}/ns/mnt").st_ino == leader.mount_namespace:
-            return _root_names(pid, os.path.basename(directory))
+            return _mounts_name(pid, os.path.basename(os.path.realpath(directory)))
         return _holds_lock(pid, os.stat(f"{directory}/{poddir.LOCK}"))
     except OSError:
         return False
 
 
-def _root_names(pid: int, uuid: str) -> bool:
+def _mounts_name(pid: int, uuid: str) -> bool:
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as file:
         return any(uuid in line for line in file)
 
