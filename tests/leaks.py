@@ -52,7 +52,7 @@ def leaked(before: Snapshot, after: Snapshot, *, directories: tuple[str, ...], s
 
 
 def children(deadline: float = 5.0) -> list[str]:
-    """Living children of this process after reaping the dead; ones about to end are given `deadline` seconds."""
+    """Living children of this process; those about to end are given `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
         found = _children()
@@ -62,17 +62,20 @@ def children(deadline: float = 5.0) -> list[str]:
 
 
 def _children() -> dict[int, str]:
+    pids: list[str] = []
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+            pids += file.read().split()
     found = {}
-    with open("/proc/thread-self/children", encoding="ascii") as file:
-        for pid in map(int, file.read().split()):
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as line:
-                    command = line.read().replace(b"\0", b" ").decode(errors="replace").strip()
-                with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-                    if stat.read().rpartition(")")[2].split()[0] != "Z":
-                        found[pid] = command
-            except OSError:
-                continue
+    for pid in map(int, pids):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as line:
+                command = line.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                if stat.read().rpartition(")")[2].split()[0] != "Z":
+                    found[pid] = command
+        except OSError:
+            continue
     return found
 
 
