@@ -110,6 +110,8 @@ def test_mounts_below_a_pod_go_and_those_of_the_host_stay(tmp_path: Path) -> Non
         (root / "file").touch()
         syscalls.mount(str(host / "precious"), str(root / "file"), None, MS_BIND)
         assert len(mounts_below(Path(pods.root))) == 7
+        (order,) = gc.read_mounts(pods.root).values()
+        assert [point.count("/") for point in order] == sorted((point.count("/") for point in order), reverse=True)
         assert collect(pods) == []
         assert left(pods) == []
         assert mounts_below(Path(pods.root)) == []
