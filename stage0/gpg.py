@@ -149,8 +149,8 @@ def _statuses(text: str) -> list[Status]:
 def _key_info(listing: bytes) -> KeyInfo:
     """Read `--with-colons` output (GnuPG doc/DETAILS) about one key."""
     keys: list[Subkey] = []
-    user_ids = []
-    revoked_user_ids = []
+    user_ids: list[bytes] = []
+    revoked_user_ids: list[bytes] = []
     for line in listing.split(b"\n"):
         fields = line.split(b":")
         if fields[0] in (b"pub", b"sub"):

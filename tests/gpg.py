@@ -77,7 +77,7 @@ class Signer:
 @contextlib.contextmanager
 def signer() -> Iterator[Signer]:
     """A Signer with a fresh home; its agent ends with it."""
-    home = tempfile.mkdtemp(prefix="rkpy-test-gpg-")  # short: the agent's socket may be in it
+    home = tempfile.mkdtemp(prefix="rkpy-test-gpg-", dir="/tmp")  # short: the agent's socket is in it
     os.chmod(home, 0o700)
     try:
         yield Signer(home)
