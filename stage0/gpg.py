@@ -109,7 +109,6 @@ def _options(home: str) -> list[str]:
         "--disable-dirmngr",
         "--no-auto-key-locate",
         "--no-auto-key-retrieve",
-        "--no-auto-key-import",
         "--trust-model", "always",  # what a key is trusted for is the keystore's business
         "--weak-digest", "SHA1",  # MD5 always is
         # Status lines share descriptor 2 with messages, which quote file names and user ids. Send those elsewhere.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.errors import TrustError, reason
@@ -17,7 +16,7 @@ from stage0 import openpgp
 from stage0.keystore import KeyFile, Keystore, load, read_limited
 
 if TYPE_CHECKING:
-    from stage0.gpg import Gpg, KeyInfo, Status
+    from stage0.gpg import KeyInfo, Status
 
 MAX_SIGNATURE_SIZE = 1 << 20
 """Octets of a signature file; a signature has a few hundred."""
@@ -50,6 +49,17 @@ class Signature(NamedTuple):
     """A user id of the key, safe to print."""
     signed_at: int
     """Seconds since the epoch, as the signer claims."""
+
+
+class _Claim(NamedTuple):
+    """A signature, one key that may have made it, and what it is said to be over."""
+
+    signature: openpgp.Signature
+    fingerprint: str
+    key: bytes
+    data_path: str
+    shown: str
+    """The signature file's path, fit to print."""
 
 
 class SignatureMissing(TrustError):
@@ -111,23 +121,18 @@ def verify_detached(keystore: Keystore, data_path: str, signature_path: str) -> 
     may replace meanwhile can be given as /proc/PID/fd/N of the caller."""
     signatures = read_signatures(signature_path)
     keys, problems = _usable_keys(keystore)
-    wanted = [key for _, key in keys if any(key.made(signature) for signature in signatures)]
-    if not wanted:
+    shown = openpgp.printable(signature_path)
+    claims = [claim for signature in signatures for claim in _claims(keys, signature, data_path, shown)]
+    if not claims:
         raise _unknown(keystore, signatures, signature_path, problems)
     _require_readable(data_path)
-    from stage0.gpg import isolated
-
     good: list[Signature] = []
     failures: list[TrustError] = []
-    with isolated() as gpg:
-        gpg.import_keys(key.raw for key in wanted)
-        for signature in signatures:
-            if not any(key.made(signature) for key in wanted):
-                continue
-            try:
-                good.append(_verify_one(gpg, signature, data_path, signature_path))
-            except TrustError as e:
-                failures.append(e)
+    for claim in claims:
+        try:
+            good.append(_verify_one(claim))
+        except TrustError as e:
+            failures.append(e)
     if not good:
         raise min(failures, key=_weight)
     return tuple(good)
@@ -204,64 +209,96 @@ def _usable_keys(keystore: Keystore) -> tuple[list[tuple[KeyFile, openpgp.Public
     return keys, problems
 
 
-def _verify_one(gpg: Gpg, signature: openpgp.Signature, data_path: str, signature_path: str) -> Signature:
-    shown = openpgp.printable(signature_path)
-    if signature.digest in _WEAK_DIGESTS:
-        raise _weak(shown, _WEAK_DIGESTS[signature.digest])
-    if signature.kind != openpgp.BINARY_DOCUMENT:
+def _claims(
+    keys: list[tuple[KeyFile, openpgp.PublicKey]], signature: openpgp.Signature, data_path: str, shown: str
+) -> list[_Claim]:
+    """One claim for each key that may have made `signature`. What several files say about one key is put together, so
+    that a revocation counts wherever it is."""
+    found: dict[str, bytes] = {}
+    for _, key in keys:
+        if key.made(signature):
+            found[key.fingerprint] = found.get(key.fingerprint, b"") + key.raw
+    return [_Claim(signature, fingerprint, raw, data_path, shown) for fingerprint, raw in found.items()]
+
+
+def _verify_one(claim: _Claim) -> Signature:
+    """Have gpg check one signature with one key in its keyring: no other key, however trusted, can have a say."""
+    _require_strength(claim)
+    from stage0.gpg import isolated
+
+    with isolated() as gpg:
+        if claim.fingerprint not in gpg.import_keys([claim.key]):
+            raise _unusable(claim)
+        status, lines = gpg.verify(claim.signature.raw, claim.data_path)
+        verdict = _verdict(lines, claim)
+        signer = _user_id(verdict)
+        _refuse(verdict, lines, claim, signer)
+        made_by, signed_at = _valid(lines, claim)
+        if status != 0:
+            raise SignatureUnreadable(f"{claim.shown}: gpg ended with status {status} after a good signature")
+        if verdict.keyword == "EXPKEYSIG":
+            _require_made_in_time(gpg.describe(claim.fingerprint), made_by, signed_at, claim, signer)
+    return Signature(claim.fingerprint, signer, signed_at)
+
+
+def _require_strength(claim: _Claim) -> None:
+    digest, kind = claim.signature.digest, claim.signature.kind
+    if digest in _WEAK_DIGESTS:
+        raise _weak(claim, _WEAK_DIGESTS[digest])
+    if kind != openpgp.BINARY_DOCUMENT:
         # A text signature is over lines with any line ending, so it does not tell one file from another.
-        what = "a text signature" if signature.kind == openpgp.TEXT_DOCUMENT else "not a signature over a file"
-        raise NotDetached(f"{shown} is {what}", hint="sign the image without --textmode")
-    status, lines = gpg.verify(signature.raw, data_path)
-    verdict = _verdict(lines, shown)
+        what = "a text signature" if kind == openpgp.TEXT_DOCUMENT else "not a signature over a file"
+        raise NotDetached(f"{claim.shown} is {what}", hint="sign the image without --textmode")
+
+
+def _refuse(verdict: Status, lines: list[Status], claim: _Claim, signer: str) -> None:
+    """Raise for every verdict but GOODSIG, and EXPKEYSIG, which depends on when the signature was made."""
     if verdict.keyword == "BADSIG":
-        raise _bad(data_path, shown, _user_id(verdict))
+        raise BadSignature(
+            f"{openpgp.printable(claim.data_path)} is not what {signer} signed: "
+            f"the signature {claim.shown} does not match it",
+            hint="it was changed or damaged, or the signature belongs to another version; get both again",
+        )
     if verdict.keyword == "ERRSIG":
-        raise _cannot_check(verdict, signature, shown)
+        raise _cannot_check(verdict, claim)
     if verdict.keyword == "EXPSIG":
         raise SignatureExpired(
-            f"{shown}: the signature by {_user_id(verdict)} has expired", hint="ask the signer for a new one"
+            f"{claim.shown}: the signature by {signer} has expired", hint="ask the signer for a new one"
         )
     if verdict.keyword == "REVKEYSIG" or any(line.keyword == "KEYREVOKED" for line in lines):
-        raise _revoked(shown, _user_id(verdict))
-    valid = _valid(lines, shown)
-    if status != 0:
-        raise SignatureUnreadable(f"{shown}: gpg ended with status {status} after a good signature")
-    signed_at, fingerprint, primary = int(valid[2]), valid[0].lower(), valid[9].lower()
-    if verdict.keyword == "EXPKEYSIG":
-        _require_made_in_time(gpg.describe(primary), fingerprint, signed_at, shown, _user_id(verdict))
-    return Signature(primary, _user_id(verdict), signed_at)
+        raise _revoked(claim, signer)
 
 
-def _verdict(lines: list[Status], shown: str) -> Status:
+def _verdict(lines: list[Status], claim: _Claim) -> Status:
     """The one verdict on the one signature; anything else is a refusal."""
     verdicts = [line for line in lines if line.keyword in _VERDICTS]
     begun = sum(line.keyword == "NEWSIG" for line in lines)
     if len(verdicts) != 1 or begun > 1 or any(line.keyword in _SPOILERS for line in lines):
-        raise SignatureUnreadable(f"{shown}: gpg finds no signature it can check", hint="get the signature again")
+        raise SignatureUnreadable(f"{claim.shown}: gpg finds no signature it can check", hint="get the signature again")
     return verdicts[0]
 
 
-def _valid(lines: list[Status], shown: str) -> list[str]:
-    """The fields of VALIDSIG: fingerprint, date, time, expiry, version, -, algorithm, digest, class, primary key."""
+def _valid(lines: list[Status], claim: _Claim) -> tuple[str, int]:
+    """From VALIDSIG, the fingerprint of the key or subkey that signed and the time. Its fields are: fingerprint, date,
+    time, expiry, version, reserved, algorithm, digest, class, primary key's fingerprint."""
     found = [line.fields for line in lines if line.keyword == "VALIDSIG"]
-    if len(found) != 1 or len(found[0]) < 10 or found[0][8] != "00" or not found[0][2].isdecimal():
-        raise SignatureUnreadable(f"{shown}: gpg does not say what made the signature valid")
-    if int(found[0][7]) in _WEAK_DIGESTS:
-        raise _weak(shown, _WEAK_DIGESTS[int(found[0][7])])
-    return found[0]
+    if len(found) == 1 and len(found[0]) >= 10:
+        made_by, _, signed_at, _, _, _, _, digest, kind, primary = found[0][:10]
+        if kind == "00" and primary.lower() == claim.fingerprint and int(digest) not in _WEAK_DIGESTS:
+            return made_by.lower(), int(signed_at)
+    raise SignatureUnreadable(f"{claim.shown}: gpg does not say that {claim.fingerprint} signed a file")
 
 
-def _require_made_in_time(key: KeyInfo, fingerprint: str, signed_at: int, shown: str, signer: str) -> None:
+def _require_made_in_time(key: KeyInfo, fingerprint: str, signed_at: int, claim: _Claim, signer: str) -> None:
     """An expired key's signatures from before stay good (rpm-software-management/rpm#1911): expiry says "sign no more",
     revocation says "believe no more". gpg reports expiry first, so revocation is looked at here as well."""
     used = [key.primary, *(subkey for subkey in key.subkeys if subkey.fingerprint == fingerprint)]
     if any(part.validity == "r" for part in used):
-        raise _revoked(shown, signer)
+        raise _revoked(claim, signer)
     ends = [part.expires for part in used if part.expires]
     if any(part.validity == "i" for part in used) or not ends or signed_at >= min(ends):
         raise KeyExpired(
-            f"{shown}: the key of {signer} had expired when it signed",
+            f"{claim.shown}: the key of {signer} had expired when it signed",
             hint="ask the signer for the key with its new expiry date and trust that, or for a new signature",
         )
 
@@ -281,33 +318,32 @@ def _weight(error: TrustError) -> int:
     return kinds.index(True) if True in kinds else len(kinds)
 
 
-def _bad(data_path: str, shown: str, signer: str) -> BadSignature:
-    return BadSignature(
-        f"{openpgp.printable(data_path)} is not what {signer} signed: the signature {shown} does not match it",
-        hint="it was changed or damaged, or the signature belongs to another version; get both again",
-    )
-
-
-def _revoked(shown: str, signer: str) -> KeyRevoked:
+def _revoked(claim: _Claim, signer: str) -> KeyRevoked:
     return KeyRevoked(
-        f"{shown}: the key of {signer} has been revoked",
+        f"{claim.shown}: the key of {signer} has been revoked",
         hint="nothing it signed can be relied on; get the image signed with another key",
     )
 
 
-def _weak(shown: str, digest: str) -> WeakDigest:
-    return WeakDigest(f"{shown}: the signature uses {digest}, which can be forged", hint="sign again with SHA-256")
+def _weak(claim: _Claim, digest: str) -> WeakDigest:
+    hint = "sign again with SHA-256"
+    return WeakDigest(f"{claim.shown}: the signature uses {digest}, which can be forged", hint=hint)
 
 
-def _cannot_check(verdict: Status, signature: openpgp.Signature, shown: str) -> TrustError:
+def _unusable(claim: _Claim) -> KeyUnusable:
+    hint = "it has no valid self-signature, perhaps only one with SHA-1; ask its owner for an updated key"
+    return KeyUnusable(f"{claim.shown}: gpg refuses the key {claim.signature.key_id} that made it", hint=hint)
+
+
+def _cannot_check(verdict: Status, claim: _Claim) -> TrustError:
     """ERRSIG: key id, algorithm, digest, class, time, error code, fingerprint."""
     code = verdict.fields[5] if len(verdict.fields) > 5 else ""
     if code == _GPG_DIGEST_ERROR:
-        return _weak(shown, f"digest {signature.digest}")
+        return _weak(claim, f"digest {claim.signature.digest}")
     if code == _GPG_NO_KEY:
-        hint = "it has no valid self-signature, perhaps only one with SHA-1; ask its owner for an updated key"
-        return KeyUnusable(f"{shown}: gpg refuses the key {signature.key_id} that made it", hint=hint)
-    return KeyUnusable(f"{shown}: gpg cannot check it (error {code})", hint="it may use an algorithm gpg does not know")
+        return _unusable(claim)
+    hint = "see whether the clock is right; it may also use an algorithm gpg does not know"
+    return KeyUnusable(f"{claim.shown}: gpg cannot check it (error {code})", hint=hint)
 
 
 def _unknown(
@@ -330,11 +366,11 @@ def _untrusted(keystore: Keystore, fingerprint: str, signer: str, name: str) -> 
         if file.masked_by and file.applies_to(name):
             return _masked(file, name)
     known = [file for file in files if not file.masked_by]
-    known_for = " and ".join(file.prefix for file in known) or "nothing"
+    only = f"it is trusted for {' and '.join(file.prefix for file in known)} only; " if known else ""
     path = known[0].path if known else "KEYFILE"
     return KeyUntrusted(
         f"{openpgp.printable(name)} is signed by {signer} ({fingerprint}), which is not trusted for it",
-        hint=f"it is trusted for {known_for} only; to trust it for this image, run {_trust_command(name, path)}",
+        hint=f"{only}to trust it for this image, run {_trust_command(name, path)}",
     )
 
 
@@ -354,4 +390,6 @@ def _names(file: KeyFile, signature: openpgp.Signature) -> bool:
 
 
 def _trust_command(prefix: str, path: str) -> str:
+    import shlex
+
     return f"rkpy trust --prefix={shlex.quote(openpgp.printable(prefix))} {shlex.quote(openpgp.printable(path))}"

@@ -400,6 +400,24 @@ def test_an_untrusted_signer_cannot_claim_a_trusted_issuer(case: Case) -> None:
     refused(verify.BadSignature, "is not what", case, path)
 
 
+def test_a_key_that_claims_anothers_subkey(case: Case) -> None:
+    """Whoever is trusted for one prefix can neither sign as somebody else nor keep them from signing."""
+    raw = case.who.export(case.world.alice, armor=False)
+    (alice,) = openpgp.public_keys(raw)
+    subkey = raw[raw.index(b"\xb8") :]  # an old-format subkey packet, and its binding signature
+    evil = case.file("evil", case.who.export(case.world.mallory, armor=False) + subkey)
+    (mallory,) = openpgp.public_keys(read(evil))
+    assert mallory.subkeys == alice.subkeys == (case.world.alice_subkey,)
+    case.keystore.add(read(evil), "a.example.org")
+    signature = case.who.sign(case.world.alice_subkey, case.image)
+    with pytest.raises(verify.KeyUnusable):
+        verify_detached(case.keystore, case.image, signature)
+    case.trust(case.world.alice)
+    assert case.check(signature).fingerprint == case.world.alice
+    with pytest.raises(verify.KeyUntrusted):
+        case.check(signature, "a.example.org/x")
+
+
 def test_a_signature_that_names_no_maker(case: Case) -> None:
     case.trust(case.world.alice)
     body = bytes([4, 0, 22, 8, 0, 0, 0, 0]) + b"\x12\x34" + b"\x00\x01\x01" * 2
