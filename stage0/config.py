@@ -1,12 +1,34 @@
-"""Global options and configuration directories, resolved once per command."""
+"""Global flags and configuration directories (`paths.d`, `stage1.d`), resolved once per command.
+
+Directories, lowest priority first: system (/usr/lib/rkpy), local (/etc/rkpy), user (--user-config). Every file is a
+JSON object with `rktKind` and `rktVersion`, as rkt's are, and has to end in `.json`. A later directory wins; two files
+of one directory that speak of the same thing are an error.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from common.errors import ConfigError, UsageError, reason
+from stage0.options import Values
 
 DATA_DIR = "/var/lib/rkpy"
 SYSTEM_CONFIG = "/usr/lib/rkpy"
 LOCAL_CONFIG = "/etc/rkpy"
+
+ALL_FETCH = frozenset({"image", "tls", "http", "pubkey"})
+ALL_RUN = frozenset({"capabilities", "paths", "seccomp"})
+_INSECURE = {
+    "none": frozenset[str](),
+    **{name: frozenset({name}) for name in (*sorted(ALL_FETCH | ALL_RUN), "ondisk")},
+    "all-fetch": ALL_FETCH,
+    "all-run": ALL_RUN,
+    "all": ALL_FETCH | ALL_RUN | {"ondisk"},
+}
+_KINDS = {"paths": "paths.d", "stage1": "stage1.d", "auth": "auth.d", "dockerAuth": "auth.d"}
 
 
 class Config(NamedTuple):
@@ -30,3 +52,104 @@ class Config(NamedTuple):
     @property
     def pods(self) -> str:
         return f"{self.data_dir}/pods"
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """The configuration directories, lowest priority first."""
+        return tuple(filter(None, (self.system_config, self.local_config, self.user_config)))
+
+
+def load(flags: Values) -> Config:
+    """The configuration of one command. Raises ConfigError or UsageError."""
+    config = Config(
+        system_config=_absolute(flags, "system-config", SYSTEM_CONFIG),
+        local_config=_absolute(flags, "local-config", LOCAL_CONFIG),
+        user_config=_absolute(flags, "user-config", ""),
+        debug=flags.boolean("debug"),
+        insecure=insecure_options(flags.get("insecure-options") or "none"),
+        trust_keys_from_https=flags.boolean("trust-keys-from-https"),
+    )
+    paths, stage1 = effective(config, "paths"), effective(config, "stage1")
+    data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or DATA_DIR
+    return config._replace(data_dir=data_dir, stage1=_field(stage1, "name"))
+
+
+def insecure_options(text: str) -> frozenset[str]:
+    """The features `--insecure-options=TEXT` switches off. Raises UsageError."""
+    features: frozenset[str] = frozenset()
+    for word in text.split(","):
+        if word not in _INSECURE:
+            raise UsageError(f'invalid value "{word}" for --insecure-options', hint=f"known: {', '.join(_INSECURE)}")
+        features |= _INSECURE[word]
+    return features
+
+
+def _absolute(flags: Values, name: str, default: str) -> str:
+    value = flags.get(name)
+    if value is None:
+        return default
+    if not value:
+        raise UsageError(f"--{name} cannot be empty")
+    return os.path.realpath(value) if name == "dir" else os.path.abspath(value)
+
+
+def effective(config: Config, kind: str) -> dict[str, Any]:
+    """The document of `kind` ("paths" or "stage1") that wins, or an empty one. Raises ConfigError."""
+    found: dict[str, Any] = {}
+    for directory in config.directories:
+        documents = [
+            (path, document) for path, document in read(directory, _KINDS[kind]) if document["rktKind"] == kind
+        ]
+        if len(documents) > 1:
+            raise ConfigError(f"{documents[1][0]}: a second file of kind {kind}; {documents[0][0]} is one already")
+        for path, document in documents:
+            _check(path, document)
+            found = {**found, **document}
+    return found
+
+
+def read(directory: str, subdirectory: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every document below `directory`/`subdirectory`, in the order of file names. Raises ConfigError."""
+    folder = f"{directory}/{subdirectory}"
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise ConfigError(f"open {folder}: {reason(error)}") from error
+    for name in names:
+        path = f"{folder}/{name}"
+        if name.endswith(".json") and os.path.isfile(path):
+            yield path, _document(path, subdirectory)
+
+
+def _document(path: str, subdirectory: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a readable JSON document: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    kind, version = document.get("rktKind"), document.get("rktVersion")
+    if kind not in _KINDS or _KINDS[kind] != subdirectory:
+        raise ConfigError(f"{path}: rktKind {json.dumps(kind)} is not known in {subdirectory}")
+    if version != "v1":
+        raise ConfigError(f"{path}: rktVersion {json.dumps(version)} is not known", hint='it has to be "v1"')
+    return document
+
+
+def _check(path: str, document: dict[str, Any]) -> None:
+    for key in ("data", "stage1-images", "name", "version", "location"):
+        if not isinstance(document.get(key, ""), str):
+            raise ConfigError(f"{path}: {key} has to be a string")
+    for key in ("data", "stage1-images"):
+        if document.get(key) and not os.path.isabs(document[key]):
+            raise ConfigError(f"{path}: {key} has to be an absolute path")
+    if document["rktKind"] == "stage1" and bool(document.get("version")) and not document.get("name"):
+        raise ConfigError(f"{path}: version is given without a name")
+
+
+def _field(document: dict[str, Any], key: str) -> str:
+    value: str = document.get(key) or ""
+    return value

@@ -1,0 +1,18 @@
+"""rkpy's public face: `python -m rkpy`, the `rkpy` command, and the version."""
+
+from __future__ import annotations
+
+import sys
+
+VERSION = "0.1.0"
+
+
+def main() -> None:
+    """The `rkpy` command: runs it with the process's arguments and exits."""
+    from stage0.main import main as run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

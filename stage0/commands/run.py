@@ -1,0 +1,168 @@
+"""`rkpy run`, `prepare` and `run-prepared`: the way from images to a pod."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from aci import pod_manifest
+from aci.pod_manifest import PodManifest
+from aci.store import ImageRecord, Store
+from common.errors import PodError, UsageError, reason
+from stage0 import assemble, config, grammar, options, prepare
+from stage0 import fetch as fetching
+from stage0.assemble import Selected
+from stage0.config import Config
+from stage0.grammar import Request
+from stage0.options import Values
+from stage0.pods import Pod, Pods
+from stage0.values import RESTRICTIONS
+from stage1 import flavour as flavours
+from stage1.flavour import Flavour
+
+FLAGS = {
+    "run": options.table(options.PREPARE, options.RUNTIME, options.APP),
+    "prepare": options.table(
+        options.PREPARE, options.APP, [options.Flag("quiet", options.BOOL, "print only the UUID")]
+    ),
+    "run-prepared": options.table(options.RUNTIME),
+}
+_RKT_FLAVOURS = {"fly": "fly", "coreos": "nspawn", "host": "nspawn", "src": "nspawn", "kvm": "kvm"}
+_MANIFEST_EXCLUDES = ("volume", "mount", "port", "inherit-env", "set-env", "set-env-file", "pull-policy")
+
+
+def run(words: Sequence[str]) -> int:
+    """`rkpy run`; does not return when the pod starts: this process becomes it."""
+    request, settings = _parse("run", words)
+    flavour_name, flavour = _flavour(request.flags, settings)
+    store = Store(settings.store)
+    with store.lock():
+        pod = _prepare(request, settings, store, flavour_name)
+    return _start(pod, store, flavour, request.flags, settings, _asked(request))
+
+
+def prepare_(words: Sequence[str]) -> int:
+    """`rkpy prepare`: everything up to the start; prints the UUID."""
+    request, settings = _parse("prepare", words)
+    flavour_name, flavour = _flavour(request.flags, settings)
+    store = Store(settings.store)
+    with store.lock():
+        pod = _prepare(request, settings, store, flavour_name)
+        _warn(pod, flavour.check(prepare.load(pod, store, asked=_asked(request))))
+        pod.to_prepared()
+    sys.stdout.write(f"{pod.uuid}\n")
+    return 0
+
+
+def run_prepared(words: Sequence[str]) -> int:
+    """`rkpy run-prepared UUID`."""
+    request, settings = _parse("run-prepared", words, arguments=False)
+    if len(request.images) != 1:
+        raise UsageError("must provide exactly one pod UUID")
+    pods = Pods(settings.pods)
+    pod = pods.find(request.images[0].reference)
+    flavour = flavours.load(pod.flavour())
+    pod.take()
+    return _start(pod, Store(settings.store), flavour, request.flags, settings, ())
+
+
+def _parse(name: str, words: Sequence[str], *, arguments: bool = True) -> tuple[Request, Config]:
+    request = grammar.parse(words, {**FLAGS[name], **options.table(options.GLOBAL)}, arguments=arguments)
+    settings = config.load(request.flags)
+    if os.geteuid() != 0:
+        raise UsageError("cannot run as unprivileged user", hint="run it as root")
+    return request, settings
+
+
+def _flavour(flags: Values, settings: Config) -> tuple[str, Flavour]:
+    name = flags.get("stage1") or flags.get("stage1-name") or settings.stage1
+    if not name:
+        raise UsageError("no stage1 flavour was chosen", hint="add --stage1=fly, or name one in stage1.d")
+    short = name.rpartition("/")[2].partition(":")[0]
+    short = _RKT_FLAVOURS.get(short.removeprefix("stage1-"), short)
+    return short, flavours.load(short)
+
+
+def _prepare(request: Request, settings: Config, store: Store, flavour: str) -> Pod:
+    """A pod directory with everything in it, in the state `prepare` and locked."""
+    manifest, records = _manifest(request, settings, store)
+    pod = Pods(settings.pods).create()
+    try:
+        pod.to_prepare()
+        prepare.write(pod, manifest, records, store, flavour)
+        if request.flags.boolean("no-overlay"):
+            prepare.copy_roots(pod, store)
+    except BaseException:
+        pod.discard()
+        raise
+    return pod
+
+
+def _manifest(request: Request, settings: Config, store: Store) -> tuple[PodManifest, dict[str, ImageRecord]]:
+    path = request.flags.get("pod-manifest")
+    if path is not None:
+        return _given_manifest(path, request, store)
+    if not request.images:
+        raise UsageError("must provide at least one image or specify the pod manifest")
+    policy = fetching.pull_policy(request.flags, "new")
+    images = [Selected(image, fetching.image(settings, store, image, policy)) for image in request.images]
+    manifest = assemble.pod_manifest(request.flags, images, os.environ)
+    return manifest, {app.name: image.record for app, image in zip(manifest.apps, images, strict=True)}
+
+
+def _given_manifest(path: str, request: Request, store: Store) -> tuple[PodManifest, dict[str, ImageRecord]]:
+    """`--pod-manifest`: already complete; its images have to be in the store under their IDs."""
+    clash = [name for name in _MANIFEST_EXCLUDES if request.flags.get(name) is not None]
+    if request.images or clash:
+        raise UsageError(f"--pod-manifest cannot be combined with {'images' if request.images else '--' + clash[0]}")
+    try:
+        with open(path, "rb") as file:
+            manifest = pod_manifest.parse(file.read())
+    except OSError as error:
+        raise UsageError(f"open {path}: {reason(error)}") from error
+    if not manifest.apps:
+        raise UsageError(f"{path}: the pod has no apps")
+    return manifest, {app.name: store.find_by_id(app.image.id) for app in manifest.apps}
+
+
+def _asked(request: Request) -> tuple[str, ...]:
+    return tuple(f"--{name}" for image in request.images for name in image.flags.typed() if name in RESTRICTIONS)
+
+
+def _start(pod: Pod, store: Store, flavour: Flavour, flags: Values, settings: Config, asked: tuple[str, ...]) -> int:
+    """Let `flavour` become the pod. Until the last moment a failure takes the pod away again."""
+    undo: Callable[[], None] = pod.discard
+    try:
+        prepared = prepare.load(
+            pod,
+            store,
+            net=flags.get("net"),
+            hostname=flags.get("hostname") or "",
+            private_users=flags.boolean("private-users"),
+            asked=asked,
+            debug=settings.debug,
+        )
+        _warn(pod, flavour.check(prepared))
+        _save_uuid(flags.get("uuid-file-save"), pod.uuid)
+        pod.to_run()
+        prepared = prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock())
+    except BaseException:
+        undo()
+        raise
+    flavour.run(prepared)
+
+
+def _warn(pod: Pod, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        sys.stderr.write(f"rkpy: warning: {warning}\n")
+
+
+def _save_uuid(path: str | None, uuid: str) -> None:
+    if path is None:
+        return
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(f"{uuid}\n")
+    except OSError as error:
+        raise PodError(f"open {path}: {reason(error)}") from error

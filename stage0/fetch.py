@@ -1,0 +1,98 @@
+"""From an image argument to an image in the store: look it up, or verify and import it.
+
+The order is the point: the bytes are staged where nobody else can change them, their signature is checked, the signer
+is checked against the name inside, and only then is anything unpacked.
+"""
+
+from __future__ import annotations
+
+import os
+
+from aci.store import ImageRecord, Store, Verification
+from common.errors import ImageError, UsageError
+from stage0 import reference
+from stage0.config import Config
+from stage0.grammar import ImageArguments
+from stage0.options import Values
+from stage0.reference import Reference
+
+POLICIES = ("new", "never", "update")
+
+
+def pull_policy(flags: Values, default: str) -> str:
+    """The pull policy the flags come to: "new", "never" or "update". Raises UsageError."""
+    store_only, no_store = flags.boolean("store-only"), flags.boolean("no-store")
+    if store_only and no_store:
+        raise UsageError("both --store-only and --no-store are given")
+    policy = "never" if store_only else "update" if no_store else flags.get("pull-policy") or default
+    if policy not in POLICIES:
+        raise UsageError(f"--pull-policy={policy}: not one of {', '.join(POLICIES)}")
+    return policy
+
+
+def image(config: Config, store: Store, arguments: ImageArguments, policy: str) -> ImageRecord:
+    """The stored image that `arguments` names, imported first when it is a file. Marks it as used now.
+
+    Raises UsageError, ImageError, TrustError or StoreError."""
+    wanted = reference.parse(arguments.reference)
+    signature = arguments.flags.get("signature")
+    if wanted.kind == "id":
+        record = store.find_by_id(wanted.value)
+    elif wanted.kind == "name":
+        record = _by_name(store, wanted, arguments.reference)
+    elif wanted.kind == "remote":
+        raise UsageError(
+            f"{arguments.reference}: this version fetches from files only",
+            hint="save the image with `skopeo copy … oci-archive:FILE` and give oci-archive:FILE",
+        )
+    else:
+        return _import(config, store, wanted, signature)
+    if signature is not None:
+        raise UsageError(f"--signature={signature}: {arguments.reference} is in the store already")
+    store.touch(record.id)
+    return record
+
+
+def _by_name(store: Store, wanted: Reference, text: str) -> ImageRecord:
+    record = store.find(wanted.value, reference.wanted_labels(wanted))
+    if record is None:
+        hint = "fetch it from a file first: `rkpy fetch FILE`"
+        if len(wanted.value) >= 8 and set(wanted.value) <= set("0123456789abcdef-"):
+            hint = "this looks like a pod's UUID; see `rkpy list` and `rkpy run-prepared`"
+        raise ImageError(f'discovery failed: no image "{text}" in the store', hint=hint)
+    return record
+
+
+def _import(config: Config, store: Store, wanted: Reference, signature: str | None) -> ImageRecord:
+    from aci import importer
+
+    path = wanted.value
+    if not os.path.exists(path):
+        raise ImageError(f"open {path}: no such file or directory")
+    kind = importer.sniff(path) if wanted.kind == "file" else wanted.kind
+    if "image" in config.insecure:
+        return importer.import_image(store, path, format=kind, reference=wanted.image, authorize=lambda name: None)
+    return _verified(config, store, kind, wanted, signature or _signature_beside(path, kind))
+
+
+def _signature_beside(path: str, kind: str) -> str:
+    """Where the signature of `path` is expected: next to the file, or next to a layout's index.json, whose digests
+    cover all the rest."""
+    return f"{path}/index.json.asc" if kind == "oci-layout" else f"{path}.asc"
+
+
+def _verified(config: Config, store: Store, kind: str, wanted: Reference, signature: str) -> ImageRecord:
+    from aci import importer
+    from stage0 import verify
+    from stage0.keystore import Keystore
+
+    keystore = Keystore(config.local_config, config.system_config)
+    with store.staging() as staged:
+        copy = importer.stage(wanted.value, staged, kind)
+        signed = f"{copy}/index.json" if kind == "oci-layout" else copy
+        signatures = verify.verify_detached(keystore, signed, signature)
+
+        def authorize(name: str) -> Verification:
+            return verify.require_trusted(keystore, signatures, name)
+
+        return importer.import_image(store, copy, format=kind, reference=wanted.image, authorize=authorize)

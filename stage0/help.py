@@ -1,0 +1,89 @@
+"""Help in rkt's layout: NAME, USAGE, VERSION, COMMANDS, DESCRIPTION, OPTIONS, GLOBAL OPTIONS."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rkpy import VERSION
+from stage0 import options
+from stage0.main import VERBS, Verb
+from stage0.options import BOOL, Flag
+
+_USAGE = {
+    "run": "[OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
+    "prepare": "[OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
+    "run-prepared": "[OPTIONS] UUID",
+    "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",
+}
+
+
+def print_help(name: str) -> None:
+    """Print the help of command `name` (words), of a group such as `image`, or of rkpy itself for ""."""
+    text = _verb_help(name, VERBS[name]) if name in VERBS else _overview(name)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _overview(group: str) -> str:
+    prefix = f"{group} " if group else ""
+    commands = [(verb, VERBS[verb].summary) for verb in VERBS if verb.startswith(prefix)]
+    width = max(len(verb) for verb, _ in commands)
+    listing = "\n".join(f"\t{verb:<{width}}  {summary}" for verb, summary in commands)
+    return _sections(
+        NAME="rkpy - a daemonless pod engine",
+        USAGE=f"rkpy {prefix}[command]",
+        VERSION=VERSION,
+        COMMANDS="\n" + listing,
+        DESCRIPTION='To get the help on any specific command, run "rkpy help command".',
+        OPTIONS="\n" + _flags(options.GLOBAL),
+    )
+
+
+def _verb_help(name: str, verb: Verb) -> str:
+    usage, flags = _fast(name) if verb.fast else _click(name, verb)
+    return _sections(
+        NAME=f"rkpy {name} - {verb.summary}",
+        USAGE=f"rkpy {name} {usage}",
+        OPTIONS="\n" + _flags(flags),
+        GLOBAL_OPTIONS="\n" + _flags(options.GLOBAL),
+    )
+
+
+def _fast(name: str) -> tuple[str, Iterable[Flag]]:
+    from importlib import import_module
+
+    module = import_module(f"stage0.commands.{VERBS[name].module}")
+    return _USAGE[name], module.FLAGS[name].values()
+
+
+def _click(name: str, verb: Verb) -> tuple[str, Iterable[Flag]]:
+    from importlib import import_module
+
+    import click
+
+    command: click.Command = getattr(import_module(f"stage0.commands.{verb.module}"), verb.attribute)
+    with click.Context(command, info_name=name) as context:
+        usage = " ".join(command.collect_usage_pieces(context))
+        flags = [
+            Flag(param.opts[0].lstrip("-"), BOOL if param.is_flag else "string", param.help or "")
+            for param in command.params
+            if isinstance(param, click.Option) and not param.hidden
+        ]
+    return usage, flags
+
+
+def _flags(flags: Iterable[Flag]) -> str:
+    rows = [(f"--{flag.name}" + ("" if flag.kind == BOOL else f"={flag.default}"), flag.help) for flag in flags]
+    if not rows:
+        return "\t(none)"
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"\t{left:<{width}}  {right}" for left, right in sorted(rows))
+
+
+def _sections(**sections: str) -> str:
+    parts = []
+    for title, text in sections.items():
+        body = text[1:] if text.startswith("\n") else f"\t{text}"
+        parts.append(f"{title.replace('_', ' ')}:\n{body}\n")
+    return "\n".join(parts)

@@ -1,0 +1,152 @@
+"""From the command line to one verb, and from whatever went wrong to one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from common.errors import EXIT_FAILURE, RkpyError, UsageError
+from stage0 import options
+
+EXIT_NO_COMMAND = 2
+
+
+class Verb(NamedTuple):
+    """One command. `fast` commands have a function `main(config, words)`; the others a click command `command`."""
+
+    module: str
+    summary: str
+    fast: bool = False
+    attribute: str = "command"
+
+
+VERBS = {
+    "cat-manifest": Verb("cat_manifest", "Inspect and print the pod manifest"),
+    "config": Verb("config", "Print configuration for each stage in JSON format"),
+    "enter": Verb("enter", "Enter the namespaces of an app within a rkpy pod"),
+    "fetch": Verb("fetch", "Fetch image(s) and store them in the local store", fast=True),
+    "gc": Verb("gc", "Garbage collect rkpy pods no longer in use"),
+    "image cat-manifest": Verb("image", "Inspect and print the image manifest", attribute="cat_manifest"),
+    "image gc": Verb("image", "Garbage collect local store", attribute="gc"),
+    "image list": Verb("image", "List images in the local store", attribute="list_images"),
+    "image rm": Verb("image", "Remove images from the local store", attribute="rm"),
+    "image verify": Verb("image", "Verify one or more rendered images in the local store", attribute="verify"),
+    "list": Verb("list", "List pods"),
+    "prepare": Verb("run", "Prepare to run image(s) in a pod in rkpy", fast=True, attribute="prepare"),
+    "rm": Verb("rm", "Remove all files and resources associated with an exited pod"),
+    "run": Verb("run", "Run image(s) in a pod in rkpy", fast=True, attribute="run"),
+    "run-prepared": Verb("run", "Run a prepared application pod in rkpy", fast=True, attribute="run_prepared"),
+    "status": Verb("status", "Check the status of a rkpy pod"),
+    "stop": Verb("stop", "Stop a pod"),
+    "trust": Verb("trust", "Trust a key for image verification"),
+    "version": Verb("version", "Print the version and exit"),
+}
+"""Every command, by the words that name it; a module of `stage0.commands` each."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command; the exit status. Nothing but RkpyError is expected to end here; all else is a bug."""
+    name = ""
+    debug = "--debug" in words
+    try:
+        name, rest = find_command(words)
+        if name in ("", "help"):
+            return _help(rest, no_command=not words)
+        return _dispatch(name, rest)
+    except RkpyError as error:
+        _report(name, error, debug)
+        return error.exit_status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        return 130
+
+
+def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The command among `words` and everything else in order. Flags may come before the command's name, those of the
+    command too. Raises UsageError for a name that is no command, or a prefix of several."""
+    flags = options.table(options.GLOBAL, options.PREPARE, options.RUNTIME, options.APP)
+    before: list[str] = []
+    at = 0
+    while at < len(words) and options.is_flag(words[at]):
+        flag = flags.get(words[at].removeprefix("--"))
+        takes_value = flag is not None and flag.kind in (options.STRING, options.LIST)
+        end = at + 1 + takes_value
+        before.extend(words[at:end])
+        at = end
+    if at >= len(words):
+        _refuse_unknown(before, flags)
+        return "", before
+    name, used = _command_at(words, at)
+    return name, before + list(words[at + used :])
+
+
+def _refuse_unknown(words: Sequence[str], flags: dict[str, options.Flag]) -> None:
+    for word in words:
+        if options.is_flag(word) and word not in ("-h", "--help") and word[2:].partition("=")[0] not in flags:
+            raise UsageError(f"unknown flag: {word.partition('=')[0]}", hint="run 'rkpy --help' for usage")
+
+
+def _command_at(words: Sequence[str], at: int) -> tuple[str, int]:
+    """The command that begins at `words[at]` and how many words name it; unambiguous prefixes will do, as in rkt."""
+    first = _complete(words[at], {verb.split()[0] for verb in VERBS} | {"help"})
+    if first is None:
+        raise UsageError(f'unknown command "{words[at]}" for "rkpy"', hint="run 'rkpy --help' for usage")
+    if first in VERBS or first == "help":
+        return first, 1
+    group = {verb.split()[1] for verb in VERBS if verb.startswith(f"{first} ")}
+    if at + 1 >= len(words) or options.is_flag(words[at + 1]):
+        return "help", 0
+    second = _complete(words[at + 1], group)
+    if second is None:
+        known = ", ".join(sorted(group))
+        raise UsageError(f'unknown command "{words[at + 1]}" for "rkpy {first}"', hint=f"there is: {known}")
+    return f"{first} {second}", 2
+
+
+def _complete(word: str, names: set[str]) -> str | None:
+    if word in names:
+        return word
+    found = [name for name in names if name.startswith(word)]
+    return found[0] if len(found) == 1 else None
+
+
+def _dispatch(name: str, words: list[str]) -> int:
+    from importlib import import_module
+
+    verb = VERBS[name]
+    module = import_module(f"stage0.commands.{verb.module}")
+    if verb.fast:
+        if "--help" in words[: words.index("--") if "--" in words else len(words)]:
+            return _help([name], no_command=False)
+        status: int = getattr(module, verb.attribute if verb.attribute != "command" else verb.module)(words)
+        return status
+    from stage0.clickrun import run_click
+
+    return run_click(getattr(module, verb.attribute), name, words)
+
+
+def _help(words: Sequence[str], *, no_command: bool) -> int:
+    from stage0.help import print_help
+
+    named = [word for word in words if not options.is_flag(word)]
+    if named:
+        name, _ = _command_at(named, 0)
+        print_help(name if name != "help" else named[0])
+    else:
+        print_help("")
+    return EXIT_NO_COMMAND if no_command else 0
+
+
+def _report(name: str, error: RkpyError, debug: bool) -> None:
+    """Print `rkpy: COMMAND: what failed (what to do)`; with --debug the chain of causes below it as a tree."""
+    lines = [": ".join(filter(None, ("rkpy", name, str(error))))]
+    cause = error.__cause__
+    indent = "  "
+    while debug and cause is not None:
+        lines.append(f"{indent}└─{type(cause).__name__}: {cause}")
+        cause, indent = cause.__cause__, indent + "  "
+    print(*lines, sep="\n", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,170 @@
+"""Flags as data: one table feeds the parser of `run`, the help texts and the options every command shares.
+
+`rkpy run` cannot afford the 23 ms click takes to import, and its grammar (flags that belong to the image before them,
+`--` and `---`) is not click's; so its flags are rows of this table, read by the small Go-style parser below. All other
+commands are ordinary click commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from common.errors import UsageError
+
+BOOL, STRING, LIST, OPTIONAL = "bool", "string", "list", "optional"
+
+
+class Flag(NamedTuple):
+    """One flag. `kind`: "bool" (`--x`, `--x=false`), "string", "list" (may be repeated), or "optional" (a string whose
+    `=VALUE` may be left out, as in `--net`)."""
+
+    name: str
+    kind: str
+    help: str
+    default: str = ""
+    bare: str = ""
+    """What an "optional" flag means without a value."""
+
+
+class Values:
+    """The flags of one command line, or of one image on it, as they were typed."""
+
+    def __init__(self) -> None:
+        self._typed: dict[str, list[str]] = {}
+
+    def add(self, flag: Flag, value: str) -> None:
+        self._typed.setdefault(flag.name, []).append(value)
+
+    def typed(self) -> tuple[str, ...]:
+        """Names of the flags that were given, in the order they first appeared."""
+        return tuple(self._typed)
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a repeatable flag, in order."""
+        return list(self._typed.get(name, ()))
+
+    def get(self, name: str) -> str | None:
+        """The value of a flag, None when it was not given; the last one wins, as in Go's flag packages."""
+        values = self._typed.get(name)
+        return values[-1] if values else None
+
+    def boolean(self, name: str, default: bool = False) -> bool:
+        value = self.get(name)
+        return default if value is None else to_bool(name, value)
+
+    def update(self, other: Values) -> None:
+        for name, values in other._typed.items():
+            self._typed.setdefault(name, []).extend(values)
+
+
+GLOBAL = (
+    Flag("debug", BOOL, "print out more debug information to stderr"),
+    Flag("dir", STRING, "rkpy data directory", "/var/lib/rkpy"),
+    Flag("insecure-options", STRING, "comma-separated list of security features to disable", "none"),
+    Flag("local-config", STRING, "local configuration directory", "/etc/rkpy"),
+    Flag("system-config", STRING, "system configuration directory", "/usr/lib/rkpy"),
+    Flag("trust-keys-from-https", BOOL, "automatically trust gpg keys fetched from https"),
+    Flag("user-config", STRING, "user configuration directory"),
+)
+
+STAGE1 = (
+    Flag("stage1", STRING, "flavour that runs the pod (fly)"),
+    Flag("stage1-name", STRING, "flavour by the name of rkt's stage1 image, such as coreos.com/rkt/stage1-fly"),
+)
+
+IMAGE = (
+    Flag("pull-policy", STRING, "when to fetch: new, never or update"),
+    Flag("store-only", BOOL, "use only available images in the store (same as --pull-policy=never)"),
+    Flag("no-store", BOOL, "fetch images, ignoring the store (same as --pull-policy=update)"),
+)
+
+PREPARE = (
+    *STAGE1,
+    *IMAGE,
+    Flag("inherit-env", BOOL, "inherit all environment variables not set by apps"),
+    Flag("set-env", LIST, "environment variable to set for all the apps in the form name=value"),
+    Flag("set-env-file", LIST, "file of environment variables to set for all the apps"),
+    Flag("no-overlay", BOOL, "copy the images' files instead of using overlayfs"),
+    Flag("pod-manifest", STRING, "path of a pod manifest to run instead of images"),
+    Flag("port", LIST, "ports to expose on the host, in the form NAME:[HOSTIP:]HOSTPORT"),
+    Flag("private-users", BOOL, "run within user namespaces"),
+    Flag("volume", LIST, "volume to make available, in the form NAME,kind=host|empty,..."),
+    Flag("user-annotation", LIST, "annotation of the pod in the form name=value (before an image)"),
+    Flag("user-label", LIST, "label of the pod in the form name=value (before an image)"),
+)
+
+RUNTIME = (
+    Flag("net", OPTIONAL, "networks of the pod: default, none, host, all or a list of names", "default", "default"),
+    Flag("dns", LIST, "name server to write into /etc/resolv.conf, or host, or none"),
+    Flag("dns-search", LIST, "DNS search domain"),
+    Flag("dns-opt", LIST, "DNS option"),
+    Flag("dns-domain", STRING, "DNS domain"),
+    Flag("hosts-entry", LIST, "entry for /etc/hosts in the form IP=HOST, or host"),
+    Flag("hostname", STRING, "host name of the pod", "rkpy-UUID"),
+    Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
+    Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),
+    Flag("uuid-file-save", STRING, "write the pod's UUID to this file"),
+)
+
+APP = (
+    Flag("name", STRING, "name of the app"),
+    Flag("exec", STRING, "program to run instead of the image's"),
+    Flag("working-dir", STRING, "working directory"),
+    Flag("user", STRING, "user to run the app as"),
+    Flag("group", STRING, "group to run the app as"),
+    Flag("supplementary-gids", LIST, "supplementary group IDs, comma-separated"),
+    Flag("readonly-rootfs", BOOL, "mount the app's root read-only"),
+    Flag("mount", LIST, "mount of a volume, in the form volume=NAME,target=PATH (for all apps before the first image)"),
+    Flag("environment", LIST, "environment variable of the app in the form name=value"),
+    Flag("annotation", LIST, "annotation of the app in the form name=value"),
+    Flag("memory", STRING, "memory limit, such as 512M"),
+    Flag("cpu", STRING, "CPU limit in cores, such as 0.5 or 500m"),
+    Flag("cpu-shares", STRING, "CPU weight, 2 to 262144"),
+    Flag("oom-score-adj", STRING, "OOM killer adjustment, -1000 to 1000"),
+    Flag("caps-retain", LIST, "capabilities to keep, comma-separated"),
+    Flag("caps-remove", LIST, "capabilities to take away, comma-separated"),
+    Flag("seccomp", STRING, "system call filter, in the form mode=retain|remove[,errno=E],CALL|@GROUP,..."),
+    Flag("signature", STRING, "file with the image's detached signature"),
+)
+
+ALIASES = {"cap-retain": "caps-retain", "cap-remove": "caps-remove", "oom-score-adjust": "oom-score-adj"}
+"""Spellings rkt accepted or documented."""
+
+
+def table(*groups: Iterable[Flag]) -> dict[str, Flag]:
+    return {flag.name: flag for group in groups for flag in group}
+
+
+def to_bool(name: str, value: str) -> bool:
+    """A Go boolean. Raises UsageError."""
+    if value in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if value in ("0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise UsageError(f'invalid value "{value}" for flag --{name}: not a boolean', hint="use true or false")
+
+
+def is_flag(word: str) -> bool:
+    return word.startswith("-") and word not in ("-", "--", "---")
+
+
+def take(words: Sequence[str], at: int, flags: Mapping[str, Flag]) -> tuple[Flag, str, int]:
+    """Read the flag at `words[at]`: the flag, its value and the index of the next word. Raises UsageError."""
+    name, given, value = words[at].partition("=")
+    if not name.startswith("--"):
+        raise UsageError(f"unknown shorthand flag: {words[at]}")
+    flag = flags.get(ALIASES.get(name[2:], name[2:]))
+    if flag is None:
+        raise UsageError(f"unknown flag: {name}")
+    if given:
+        if flag.kind == BOOL:
+            to_bool(flag.name, value)
+        return flag, value, at + 1
+    if flag.kind == BOOL:
+        return flag, "true", at + 1
+    if flag.kind == OPTIONAL:
+        return flag, flag.bare, at + 1
+    if at + 1 >= len(words):
+        raise UsageError(f"flag needs an argument: {name}")
+    return flag, words[at + 1], at + 2

@@ -1,0 +1,195 @@
+"""The little languages inside flag values: volumes, mounts, ports, variables, restrictions. All raise UsageError."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from aci.image_manifest import Isolator
+from aci.pod_manifest import ExposedPort, Volume
+from common.errors import UsageError, reason
+from stage0.options import Values, to_bool
+
+MINIMUM_MEMORY = 4096
+"""Bytes below which a limit is surely `16m` (milli) typed for `16M`."""
+
+
+def pairs(flag: str, text: str) -> dict[str, str]:
+    """`k=v,k=v` as a dict; a key given twice is an error."""
+    found: dict[str, str] = {}
+    for item in text.split(","):
+        key, given, value = item.partition("=")
+        if not given or not key:
+            raise UsageError(f'--{flag}={text}: "{item}" is not of the form KEY=VALUE')
+        if key in found:
+            raise UsageError(f"--{flag}={text}: {key} is given twice")
+        found[key] = value
+    return found
+
+
+def volume(text: str) -> Volume:
+    """`NAME,kind=host,source=/abs[,readOnly=BOOL][,recursive=BOOL]` or `NAME,kind=empty[,mode=M][,uid=N][,gid=N]`."""
+    from aci.types import ac_name
+
+    name, _, rest = text.partition(",")
+    fields = pairs("volume", rest) if rest else {}
+    kind = fields.pop("kind", "")
+    allowed = {"host": ("source", "readOnly", "recursive"), "empty": ("mode", "uid", "gid")}.get(kind)
+    if allowed is None:
+        raise UsageError(f'--volume={text}: kind has to be "host" or "empty"', hint="NAME,kind=host,source=/path")
+    for key in fields:
+        if key not in allowed:
+            raise UsageError(f"--volume={text}: {key} means nothing for kind={kind}", hint=f"use {', '.join(allowed)}")
+    ac_name(name)
+    if kind == "empty":
+        return _empty_volume(text, name, fields)
+    source = fields.get("source", "")
+    if not os.path.isabs(source):
+        raise UsageError(f"--volume={text}: source has to be an absolute path")
+    recursive = fields.get("recursive")
+    return Volume(
+        name=name,
+        kind="host",
+        source=source,
+        read_only=to_bool("volume readOnly", fields.get("readOnly", "false")),
+        recursive=None if recursive is None else to_bool("volume recursive", recursive),
+    )
+
+
+def _empty_volume(text: str, name: str, fields: dict[str, str]) -> Volume:
+    mode = fields.get("mode", "0755")
+    numbers = {"mode": (mode, 8, 0o7777), "uid": (fields.get("uid", "0"), 10, 2**32 - 2)}
+    numbers["gid"] = (fields.get("gid", "0"), 10, 2**32 - 2)
+    parsed = {key: _number(f"--volume={text}: {key}", *value) for key, value in numbers.items()}
+    return Volume(name=name, kind="empty", mode=mode, uid=parsed["uid"], gid=parsed["gid"])
+
+
+def _number(what: str, text: str, base: int, most: int) -> int:
+    digits = "01234567" if base == 8 else "0123456789"
+    if not text or text.strip(digits) or int(text, base) > most:
+        raise UsageError(
+            f'{what}: "{text}" is not a number from 0 to {most:o}' if base == 8 else f'{what}: bad "{text}"'
+        )
+    return int(text, base)
+
+
+def mount(text: str) -> tuple[str, str]:
+    """`volume=NAME,target=/path` as (volume, target)."""
+    fields = pairs("mount", text)
+    if set(fields) != {"volume", "target"}:
+        raise UsageError(f"--mount={text}: it takes volume=NAME,target=/path")
+    if not os.path.isabs(fields["target"]):
+        raise UsageError(f"--mount={text}: target has to be an absolute path")
+    return fields["volume"], fields["target"]
+
+
+def port(text: str) -> ExposedPort:
+    """`NAME:[HOSTIP:]HOSTPORT`; an IPv6 HOSTIP stands in brackets."""
+    name, _, rest = text.partition(":")
+    ip, _, number = rest.rpartition(":")
+    if not name or not rest:
+        raise UsageError(f"--port={text}: it takes NAME:[HOSTIP:]HOSTPORT")
+    host_port = _number(f"--port={text}", number, 10, 65535)
+    if host_port == 0:
+        raise UsageError(f"--port={text}: port 0 cannot be published")
+    return ExposedPort(name=name, host_port=host_port, host_ip=ip.removeprefix("[").removesuffix("]"))
+
+
+def variables(flag: str, texts: Iterable[str]) -> dict[str, str]:
+    """`NAME=VALUE` flags as a dict; a name given twice is an error."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, given, value = text.partition("=")
+        if not given or not name or "\0" in text:
+            raise UsageError(f'--{flag}: "{text}" is not of the form NAME=VALUE')
+        if name in found:
+            raise UsageError(f"--{flag}: environment variable {name} is already set")
+        found[name] = value
+    return found
+
+
+def environment_files(paths: Iterable[str]) -> dict[str, str]:
+    """Variables from files of NAME=VALUE lines; blank lines and those that begin with # or ; are skipped."""
+    found: dict[str, str] = {}
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines = [line.strip() for line in file]
+        except (OSError, UnicodeDecodeError) as error:
+            why = reason(error) if isinstance(error, OSError) else "not UTF-8 text"
+            raise UsageError(f"open {path}: {why}") from error
+        wanted = [line for line in lines if line and line[0] not in "#;"]
+        for name, value in variables(f"set-env-file={path}", wanted).items():
+            if name in found:
+                raise UsageError(f"--set-env-file={path}: environment variable {name} is already set")
+            found[name] = value
+    return found
+
+
+def gids(texts: Iterable[str]) -> tuple[int, ...]:
+    return tuple(
+        _number("--supplementary-gids", word, 10, 2**32 - 2) for text in texts for word in text.split(",") if text
+    )
+
+
+def isolators(flags: Values) -> Iterator[Isolator]:
+    """The isolators an app's own flags ask for, checked as those of a manifest are."""
+    makers: dict[str, Callable[[Values], Isolator]] = {
+        "memory": lambda flags: _resource("memory", flags),
+        "cpu": lambda flags: _resource("cpu", flags),
+        "cpu-shares": lambda flags: _integer("os/linux/cpu-shares", "cpu-shares", flags),
+        "oom-score-adj": lambda flags: _integer("os/linux/oom-score-adj", "oom-score-adj", flags),
+        "caps-retain": lambda flags: _capabilities("retain", flags),
+        "caps-remove": lambda flags: _capabilities("remove", flags),
+        "seccomp": _seccomp,
+    }
+    if flags.get("caps-retain") is not None and flags.get("caps-remove") is not None:
+        raise UsageError("--caps-retain and --caps-remove exclude each other")
+    for name in flags.typed():
+        if name in makers:
+            yield makers[name](flags)
+
+
+RESTRICTIONS = ("memory", "cpu", "cpu-shares", "oom-score-adj", "caps-retain", "caps-remove", "seccomp")
+"""Flags that restrict an app."""
+
+
+def _resource(kind: str, flags: Values) -> Isolator:
+    from aci.types import quantity
+
+    limit = flags.get(kind) or ""
+    value = quantity(limit)
+    if kind == "memory" and value < MINIMUM_MEMORY:
+        raise UsageError(f"--memory={limit}: less than {MINIMUM_MEMORY} bytes", hint="m is milli; write M or Mi")
+    return Isolator(f"resource/{kind}", {"limit": limit})
+
+
+def _integer(isolator: str, flag: str, flags: Values) -> Isolator:
+    text = flags.get(flag) or ""
+    try:
+        return Isolator(isolator, int(text))
+    except ValueError:
+        raise UsageError(f'--{flag}: "{text}" is not a number') from None
+
+
+def _capabilities(mode: str, flags: Values) -> Isolator:
+    words = [word for text in flags.all(f"caps-{mode}") for word in text.split(",") if word]
+    return Isolator(f"os/linux/capabilities-{mode}-set", {"set": words})
+
+
+def _seccomp(flags: Values) -> Isolator:
+    text = flags.get("seccomp") or ""
+    mode, errno, calls = "", "", []
+    for word in text.split(","):
+        key, given, value = word.partition("=")
+        if given and key == "mode":
+            mode = value
+        elif given and key == "errno":
+            errno = value
+        elif word:
+            calls.append(word)
+    if mode not in ("retain", "remove"):
+        raise UsageError(f"--seccomp={text}: mode has to be retain or remove")
+    value: dict[str, Any] = {"set": calls, **({"errno": errno} if errno else {})}
+    return Isolator(f"os/linux/seccomp-{mode}-set", value)

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Installs what the tests need on a Debian 12 machine and runs all of them: linters, types, unit and host tests. As root.
+# Arguments are passed to pytest.
+set -eu
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+cd "$ROOT"
+. tests/setup.sh
+install_packages python3-venv gnupg gcc libc6-dev libcap2-bin attr busybox-static buildah skopeo umoci podman runc \
+    bubblewrap hyperfine mmdebstrap strace tar xz-utils zstd shellcheck
+install_rkpy -e "${ROOT}[dev]"
+
+"$BIN/ruff" check .
+"$BIN/ruff" format --check .
+"$BIN/mypy"
+shellcheck -x tests/*.sh docs/*.sh .ci/run
+# A test that cannot run here is a failure, not a skip.
+RKPY_TESTS_MUST_RUN=1 PATH="$BIN:$PATH" exec "$BIN/pytest" "$@"
