@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
-from aci.image_manifest import App, Isolator, Port
+from aci.document import (
+    Flaw,
+    absolute_path,
+    boolean,
+    check_kind,
+    check_unique,
+    decode,
+    each,
+    encode,
+    field,
+    identifier,
+    identity,
+    integer,
+    name_text,
+    named,
+    pair_objects,
+    record,
+    required,
+    set_fields,
+    text,
+    texts,
+    word,
+)
+from aci.image_manifest import (
+    App,
+    Isolator,
+    Port,
+    annotation_list,
+    app_from_json,
+    app_to_json,
+    isolator_list,
+    isolators_to_json,
+    label_list,
+    port,
+    port_number,
+    port_to_json,
+)
+from aci.types import OWNER_MAX, ac_version, quote
+from common.errors import ManifestError
 
 
 class RuntimeImage(NamedTuple):
@@ -57,3 +95,221 @@ class PodManifest(NamedTuple):
     ports: tuple[ExposedPort, ...] = ()
     user_annotations: tuple[tuple[str, str], ...] = ()
     user_labels: tuple[tuple[str, str], ...] = ()
+
+
+# Reading
+
+KIND: Final = "PodManifest"
+_WHAT: Final = "pod manifest"
+_NEWEST_MAJOR: Final = 1
+"""rkt writes its own version, 1.x, where the version of the specification belongs."""
+
+_POD_FIELDS: Final = frozenset(
+    {"acKind", "acVersion", "apps", "volumes", "isolators", "annotations", "ports", "userAnnotations", "userLabels"}
+)
+_APP_FIELDS: Final = frozenset({"name", "image", "app", "readOnlyRootFS", "mounts", "annotations"})
+_IMAGE_FIELDS: Final = frozenset({"name", "id", "labels"})
+_MOUNT_FIELDS: Final = frozenset({"volume", "path", "appVolume"})
+_VOLUME_FIELDS: Final = frozenset({"name", "kind", "source", "readOnly", "recursive", "mode", "uid", "gid"})
+_EXPOSED_PORT_FIELDS: Final = frozenset({"name", "hostPort", "hostIP", "podPort"})
+
+
+def parse(data: bytes) -> PodManifest:
+    """Read a pod manifest. ManifestError names the place of the first fault."""
+    return named(_WHAT, lambda raw: _pod(decode(raw)), data)
+
+
+def from_json(value: Any) -> PodManifest:
+    """Read a pod manifest that is part of another document; `value` is what a JSON decoder gave."""
+    return named(_WHAT, _pod, value)
+
+
+def _pod(value: Any) -> PodManifest:
+    entry = record(value, _POD_FIELDS)
+    check_kind(entry, KIND)
+    manifest = PodManifest(
+        apps=field(entry, "apps", _apps, ()),
+        ac_version=required(entry, "acVersion", _version),
+        volumes=field(entry, "volumes", _volumes, ()),
+        isolators=field(entry, "isolators", isolator_list, ()),
+        annotations=field(entry, "annotations", annotation_list, ()),
+        ports=field(entry, "ports", _exposed_ports, ()),
+        user_annotations=field(entry, "userAnnotations", texts, ()),
+        user_labels=field(entry, "userLabels", texts, ()),
+    )
+    _check_mounts(manifest)
+    return manifest
+
+
+def _check_mounts(manifest: PodManifest) -> None:
+    volumes = {volume.name for volume in manifest.volumes}
+    for app_index, app in enumerate(manifest.apps):
+        for index, mount in enumerate(app.mounts):
+            if mount.app_volume is None and mount.volume not in volumes:
+                raise Flaw(f"apps[{app_index}].mounts[{index}].volume", f"there is no volume {quote(mount.volume)}")
+
+
+def _version(value: Any) -> str:
+    return ac_version(text(value), newest_major=_NEWEST_MAJOR)
+
+
+def _app(value: Any) -> RuntimeApp:
+    entry = record(value, _APP_FIELDS)
+    return RuntimeApp(
+        name=required(entry, "name", name_text),
+        image=required(entry, "image", _image),
+        app=field(entry, "app", app_from_json, None),
+        read_only_rootfs=field(entry, "readOnlyRootFS", boolean, False),
+        mounts=field(entry, "mounts", _mounts, ()),
+        annotations=field(entry, "annotations", annotation_list, ()),
+    )
+
+
+_app_items: Final = each(_app)
+
+
+def _apps(value: Any) -> tuple[RuntimeApp, ...]:
+    found = _app_items(value)
+    check_unique("app", (app.name for app in found))
+    return found
+
+
+def _image(value: Any) -> RuntimeImage:
+    entry = record(value, _IMAGE_FIELDS)
+    return RuntimeImage(
+        id=required(entry, "id", identity),
+        name=field(entry, "name", identifier, ""),
+        labels=field(entry, "labels", label_list, ()),
+    )
+
+
+def _mount(value: Any) -> RuntimeMount:
+    entry = record(value, _MOUNT_FIELDS)
+    return RuntimeMount(
+        volume=required(entry, "volume", name_text),
+        path=required(entry, "path", absolute_path),
+        app_volume=field(entry, "appVolume", _volume, None),
+    )
+
+
+_mounts: Final = each(_mount)
+
+
+def _volume(value: Any) -> Volume:
+    entry = record(value, _VOLUME_FIELDS)
+    kind = required(entry, "kind", text)
+    if kind not in ("host", "empty"):
+        raise Flaw("kind", f"{quote(kind)} is not a kind of volume", hint="one of host, empty")
+    for key in ("mode", "uid", "gid") if kind == "host" else ("source",):
+        if entry.get(key) not in (None, ""):
+            raise Flaw(key, f"has no meaning for a volume of the kind {kind}")
+    return Volume(
+        name=required(entry, "name", name_text),
+        kind=kind,
+        source=required(entry, "source", absolute_path) if kind == "host" else "",
+        read_only=field(entry, "readOnly", boolean, False),
+        recursive=field(entry, "recursive", boolean, None),
+        mode=field(entry, "mode", _mode, "0755") if kind == "empty" else "0755",
+        uid=field(entry, "uid", _owner, 0),
+        gid=field(entry, "gid", _owner, 0),
+    )
+
+
+_owner: Final = integer(0, OWNER_MAX)
+
+
+def _mode(value: Any) -> str:
+    mode = word(value)
+    if mode.strip("01234567") or len(mode.lstrip("0")) > 4:
+        raise ManifestError(f"{quote(mode)} is not an octal mode", hint="one looks like 0755")
+    return mode
+
+
+_volume_items: Final = each(_volume)
+
+
+def _volumes(value: Any) -> tuple[Volume, ...]:
+    found = _volume_items(value)
+    check_unique("volume", (volume.name for volume in found))
+    return found
+
+
+def _exposed_port(value: Any) -> ExposedPort:
+    entry = record(value, _EXPOSED_PORT_FIELDS)
+    return ExposedPort(
+        name=required(entry, "name", name_text),
+        host_port=required(entry, "hostPort", port_number),
+        host_ip=field(entry, "hostIP", _address, ""),
+        pod_port=field(entry, "podPort", port, None),
+    )
+
+
+_exposed_ports: Final = each(_exposed_port)
+
+
+def _address(value: Any) -> str:
+    import ipaddress
+
+    address = text(value)
+    if not address:
+        return address
+    try:
+        if "%" not in address:
+            return str(ipaddress.ip_address(address))
+    except ValueError:
+        pass
+    raise ManifestError(f"{quote(address)} is not an IP address")
+
+
+# Writing, field by field in rkt's order
+
+
+def to_json(manifest: PodManifest) -> dict[str, Any]:
+    """The manifest as a JSON object, with the fields that are set."""
+    apps = [_app_to_json(app) for app in manifest.apps]
+    return {"acVersion": manifest.ac_version, "acKind": KIND, "apps": apps} | set_fields(
+        volumes=[_volume_to_json(volume) for volume in manifest.volumes],
+        isolators=isolators_to_json(manifest.isolators),
+        annotations=pair_objects(manifest.annotations),
+        ports=[_exposed_port_to_json(port) for port in manifest.ports],
+        userAnnotations=dict(manifest.user_annotations),
+        userLabels=dict(manifest.user_labels),
+    )
+
+
+def _app_to_json(app: RuntimeApp) -> dict[str, Any]:
+    return {"name": app.name, "image": _image_to_json(app.image)} | set_fields(
+        app=app_to_json(app.app) if app.app is not None else None,
+        readOnlyRootFS=app.read_only_rootfs,
+        mounts=[_mount_to_json(mount) for mount in app.mounts],
+        annotations=pair_objects(app.annotations),
+    )
+
+
+def _image_to_json(image: RuntimeImage) -> dict[str, Any]:
+    return set_fields(name=image.name, id=image.id, labels=pair_objects(image.labels))
+
+
+def _mount_to_json(mount: RuntimeMount) -> dict[str, Any]:
+    volume = _volume_to_json(mount.app_volume) if mount.app_volume is not None else None
+    return {"volume": mount.volume, "path": mount.path, **set_fields(appVolume=volume)}
+
+
+def _volume_to_json(volume: Volume) -> dict[str, Any]:
+    result: dict[str, Any] = {"name": volume.name, "kind": volume.kind}
+    result |= set_fields(source=volume.source, readOnly=volume.read_only)
+    if volume.recursive is not None:
+        result["recursive"] = volume.recursive
+    if volume.kind == "empty":
+        result |= {"mode": volume.mode, "uid": volume.uid, "gid": volume.gid}
+    return result
+
+
+def _exposed_port_to_json(port: ExposedPort) -> dict[str, Any]:
+    pod_port = port_to_json(port.pod_port) if port.pod_port is not None else None
+    return {"name": port.name, "hostPort": port.host_port, **set_fields(hostIP=port.host_ip, podPort=pod_port)}
+
+
+def dumps(manifest: PodManifest, *, pretty: bool = True) -> str:
+    """The manifest as text, laid out as `rkt cat-manifest` prints it, or compact."""
+    return encode(to_json(manifest), pretty=pretty)
