@@ -4,7 +4,8 @@
     pod                       the pod manifest (JSON)
     pod-created               empty; its mtime is the creation time
     flavour                   the name of the stage1 flavour
-    pid                       "PID STARTTIME MNTNS": the pod's leader; its mtime is the start time
+    pid                       "PID STARTTIME MNTNS BOOT": the pod's leader; its mtime is the start time
+    starting                  there while a flavour that needs time to start the apps has recorded its leader already
     appsinfo/APP/manifest     the image manifest the app was made from
     appsinfo/APP/layers       the names of the layers below the app's root, lowest first, one a line
     overlay/APP/{upper,work}  what the app wrote (absent for a copied root)
@@ -25,6 +26,7 @@ MANIFEST = "pod"
 CREATED = "pod-created"
 FLAVOUR = "flavour"
 PID = "pid"
+STARTING = "starting"
 
 
 def app_info(pod: str, app: str, name: str) -> str:
@@ -56,8 +58,17 @@ class Leader(NamedTuple):
     mount_namespace: int
     """Inode number of /proc/PID/ns/mnt: every process of a fly pod shares it."""
 
+    boot_id: str
+    """/proc/sys/kernel/random/boot_id: what a boot starts early has the same PID and start time in every boot."""
+
     def is_alive(self) -> bool:
-        return start_time(self.pid) == self.start_time
+        return start_time(self.pid) == self.start_time and boot_id() == self.boot_id
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def start_time(pid: int) -> int | None:
@@ -75,7 +86,7 @@ def write_leader(pod: str, pid: int) -> None:
     mount_namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
     partial = f"{pod}/{PID}.new"
     with open(partial, "w", encoding="ascii") as file:
-        file.write(f"{pid} {start_time(pid)} {mount_namespace}\n")
+        file.write(f"{pid} {start_time(pid)} {mount_namespace} {boot_id()}\n")
     os.rename(partial, f"{pod}/{PID}")
 
 
@@ -83,7 +94,16 @@ def read_leader(pod: str) -> Leader | None:
     """The recorded leader, or None when the pod never got one."""
     try:
         with open(f"{pod}/{PID}", encoding="ascii") as file:
-            pid, started, namespace = file.read().split()
-        return Leader(int(pid), int(started), int(namespace))
+            pid, started, namespace, boot = file.read().split()
+        return Leader(int(pid), int(started), int(namespace), boot)
     except (FileNotFoundError, ValueError):
+        return None
+
+
+def read_status(pod: str, app: str) -> int | None:
+    """The recorded exit status of `app`, or None when there is none that makes sense."""
+    try:
+        with open(status(pod, app), encoding="ascii") as file:
+            return int(file.read(32))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None

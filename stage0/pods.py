@@ -1,0 +1,434 @@
+"""Pods on disk: one directory each, whose parent directory and lock say what state the pod is in.
+
+    embryo → prepare → prepared → run → exited-garbage → garbage
+
+Every step is one rename(2), always to the right, so a directory in a given place has finished everything before it.
+Nothing here is flushed to the disk: a power cut may lose a pod that was just made, or bring back one that was just
+moved, and either is a state the engine knows. See docs/pod-lifecycle.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Self
+
+from common import files, locks
+from common.errors import PodError, reason
+from stage1 import poddir
+
+if TYPE_CHECKING:
+    from aci.pod_manifest import PodManifest
+
+EMBRYO = "embryo"
+PREPARE = "prepare"
+PREPARED = "prepared"
+RUN = "run"
+EXITED_GARBAGE = "exited-garbage"
+GARBAGE = "garbage"
+
+DIRECTORIES = (EMBRYO, PREPARE, PREPARED, RUN, EXITED_GARBAGE, GARBAGE)
+"""In the order a pod goes through them. Looking in this order cannot miss a pod that is moved meanwhile."""
+LISTED = (PREPARE, PREPARED, RUN, EXITED_GARBAGE)
+"""What `list` shows."""
+NAMED = DIRECTORIES[1:]
+"""Where a UUID on the command line is looked up."""
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_BIRTHS = "lock"
+_DIRECTORY_MODE = 0o750
+_LOCK_MODE = 0o640
+_OPEN_POD = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class State(StrEnum):
+    """A pod's state as it is reported (rkt's words)."""
+
+    EMBRYO = "embryo"
+    PREPARING = "preparing"
+    ABORTED_PREPARE = "aborted prepare"
+    PREPARED = "prepared"
+    RUNNING = "running"
+    EXITED = "exited"
+    EXITED_GARBAGE = "exited garbage"
+    EXITED_DELETING = "exited deleting"
+    GARBAGE = "garbage"
+    DELETING = "deleting"
+
+    @property
+    def started(self) -> bool:
+        """Whether the pod's apps have been started, be they dead or alive."""
+        return self in (State.RUNNING, State.EXITED, State.EXITED_GARBAGE, State.EXITED_DELETING)
+
+
+# What each directory means when the pod's lock is (held, free); alive counts as held in `run`.
+_STATES = {
+    EMBRYO: (State.EMBRYO, State.EMBRYO),
+    PREPARE: (State.PREPARING, State.ABORTED_PREPARE),
+    PREPARED: (State.PREPARED, State.PREPARED),
+    RUN: (State.RUNNING, State.EXITED),
+    EXITED_GARBAGE: (State.EXITED_DELETING, State.EXITED_GARBAGE),
+    GARBAGE: (State.DELETING, State.GARBAGE),
+}
+
+
+class PodMovedError(PodError):
+    """Somebody else moved the pod on first; losing that race is normal."""
+
+
+class Pod:
+    """One pod directory, either *observed* or *owned*; a context manager that closes what it holds.
+
+    An observed pod is read through a descriptor of its directory, so that a rename in between cannot mix two pods or
+    lose one. An owned pod is one whose lock we hold; it is addressed by path, because nobody else may move it."""
+
+    __slots__ = ("_fd", "_lock", "directory", "root", "uuid")
+
+    def __init__(self, root: str, directory: str, uuid: str, *, fd: int = -1, lock: locks.Lock | None = None) -> None:
+        self.root = root
+        self.directory = directory
+        """Where it was when last looked at: one of DIRECTORIES."""
+        self.uuid = uuid
+        self._fd = fd
+        self._lock = lock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Pod {self.directory}/{self.uuid}>"
+
+    def close(self) -> None:
+        """Give up the lock (unless it was handed over) and the directory."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # --- where it is
+
+    @property
+    def path(self) -> str:
+        return f"{self.root}/{self.directory}/{self.uuid}"
+
+    @property
+    def base(self) -> str:
+        """A path that reaches this very directory, wherever it has been renamed to, as long as the pod is open."""
+        return self.path if self._fd < 0 else f"/proc/self/fd/{self._fd}"
+
+    # --- what it says
+
+    def state(self) -> State:
+        """The state now. Takes no lock and writes nothing. Raises PodError when it may not be read."""
+        held = self.is_locked()
+        if self.directory == RUN and not held:
+            leader = self.leader()
+            held = leader is not None and leader.is_alive()
+        state = _STATES[self.directory][0 if held else 1]
+        if state is State.ABORTED_PREPARE and self._has_moved():
+            # The lock is let go *after* the rename to `prepared`, so a free lock proves nothing once it has moved.
+            return State.PREPARED
+        return state
+
+    def is_locked(self) -> bool:
+        """Whether anybody (we ourselves too) holds the pod's lock; a pod without a lock file is not locked."""
+        try:
+            return locks.is_locked(f"{self.base}/{poddir.LOCK}")
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _failure(f'cannot read pod "{self.uuid}"', error) from error
+
+    def _has_moved(self) -> bool:
+        if self._fd < 0:
+            return False
+        try:
+            return not os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self._fd))
+        except FileNotFoundError:
+            return True
+
+    @property
+    def created_at(self) -> int | None:
+        """Nanoseconds since the epoch; None when unknown."""
+        return _mtime(f"{self.base}/{poddir.CREATED}")
+
+    @property
+    def started_at(self) -> int | None:
+        """When the leader was recorded, in nanoseconds since the epoch; None when there never was one."""
+        return _mtime(f"{self.base}/{poddir.PID}")
+
+    def finished_at(self, app: str) -> int | None:
+        """When the app's exit status was recorded, in nanoseconds since the epoch."""
+        return _mtime(poddir.status(self.base, app))
+
+    def moved_at(self) -> int:
+        """When the directory came to where it is, in nanoseconds since the epoch: its ctime, which a rename sets (and
+        any other change to the directory itself renews)."""
+        return os.stat(self.base).st_ctime_ns
+
+    def leader(self) -> poddir.Leader | None:
+        return poddir.read_leader(self.base)
+
+    def is_ready(self) -> bool:
+        """Whether the flavour has finished starting the pod."""
+        return self.leader() is not None and not os.path.lexists(f"{self.base}/{poddir.STARTING}")
+
+    def exit_status(self, app: str) -> int | None:
+        """The app's exit status; None while it runs, or when its flavour could not learn it."""
+        return poddir.read_status(self.base, app)
+
+    def flavour(self) -> str | None:
+        """The name of the stage1 flavour; None when the pod never got that far."""
+        try:
+            with open(f"{self.base}/{poddir.FLAVOUR}", encoding="utf-8") as file:
+                return file.read().strip() or None
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+
+    def manifest_text(self) -> bytes:
+        """The pod manifest as stored. Raises PodError when there is none."""
+        try:
+            with open(f"{self.base}/{poddir.MANIFEST}", "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise _failure(f'cannot read the manifest of pod "{self.uuid}"', error) from error
+
+    def manifest(self) -> PodManifest:
+        """The pod manifest. Raises PodError or ManifestError."""
+        from aci import pod_manifest
+
+        return pod_manifest.parse(self.manifest_text())
+
+    # --- what its owner does with it
+
+    def lock(self) -> None:
+        """Become the owner. Raises PodError when somebody else is."""
+        try:
+            self._lock = locks.acquire(f"{self.base}/{poddir.LOCK}", exclusive=True, blocking=False)
+        except BlockingIOError:
+            raise PodError(f'pod "{self.uuid}" is in use by another process') from None
+        except FileNotFoundError:
+            raise _moved(self.uuid) from None
+        except OSError as error:
+            raise _failure(f'cannot lock pod "{self.uuid}"', error) from error
+        if self._has_moved():
+            self.close()
+            raise _moved(self.uuid)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def life_lock(self) -> int:
+        """Exchange the owner's lock for the one the pod lives by: a shared lock on a read-only descriptor that child
+        processes inherit. Returns the descriptor, which is the caller's now. There is no unlocked moment."""
+        if self._lock is None:
+            raise PodError(f'pod "{self.uuid}" is not ours to start')
+        try:
+            self._lock.convert(exclusive=False)
+            # A second open file, so that the app gets no writable descriptor and so that closing ours releases nothing.
+            fd = locks.acquire(f"{self.base}/{poddir.LOCK}", exclusive=False, blocking=False).detach()
+        except OSError as error:
+            raise _failure(f'cannot lock pod "{self.uuid}"', error) from error
+        os.set_inheritable(fd, True)
+        self._lock.close()
+        self._lock = None
+        return fd
+
+    def to_prepare(self) -> None:
+        self._move(PREPARE, allowed=(EMBRYO,))
+
+    def to_prepared(self) -> None:
+        self._move(PREPARED, allowed=(PREPARE,))
+
+    def to_run(self) -> None:
+        self._move(RUN, allowed=(PREPARE, PREPARED))
+
+    def to_exited_garbage(self) -> None:
+        self._move(EXITED_GARBAGE, allowed=(RUN,))
+
+    def to_garbage(self) -> None:
+        self._move(GARBAGE, allowed=(EMBRYO, PREPARE, PREPARED, EXITED_GARBAGE))
+
+    def _move(self, directory: str, *, allowed: tuple[str, ...]) -> None:
+        """Raises PodMovedError when somebody was quicker, PodError when it cannot be done."""
+        if self.directory not in allowed:
+            raise PodError(f'pod "{self.uuid}" cannot go from {self.directory} to {directory}')
+        target = f"{self.root}/{directory}/{self.uuid}"
+        try:
+            os.rename(self.path, target)
+        except FileNotFoundError:
+            raise _moved(self.uuid) from None
+        except OSError as error:
+            raise _failure(f'cannot move pod "{self.uuid}" to {directory}', error) from error
+        self.directory = directory
+
+
+class Pods:
+    """The pods below `root` (Config.pods)."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def create(self) -> Pod:
+        """A new pod in `embryo`, owned by the caller. Creates the directories when they are missing.
+
+        Raises PodError."""
+        uuid = new_uuid()
+        try:
+            return self._create(uuid)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._cannot_create(error) from error
+        try:
+            self._make_directories()
+            return self._create(uuid)
+        except OSError as error:
+            raise self._cannot_create(error) from error
+
+    def _create(self, uuid: str) -> Pod:
+        pod = Pod(self.root, EMBRYO, uuid)
+        with self.births(exclusive=False):
+            os.mkdir(pod.path, _DIRECTORY_MODE)
+            pod._lock = locks.acquire(f"{pod.path}/{poddir.LOCK}", exclusive=True, blocking=False, create=_LOCK_MODE)
+        os.close(os.open(f"{pod.path}/{poddir.CREATED}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
+        return pod
+
+    def _cannot_create(self, error: OSError) -> PodError:
+        return _failure(f'cannot create a pod in "{self.root}"', error)
+
+    def _make_directories(self) -> None:
+        data_dir = os.path.dirname(self.root)
+        os.makedirs(os.path.dirname(data_dir), exist_ok=True)
+        for path in (data_dir, self.root, *(f"{self.root}/{name}" for name in DIRECTORIES)):
+            files.make_directory(path, _DIRECTORY_MODE)
+        os.close(os.open(f"{self.root}/{_BIRTHS}", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _LOCK_MODE))
+
+    @contextmanager
+    def births(self, *, exclusive: bool) -> Iterator[None]:
+        """Held shared while a directory exists in `embryo` without its lock; whoever holds it exclusively knows that
+        every embryo without a held lock is a dead one. Exclusive does not wait: BlockingIOError."""
+        path = f"{self.root}/{_BIRTHS}"
+        with locks.acquire(path, exclusive=exclusive, blocking=not exclusive):
+            yield
+
+    def all(self, directories: Iterable[str] = LISTED) -> Iterator[Pod]:
+        """The pods in `directories`, observed, in the order of their UUIDs; each is closed when the next is asked for.
+
+        A pod that is moved meanwhile is given once, where it has gone to, if that is among `directories`. Names that
+        are not UUIDs and things that are not directories are passed over. Raises PodError if they may not be read."""
+        wanted = tuple(name for name in DIRECTORIES if name in set(directories))
+        where = {uuid: directory for directory in wanted for uuid in self._names(directory)}
+        for uuid in sorted(where):
+            pod = self._open(where[uuid], uuid) or self.get(uuid, wanted)
+            if pod is not None:
+                with pod:
+                    yield pod
+
+    def get(self, uuid: str, directories: Iterable[str] = NAMED) -> Pod | None:
+        """The pod with this full UUID, observed; None when it is in none of `directories`. Lists no directory, so it
+        costs the same however many pods there are."""
+        wanted = set(directories)
+        for directory in DIRECTORIES:
+            if directory in wanted:
+                pod = self._open(directory, uuid)
+                if pod is not None:
+                    return pod
+        return None
+
+    def find(self, prefix: str, directories: Iterable[str] = NAMED) -> Pod:
+        """The one pod in `directories` whose UUID begins with `prefix`, observed; the caller closes it.
+
+        Raises PodError when there is none or more than one."""
+        wanted = prefix.strip().lower()
+        if not wanted:
+            raise PodError("UUID cannot be empty")
+        # A pod that moves on between the listing and the opening is looked up again; each time it has moved to the
+        # right, so this ends.
+        for _ in DIRECTORIES:
+            uuid = wanted if _UUID.fullmatch(wanted) else self._complete(wanted, prefix, directories)
+            pod = self.get(uuid, directories)
+            if pod is not None:
+                return pod
+        raise _no_match(prefix)
+
+    def _complete(self, wanted: str, prefix: str, directories: Iterable[str]) -> str:
+        names = {name for directory in directories for name in self._names(directory) if name.startswith(wanted)}
+        if not names:
+            raise _no_match(prefix)
+        if len(names) > 1:
+            raise PodError(f'ambiguous UUID "{prefix}": {len(names)} matches', hint="give more of it")
+        return names.pop()
+
+    def _names(self, directory: str) -> list[str]:
+        try:
+            return [name for name in os.listdir(f"{self.root}/{directory}") if _UUID.fullmatch(name)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _failure(f'cannot list the pods in "{self.root}/{directory}"', error) from error
+
+    def _open(self, directory: str, uuid: str) -> Pod | None:
+        pod = Pod(self.root, directory, uuid)
+        try:
+            pod._fd = os.open(pod.path, _OPEN_POD)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise _failure(f'cannot open pod "{uuid}"', error) from error
+        return pod
+
+
+def new_uuid() -> str:
+    """A random UUID (RFC 9562, version 4)."""
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def read_uuid_file(path: str) -> str:
+    """The UUID (or prefix) in a file as `--uuid-file-save` writes it. Raises PodError."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(256).strip()
+    except OSError as error:
+        raise PodError(f"unable to resolve UUID from file: open {path}: {reason(error)}") from error
+    except UnicodeDecodeError:
+        raise PodError(f"unable to resolve UUID from file: {path} holds no UUID") from None
+
+
+def _mtime(path: str) -> int | None:
+    try:
+        return os.stat(path, follow_symlinks=False).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _no_match(prefix: str) -> PodError:
+    return PodError(f'no matches found for "{prefix.strip()}"')
+
+
+def _moved(uuid: str) -> PodMovedError:
+    return PodMovedError(
+        f'pod "{uuid}" was moved by another process', hint="it was run or removed meanwhile; see rkpy list"
+    )
+
+
+def _failure(what: str, error: OSError) -> PodError:
+    hint = ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        hint = "run it as root, or use a data directory of your own with --dir"
+    return PodError(f"{what}: {reason(error)}", hint=hint)
