@@ -12,21 +12,21 @@ A file that is none of this is an error for the images it would apply to, and fo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from common.errors import TrustError, reason
+from aci.types import ac_identifier
+from common.errors import ManifestError, TrustError, reason
 from stage0 import openpgp
 
 MAX_KEY_SIZE = 1 << 20
 """Octets of a key file. A key grows past this only by being flooded with other people's signatures."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{40}")
-# The AC identifier of the appC specification ("Types").
-_IDENTIFIER = re.compile(r"[a-z0-9]+(?:[-._~/][a-z0-9]+)*")
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -108,12 +108,12 @@ def check_prefix(prefix: str) -> None:
     """Raise TrustError unless `prefix` is an AC identifier."""
     if "://" in prefix:
         raise TrustError(f'the prefix "{openpgp.printable(prefix)}" has a scheme', hint="give it as example.com/app")
-    if not _IDENTIFIER.fullmatch(prefix):
-        shown = openpgp.printable(prefix)
+    try:
+        ac_identifier(prefix, strict=True)
+    except ManifestError as e:
         raise TrustError(
-            f'"{shown}" is not a valid prefix',
-            hint="it must be an image name or the beginning of one in whole components, as example.com/app",
-        )
+            f"invalid prefix: {e.message}", hint="give an image name or its beginning, as example.com/app"
+        ) from e
 
 
 def normal_fingerprint(text: str) -> str:
@@ -248,12 +248,17 @@ def _mkdir(parent: int, name: str) -> bool:
 def _replace(directory: int, name: str, data: bytes) -> None:
     partial = f".{name}.{os.getpid()}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(partial, flags, 0o644, dir_fd=directory), "wb") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(partial, name, src_dir_fd=directory, dst_dir_fd=directory)
+    try:
+        with open(os.open(partial, flags, 0o644, dir_fd=directory), "wb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(partial, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial, dir_fd=directory)
+        raise
     os.fsync(directory)
 
 

@@ -58,6 +58,7 @@ class _Claim(NamedTuple):
     fingerprint: str
     key: bytes
     data_path: str
+    called: str
     shown: str
     """The signature file's path, fit to print."""
 
@@ -114,15 +115,18 @@ class WeakDigest(TrustError):
 _BY_WEIGHT = (BadSignature, KeyRevoked, KeyExpired, SignatureExpired, WeakDigest, NotDetached, KeyUnusable, KeyMasked)
 
 
-def verify_detached(keystore: Keystore, data_path: str, signature_path: str) -> tuple[Signature, ...]:
+def verify_detached(
+    keystore: Keystore, data_path: str, signature_path: str, *, called: str = ""
+) -> tuple[Signature, ...]:
     """The good signatures in `signature_path` over `data_path` by keys of the keystore, whatever they are trusted for.
+    `called` is what the user calls the data, when `data_path` is a copy of it.
 
     Always at least one: when none is good, the TrustError says why the most telling one is not. A file that someone
     may replace meanwhile can be given as /proc/PID/fd/N of the caller."""
     signatures = read_signatures(signature_path)
     keys, problems = _usable_keys(keystore)
     shown = openpgp.printable(signature_path)
-    claims = [claim for signature in signatures for claim in _claims(keys, signature, data_path, shown)]
+    claims = [claim for signature in signatures for claim in _claims(keys, signature, data_path, called, shown)]
     if not claims:
         raise _unknown(keystore, signatures, signature_path, problems)
     _require_readable(data_path)
@@ -210,7 +214,7 @@ def _usable_keys(keystore: Keystore) -> tuple[list[tuple[KeyFile, openpgp.Public
 
 
 def _claims(
-    keys: list[tuple[KeyFile, openpgp.PublicKey]], signature: openpgp.Signature, data_path: str, shown: str
+    keys: list[tuple[KeyFile, openpgp.PublicKey]], signature: openpgp.Signature, data_path: str, called: str, shown: str
 ) -> list[_Claim]:
     """One claim for each key that may have made `signature`. What several files say about one key is put together, so
     that a revocation counts wherever it is."""
@@ -218,7 +222,9 @@ def _claims(
     for _, key in keys:
         if key.made(signature):
             found[key.fingerprint] = found.get(key.fingerprint, b"") + key.raw
-    return [_Claim(signature, fingerprint, raw, data_path, shown) for fingerprint, raw in found.items()]
+    return [
+        _Claim(signature, fingerprint, raw, data_path, called or data_path, shown) for fingerprint, raw in found.items()
+    ]
 
 
 def _verify_one(claim: _Claim) -> Signature:
@@ -255,7 +261,7 @@ def _refuse(verdict: Status, lines: list[Status], claim: _Claim, signer: str) ->
     """Raise for every verdict but GOODSIG, and EXPKEYSIG, which depends on when the signature was made."""
     if verdict.keyword == "BADSIG":
         raise BadSignature(
-            f"{openpgp.printable(claim.data_path)} is not what {signer} signed: "
+            f"{openpgp.printable(claim.called)} is not what {signer} signed: "
             f"the signature {claim.shown} does not match it",
             hint="it was changed or damaged, or the signature belongs to another version; get both again",
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import NamedTuple
 
 import click
 
 from common.errors import RkpyError, TrustError, UsageError, reason
-from stage0 import openpgp
+from stage0 import openpgp, render
 from stage0.config import Config
 from stage0.gpg import KeyInfo, Subkey, isolated
 from stage0.keystore import MAX_KEY_SIZE, KeyFile, Keystore, load, normal_fingerprint, read_limited
@@ -193,15 +192,13 @@ def _remove(keystore: Keystore, fingerprint: str, prefix: str | None, root: bool
 def _list(keystore: Keystore, format_: str) -> None:
     rows = [_row(file) for file in keystore.files()]
     if format_ != "table":
-        click.echo(json.dumps(rows, indent="\t" if format_ == "json-pretty" else None))
+        render.write_json(rows, pretty=format_ == "json-pretty")
         return
     cells = [("PREFIX", "FINGERPRINT", "FROM", "STATE", "USER ID")]
     cells += [
         (row["prefix"] or "(root)", row["fingerprint"], row["from"], row["state"], row["user_id"]) for row in rows
     ]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    for row in cells:
-        click.echo("\t".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(render.table(cells), nl=False)
 
 
 def _row(file: KeyFile) -> dict[str, str]:

@@ -200,8 +200,8 @@ def test_a_secret_key_is_refused(case: Case, alice: str) -> None:
         ((), "neither --prefix nor --root given"),
         (("--prefix=a", "--root", "KEY"), "--prefix and --root exclude each other"),
         (("--prefix=https://example.com", "KEY"), "has a scheme"),
-        (("--prefix=example.com/", "KEY"), "not a valid prefix"),
-        (("--prefix=", "KEY"), "not a valid prefix"),
+        (("--prefix=example.com/", "KEY"), "invalid prefix"),
+        (("--prefix=", "KEY"), "invalid prefix"),
         (("--root",), "no key file given"),
         (("--root", "https://example.com/key"), "keys are not downloaded yet"),
         (("--root", "--insecure-allow-http", "http://example.com/key"), "keys are not downloaded yet"),
@@ -226,7 +226,7 @@ def test_a_key_gpg_refuses(case: Case) -> None:
     """Without its self-signature a user id, and with it the key, may be anybody's."""
     key = case.who.key("Bare")
     raw = case.who.export(key, armor=False)
-    signature_start = raw.index(b"\x88", raw.index(b"Bare"))
+    signature_start = raw.index(b"Bare\x88") + len("Bare")
     path = f"{case.directory}/bare"
     with open(path, "wb") as file:
         file.write(raw[:signature_start])
