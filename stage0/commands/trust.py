@@ -19,18 +19,18 @@ _NOTES = {"r": " (revoked)", "e": " (expired)", "i": " (invalid)"}
 
 
 @click.command("trust")
-@click.option("--prefix", metavar="PREFIX", help="Trust the keys for images of this name and below it.")
-@click.option("--root", **_BOOL, help="Trust the keys for every image.")
-@click.option("--skip-fingerprint-review", **_BOOL, help="Do not ask; the fingerprints were checked elsewhere.")
-@click.option("--insecure-allow-http", **_BOOL, help="Allow keys to be fetched over plain http.")
-@click.option("--list", "list_keys", **_BOOL, help="List the keys of the keystore.")
-@click.option("--remove", metavar="FINGERPRINT", help="Stop trusting a key; a key of the system is masked.")
+@click.option("--prefix", metavar="PREFIX", help="trust the keys for images of this name and below it")
+@click.option("--root", **_BOOL, help="trust the keys for every image")
+@click.option("--skip-fingerprint-review", **_BOOL, help="do not ask; the fingerprints were checked elsewhere")
+@click.option("--insecure-allow-http", **_BOOL, help="allow keys to be fetched over plain http")
+@click.option("--list", "list_keys", **_BOOL, help="list the keys of the keystore")
+@click.option("--remove", metavar="FINGERPRINT", help="stop trusting a key; a key of the system is masked")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["table", "json", "json-pretty"]),
     default="table",
-    help="How --list shows the keys.",
+    help="how --list shows the keys: table, json or json-pretty",
 )
 @click.argument("pubkeys", metavar="[PUBKEY]...", nargs=-1)
 @click.pass_obj
