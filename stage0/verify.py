@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.errors import TrustError, reason
@@ -194,11 +195,17 @@ def read_signatures(path: str) -> list[openpgp.Signature]:
 
 
 def _require_readable(data_path: str) -> None:
-    """gpg's exit status does not tell a file it cannot open from a signature it cannot use."""
+    """gpg's exit status does not tell a file it cannot open from a bad signature, and a FIFO would stop it."""
     try:
-        os.close(os.open(data_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        fd = os.open(data_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
     except OSError as e:
         raise TrustError(f"open {openpgp.printable(data_path)}: {reason(e)}", hint="see whether the file exists") from e
+    if not regular:
+        raise TrustError(f"{openpgp.printable(data_path)} is not a regular file", hint="a signature is over a file")
 
 
 def _usable_keys(keystore: Keystore) -> tuple[list[tuple[KeyFile, openpgp.PublicKey]], list[TrustError]]:

@@ -21,18 +21,6 @@ from tests.gpg import Signer, signer
 
 QUESTION = "Are you sure you want to trust this key (yes/no)?"
 ROOM = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-DRIVER = """
-import sys
-from common.errors import RkpyError
-from stage0.commands.trust import command
-from stage0.config import Config
-local, system, *arguments = sys.argv[1:]
-try:
-    command(arguments, obj=Config(local_config=local, system_config=system), standalone_mode=False)
-except RkpyError as e:
-    print(f"trust: {e}", file=sys.stderr)
-    sys.exit(e.exit_status)
-"""
 
 
 class Done(NamedTuple):
@@ -47,7 +35,8 @@ class Case:
         self.keystore = Keystore(f"{directory}/etc", f"{directory}/usr")
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-c", DRIVER, f"{self.directory}/etc", f"{self.directory}/usr", *arguments]
+        configuration = [f"--local-config={self.directory}/etc", f"--system-config={self.directory}/usr"]
+        return [sys.executable, "-m", "rkpy", *configuration, "trust", *arguments]
 
     def trust(self, *arguments: str) -> Done:
         """Run it without a terminal."""
@@ -121,7 +110,7 @@ def test_a_key_for_a_prefix_is_stored_armoured(case: Case, alice: str, armor: bo
 
 
 def test_a_root_key(case: Case, alice: str) -> None:
-    done = case.trust("--root", "--skip-fingerprint-review", case.key_file(alice))
+    done = case.trust("--root", "--skip-fingerprint-review=true", "--list=false", case.key_file(alice))
     assert done == (0, f'Added root key at "{case.keystore.local}/root.d/{alice}"\n', "")
 
 
@@ -203,6 +192,7 @@ def test_a_secret_key_is_refused(case: Case, alice: str) -> None:
         (("--prefix=example.com/", "KEY"), "invalid prefix"),
         (("--prefix=", "KEY"), "invalid prefix"),
         (("--root",), "no key file given"),
+        (("--prefix=a", "--root=maybe", "KEY"), "neither true nor false"),
         (("--root", "https://example.com/key"), "keys are not downloaded yet"),
         (("--root", "--insecure-allow-http", "http://example.com/key"), "keys are not downloaded yet"),
         (("--root", "/nonexistent"), "open /nonexistent: no such file or directory"),

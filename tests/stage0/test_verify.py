@@ -503,6 +503,11 @@ def test_a_missing_image(case: Case) -> None:
     os.unlink(case.image)
     with pytest.raises(TrustError, match=r"image\.aci: no such file or directory"):
         case.check(signature)
+    for make in (os.mkfifo, os.mkdir):
+        make(case.image)
+        with pytest.raises(TrustError, match=r"image\.aci is not a regular file"):
+            case.check(signature)
+        os.rename(case.image, f"{case.directory}/{make.__name__}")
 
 
 def test_an_empty_keystore(case: Case) -> None:
