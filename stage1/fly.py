@@ -62,9 +62,12 @@ def _defaults() -> tuple[mounts.Step, ...]:
 
 
 def check(pod: PreparedPod) -> list[str]:
-    """What fly will ignore of `pod`, one line each. UsageError for what cannot be ignored safely."""
+    """What fly will ignore of `pod`, one line each. UsageError for what cannot be ignored safely, LaunchError for a
+    volume that cannot be mounted."""
     _refuse(pod)
-    plan(pod)
+    for step in plan(pod).steps:
+        if isinstance(step, mounts.Bind):
+            step.require_source()
     app = pod.apps[0]
     warnings = [f'fly ignores isolator "{name}" of the pod' for name in pod.isolators]
     warnings += [
