@@ -17,6 +17,7 @@ from tests.aci.manifests import APP, IMAGE, IMAGE_ID, anything, changed, damaged
 
 CORPUS = os.path.join(os.path.dirname(__file__), "corpus", "manifests")
 MINIMAL = {"acKind": "ImageManifest", "acVersion": "0.8.11", "name": "example.com/base"}
+HOSTILE = "\x1b]0;pwned\x07\x9b" + "x" * 100_000
 
 
 def test_every_field_is_read() -> None:
@@ -260,9 +261,20 @@ def test_depth_of_an_isolator_is_limited() -> None:
         image_manifest.from_json(changed(IMAGE, "app.isolators.2.value", nested(33)))
 
 
-def test_hostile_text_does_not_reach_the_terminal() -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", HOSTILE),
+        (HOSTILE, "\0"),
+        ("app", {"user": "0", "group": "0", "userLabels": {HOSTILE: 1}}),
+        ("app", {"user": "0", "group": "0", "isolators": [{"name": HOSTILE}]}),
+        ("acKind", HOSTILE),
+        ("labels", [{"name": "os", "value": HOSTILE}]),
+    ],
+)
+def test_hostile_text_does_not_reach_the_terminal(key: str, value: Any) -> None:
     with pytest.raises(ManifestError) as caught:
-        image_manifest.from_json({**MINIMAL, "name": "\x1b]0;pwned\x07" + "x" * 100_000})
+        image_manifest.from_json({**MINIMAL, key: value})
     assert caught.value.message.isprintable()
     assert len(str(caught.value)) < 400
 
