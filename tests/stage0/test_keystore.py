@@ -111,6 +111,7 @@ def broken_files(keys: Keys) -> list[tuple[str, bytes, str]]:
         (keys.one, keys.who.export(keys.one, armor=False)[:60], "it is cut short"),
         (keys.one, both, "holds 2 keys"),
         (keys.one, keys.who.run("--armor", "--export-secret-keys", keys.one), "it contains a secret key"),
+        (keys.one, keys.who.export(keys.one, armor=False) + b"\xcb\x08b\x00\x00\x00\x00\x00hi", "a message's data"),
         (keys.one, b"\xff" * 2_000_000, "larger than 1024 KiB"),
     ]
 

@@ -222,6 +222,16 @@ def test_expired_subkeys_and_subkeys_of_expired_keys(case: Case) -> None:
         refused(verify.KeyExpired, "had expired", case, case.who.sign(signing, case.image, at="20200301T000000"))
 
 
+def test_a_subkey_that_expires_before_its_key(case: Case) -> None:
+    key = case.who.key("Early", at="20200101T000000", expires="30d")
+    subkey = case.who.subkey(key, at="20200101T000000", expires="10d")
+    case.trust(key)
+    assert case.check(case.who.sign(subkey, case.image, at="20200105T000000"))
+    assert case.check(case.who.sign(key, case.image, at="20200120T000000"))
+    case.who.run("--quick-set-expire", key, "0", subkey, at="20200103T000000")
+    refused(verify.KeyExpired, "had expired", case, case.who.sign(subkey, case.image, at="20200120T000000"))
+
+
 def test_a_revoked_key(case: Case) -> None:
     key = case.who.key("Gone <gone@example.com>")
     subkey = case.who.subkey(key)
@@ -259,12 +269,15 @@ def test_an_expired_key_that_is_revoked_as_well(case: Case) -> None:
         refused(verify.KeyRevoked, "has been revoked", case, signature)
 
 
-def test_a_revocation_counts_wherever_in_the_keystore_it_is(case: Case) -> None:
+@pytest.mark.parametrize(
+    "places", [("example.com", "example.org"), ("example.org", "example.com"), ("example.com", None)]
+)
+def test_a_revocation_counts_wherever_in_the_keystore_it_is(case: Case, places: tuple[str | None, ...]) -> None:
     key = case.who.key("Twice")
     signature = case.who.sign(key, case.image)
-    case.trust(key, "example.com")
+    case.trust(key, places[0])
     case.who.revoke(key)
-    case.trust(key, "example.org")
+    case.trust(key, places[1])
     refused(verify.KeyRevoked, "has been revoked", case, signature)
 
 
