@@ -402,6 +402,16 @@ def test_nested_targets_in_any_order(shop: Workshop, tmp_path: Path) -> None:
         assert shop.run(shop.pod("list", "/z/in/most", mounts=order)).lines == ["yes"]
 
 
+@pytest.fixture
+def host_places() -> Iterator[None]:
+    """Where a mistake would create something; taken away, so that it shows once."""
+    yield
+    found = [path for path in ("/dev/rkpy", "/dev/shm/rkpy-x", "/rkpy-escape") if os.path.lexists(path)]
+    for path in found:
+        shutil.rmtree(path)
+    assert found == []
+
+
 ESCAPES = {
     "relative": ({"data": "->../../../../../../../../rkpy-escape"}, "/data"),
     "absolute": ({"data": "->/rkpy-escape"}, "/data"),
@@ -412,6 +422,7 @@ ESCAPES = {
 }
 
 
+@pytest.mark.usefixtures("host_places")
 @pytest.mark.parametrize("case", ESCAPES)
 def test_targets_stay_inside(shop: Workshop, tmp_path: Path, case: str) -> None:
     """The volume lands in the root, and its place is made there and not on the host (rkt/rkt#3228)."""
@@ -422,7 +433,6 @@ def test_targets_stay_inside(shop: Workshop, tmp_path: Path, case: str) -> None:
     pod = shop.pod("list", "/rkpy-escape", layers=(shop.layer(files),), mounts=(host_mount(str(source), target),))
     result = shop.run(pod)
     assert result.lines == ["here"], result
-    assert not os.path.lexists("/rkpy-escape")
 
 
 def test_a_link_to_a_directory_of_the_host(shop: Workshop, tmp_path: Path) -> None:
@@ -447,6 +457,7 @@ BAD_TARGETS = {
 }
 
 
+@pytest.mark.usefixtures("host_places")
 @pytest.mark.parametrize("case", BAD_TARGETS)
 def test_bad_targets(shop: Workshop, tmp_path: Path, case: str) -> None:
     files, target, message = BAD_TARGETS[case]
@@ -455,7 +466,6 @@ def test_bad_targets(shop: Workshop, tmp_path: Path, case: str) -> None:
     assert (result.status, result.out) == (254, "")
     assert message in result.err
     assert result.err.startswith('volume "')
-    assert not os.path.lexists("/dev/rkpy") and not os.path.lexists("/dev/shm/rkpy-x")
 
 
 def test_a_place_in_another_volume_must_exist(shop: Workshop, tmp_path: Path) -> None:
