@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
@@ -34,6 +35,17 @@ def wait(text: str) -> int:
     if text in TRUE or text in FALSE:
         return FOR_EVER if text in TRUE else 0
     return duration(text)
+
+
+class OptionalValue(click.Option):
+    """An option that may stand without its value, and whose value may begin with a hyphen: `--wait`, `--wait=-1s`.
+
+    click takes a hyphen after `=` for the next option. `clickrun` has given the bare ones their value by then, so here
+    there always is one."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._flag_needs_value = False
 
 
 def require_root() -> None:

@@ -18,6 +18,7 @@ from stage0.pods import Pod, Pods, State
 @click.command("status")
 @click.option(
     "--wait",
+    cls=flags.OptionalValue,
     type=flags.wait,
     is_flag=False,
     flag_value="true",
@@ -26,6 +27,7 @@ from stage0.pods import Pod, Pods, State
 )
 @click.option(
     "--wait-ready",
+    cls=flags.OptionalValue,
     type=flags.wait,
     is_flag=False,
     flag_value="true",

@@ -101,6 +101,30 @@ def test_a_pod_whose_maker_died_is_aborted(pods: Pods) -> None:
     assert _state(pods, pod.uuid) is State.ABORTED_PREPARE
 
 
+def test_a_pod_that_became_prepared_under_our_eyes_was_not_aborted(pods: Pods) -> None:
+    """The lock is free by the time we ask for it, but the pod is no longer where a free lock means that."""
+    with pods.create() as pod:
+        pod.to_prepare()
+        observed = pods.find(pod.uuid)
+        pod.to_prepared()
+    with observed:
+        assert (observed.directory, observed.state()) == ("prepare", State.PREPARED)
+
+
+def test_nobody_is_born_while_embryos_are_judged(pods: Pods) -> None:
+    pods.create().discard()
+    script = "import sys; from stage0.pods import Pods; print(flush=True); Pods(sys.argv[1]).create(); print('born')"
+    with pods.births(exclusive=True):
+        maker = subprocess.Popen([sys.executable, "-c", script, pods.root], stdout=subprocess.PIPE, text=True)
+        assert maker.stdout is not None and maker.stdout.readline() == "\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            maker.wait(timeout=0.5)
+        assert os.listdir(f"{pods.root}/embryo") == []
+    with maker:
+        assert maker.communicate()[0] == "born\n"
+    assert len(os.listdir(f"{pods.root}/embryo")) == 1
+
+
 def test_steps_that_make_no_sense_are_refused(pods: Pods) -> None:
     with pods.create() as pod:
         with pytest.raises(PodError, match="cannot go from embryo to run"):
