@@ -12,6 +12,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from aci.store import Verification
 from common.errors import TrustError, reason
 from stage0 import openpgp
 from stage0.keystore import KeyFile, Keystore, load, read_limited
@@ -29,16 +30,6 @@ _VERDICTS = frozenset({"GOODSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG", "BADSIG", 
 _SPOILERS = frozenset({"NODATA", "UNEXPECTED", "BADARMOR"})
 _GPG_DIGEST_ERROR = "5"  # GPG_ERR_DIGEST_ALGO
 _GPG_NO_KEY = "9"  # GPG_ERR_NO_PUBKEY
-
-
-class Verification(NamedTuple):
-    """What was verified, by which key."""
-
-    fingerprint: str
-    signer: str
-    trusted_for: str
-    """The prefix; empty for a root key."""
-    signed_at: int
 
 
 class Signature(NamedTuple):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.errors import TrustError
 from stage0 import openpgp, verify
 from stage0.keystore import Keystore
-from stage0.verify import Signature, Verification, check_signer, require_trusted, verify_detached
+from stage0.verify import Signature, check_signer, require_trusted, verify_detached
 from tests.gpg import Signer, signer
 
 NAME = "example.com/app"
