@@ -48,7 +48,10 @@ MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
 
+PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
+
+RENAME_EXCHANGE = 2
 
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
@@ -184,3 +187,16 @@ def _check_fs(result: int, fd: int, about: str) -> None:
 def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument."""
     _check(_libc.prctl(ctypes.c_int(option), _long(value), _long(0), _long(0), _long(0)), "prctl", str(option))
+
+
+def syncfs(fd: int, path: str) -> None:
+    """syncfs(2): flush the whole file system `fd` is on; `path` only names it in errors. Since Linux 5.8 it reports
+    what could not be written back."""
+    _check(_libc.syncfs(ctypes.c_int(fd)), "syncfs", path)
+
+
+def renameat2(source: str, target: str, flags: int) -> None:
+    """renameat2(2) of two absolute paths, with RENAME_EXCHANGE to swap them."""
+    paths = ctypes.c_char_p(os.fsencode(source)), ctypes.c_char_p(os.fsencode(target))
+    cwd = ctypes.c_int(AT_FDCWD)
+    _check(_libc.renameat2(cwd, paths[0], cwd, paths[1], ctypes.c_uint(flags)), "renameat2", target)

@@ -9,19 +9,17 @@ import click
 
 from common.errors import RkpyError, UsageError
 from stage0 import durations
-
-_TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
-_FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
+from stage0.options import FALSE, TRUE
 
 FOR_EVER = -1
 
 
 def go_bool(text: str) -> bool:
-    """A boolean in the spellings of Go's strconv.ParseBool. For an option made with
+    """A Go boolean. For an option made with
     `type=go_bool, is_flag=False, flag_value="true"`: `--x`, `--x=false`."""
-    if text not in _TRUE and text not in _FALSE:
+    if text not in TRUE and text not in FALSE:
         raise click.BadParameter(f'"{text}" is neither true nor false')
-    return text in _TRUE
+    return text in TRUE
 
 
 def duration(text: str) -> int:
@@ -34,8 +32,8 @@ def duration(text: str) -> int:
 
 def wait(text: str) -> int:
     """How long to wait, a boolean or a duration: in nanoseconds, 0 for not at all, negative for ever."""
-    if text in _TRUE or text in _FALSE:
-        return FOR_EVER if text in _TRUE else 0
+    if text in TRUE or text in FALSE:
+        return FOR_EVER if text in TRUE else 0
     return duration(text)
 
 

@@ -62,9 +62,12 @@ def _defaults() -> tuple[mounts.Step, ...]:
 
 
 def check(pod: PreparedPod) -> list[str]:
-    """What fly will ignore of `pod`, one line each. UsageError for what cannot be ignored safely."""
+    """What fly will ignore of `pod`, one line each. UsageError for what cannot be ignored safely, LaunchError for a
+    volume that cannot be mounted."""
     _refuse(pod)
-    plan(pod)
+    for step in plan(pod).steps:
+        if isinstance(step, mounts.Bind):
+            step.require_source()
     app = pod.apps[0]
     warnings = [f'fly ignores isolator "{name}" of the pod' for name in pod.isolators]
     warnings += [
@@ -257,9 +260,11 @@ def members(directory: str, leader: poddir.Leader) -> Iterator[tuple[int, int]]:
 
 def _is_member(directory: str, leader: poddir.Leader, pid: int) -> bool:
     """In the pod's mount namespace, or holding the pod's lock from a namespace of its own. Numbers of namespaces are
-    used again, so its mounts have to name the pod as well."""
+    used again, so its mounts have to name the pod as well; and a pod's namespace is never the one we are in ourselves,
+    whatever a damaged record says: a mistake here would end everything on the host."""
     try:
-        if os.stat(f"/proc/{pid}/ns/mnt").st_ino == leader.mount_namespace:
+        namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+        if namespace == leader.mount_namespace != os.stat("/proc/self/ns/mnt").st_ino:
             return _mounts_name(pid, os.path.basename(os.path.realpath(directory)))
         return _holds_lock(pid, os.stat(f"{directory}/{poddir.LOCK}"))
     except OSError:

@@ -59,21 +59,36 @@ class Bind(NamedTuple):
 
     def open_source(self) -> int:
         """A detached copy of the source's mount, final in all its attributes before anyone can see it."""
+        place = self._open_place()
         try:
-            return self._clone()
+            return self._clone(place)
+        except OSError as error:
+            raise self._unusable(error) from error
+        finally:
+            os.close(place)
+
+    def require_source(self) -> None:
+        """LaunchError unless the source is there and can be mounted as asked. Needs no privileges."""
+        os.close(self._open_place())
+
+    def _open_place(self) -> int:
+        # Symlinks are followed as mount(8) does, except the magic ones of /proc, which name other processes' files.
+        try:
+            place = syscalls.openat2(syscalls.AT_FDCWD, self.source, os.O_PATH, resolve=syscalls.RESOLVE_NO_MAGICLINKS)
         except FileNotFoundError as error:
             hint = "create it, or name another source"
             raise LaunchError(f'{self.about}: host path "{self.source}" does not exist', hint=hint) from error
         except OSError as error:
-            raise LaunchError(f'{self.about}: cannot use host path "{self.source}": {reason(error)}') from error
-
-    def _clone(self) -> int:
-        # Symlinks are followed as mount(8) does, except the magic ones of /proc, which name other processes' files.
-        place = syscalls.openat2(syscalls.AT_FDCWD, self.source, os.O_PATH, resolve=syscalls.RESOLVE_NO_MAGICLINKS)
+            raise self._unusable(error) from error
         self._refuse_read_only_device(os.fstat(place).st_mode)
+        return place
+
+    def _unusable(self, error: OSError) -> LaunchError:
+        return LaunchError(f'{self.about}: cannot use host path "{self.source}": {reason(error)}')
+
+    def _clone(self, place: int) -> int:
         flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
         tree = syscalls.open_tree(place, "", flags | (syscalls.AT_RECURSIVE if self.recursive else 0))
-        os.close(place)
         # What the host mounts later below a recursive source appears in the app too; below a read-only one it must
         # not, because it would arrive writable.
         follow_host = self.recursive and not self.read_only

@@ -74,8 +74,8 @@ class OverlayRoot(NamedTuple):
             # Linux before 6.5 has no `lowerdir+`. Where both ways fail, the first says more about the reason.
             try:
                 _mount_by_options(layers, upper, work, self.label, self.place)
-            except OSError:
-                raise error from None
+            except OSError as second:
+                raise (second if second.errno == errno.E2BIG else error) from None
 
 
 class CopiedRoot(NamedTuple):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aci.image_manifest import App, EventHandler, Isolator, Port
-from common.errors import UsageError
+from common.errors import LaunchError, UsageError
 from stage1 import fly
 from stage1.flavour import Mount, PreparedApp, PreparedPod
 from stage1.mounts import Bind, HostFile, ReadOnlyRoot, Tmpfs, normalize
@@ -96,6 +96,19 @@ def test_two_volumes_at_one_target(other: str) -> None:
 def test_the_root_is_refused(target: str) -> None:
     with pytest.raises(UsageError, match='volume "v" cannot be mounted over the app\'s root'):
         fly.check(pod(prepared={"mounts": (mount(target),)}))
+
+
+@pytest.mark.parametrize(
+    ("source", "read_only", "message"),
+    [
+        ("/nowhere/at/all", False, 'volume "v": host path "/nowhere/at/all" does not exist'),
+        ("/dev/null", True, 'does not keep the app from writing to the device "/dev/null"'),
+        ("/proc/self/cwd", False, 'volume "v": cannot use host path "/proc/self/cwd"'),
+    ],
+)
+def test_sources_are_looked_at_before_the_pod_runs(source: str, read_only: bool, message: str) -> None:
+    with pytest.raises(LaunchError, match=message):
+        fly.check(pod(prepared={"mounts": (mount("/v", source=source, read_only=read_only),)}))
 
 
 @given(st.lists(st.sampled_from(["", ".", "..", "a", "bb"])).map("/".join))

@@ -42,10 +42,13 @@ def _where(root: AppRoot, path: str, *, directory: bool = True) -> str:
         ({"a": "/b", "b": "c", "c": "/d/../e"}, "/a/f", "/e/f"),
         ({"a": "/"}, "/a/b", "/b"),
         ({"a": "b/../c"}, "/a", "/c"),
+        ({"d/e/f": "/g"}, "/d/e/f/h", "/g/h"),
+        ({"d/e/f": "g"}, "/d/e/f/h", "/d/e/g/h"),
     ],
 )
 def test_links_are_followed_inside(root: AppRoot, tmp_path: Path, links: dict[str, str], path: str, place: str) -> None:
     for name, text in links.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / name).symlink_to(text)
     assert _where(root, path) == place
     assert sorted(os.listdir(tmp_path)) == ["root"]
@@ -68,6 +71,15 @@ def test_nothing_is_created_outside_the_pods_mounts(root: AppRoot, tmp_path: Pat
     with pytest.raises(OSError, match="would write to the host"):
         open_target(foreign, "/there/new", directory=True)
     assert os.listdir(tmp_path / "root/there") == []
+
+
+def test_a_long_chain_of_links_is_given_up(root: AppRoot, tmp_path: Path) -> None:
+    """Each leads through a directory that is missing, where the kernel stops, so the counting is ours."""
+    for number in range(60):
+        (tmp_path / "root" / f"l{number}").symlink_to(f"/new{number}/../l{number + 1}")
+    with pytest.raises(OSError, match="symbolic links"):
+        open_target(root, "/l0", directory=True)
+    assert _where(root, "/l30") == "/l60"
 
 
 @pytest.mark.parametrize("path", ["/", "/.", "//", "/..", "/a/.."])
