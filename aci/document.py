@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from aci.types import ac_identifier, ac_name, image_id, quote
 from common.errors import ManifestError
@@ -43,8 +43,8 @@ def located(step: str, error: ManifestError) -> Flaw:
 
 
 def decode(data: bytes) -> Any:
-    """The JSON value in `data`; ManifestError for what is not strict JSON in UTF-8 (RFC 8259), for a key that occurs
-    twice in one object, and for what is too large or too deep."""
+    """The JSON value in `data`; ManifestError for what is not strict JSON in UTF-8 (RFC 8259) and for what is too large
+    or too deep. An object in which a key occurs twice is a `Repeated`."""
     if len(data) > SIZE_LIMIT:
         raise ManifestError(f"is larger than {SIZE_LIMIT >> 20} MiB")
     try:
@@ -53,7 +53,8 @@ def decode(data: bytes) -> Any:
         raise ManifestError(f"is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ManifestError(f"is not JSON: {error.msg[:1].lower()}{error.msg[1:]} at {place}") from None
+        reason = error.msg[:1].lower() + error.msg[1:].removesuffix(" at")
+        raise ManifestError(f"is not JSON: {reason} at {place}") from None
     except RecursionError:
         raise ManifestError("is nested too deeply") from None
     except ValueError:
@@ -61,16 +62,25 @@ def decode(data: bytes) -> Any:
         raise ManifestError("is not JSON that can be read: a number is too large") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class Repeated(NamedTuple):
+    """Stands for an object in which a key occurs twice. No reader takes it, so the one that meets it says where."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Repeated:
     result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ManifestError(f"has the key {quote(twice)} twice in one object")
-    return result
+    if len(result) == len(pairs):
+        return result
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            break
+        seen.add(key)
+    return Repeated(key)
 
 
-def _constant(word: str) -> Any:
+def _constant(word: str) -> NoReturn:
     raise ManifestError(f"is not JSON: {word} is not a number")
 
 
@@ -101,12 +111,14 @@ def encode(value: Any, *, pretty: bool) -> str:
 # Readers of single values
 
 _KINDS: Final = {
-    dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number",
-    type(None): "null",
+    dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number",
+    float: "a floating-point number", type(None): "null",
 }  # fmt: skip
 
 
 def expected(what: str, value: Any) -> ManifestError:
+    if isinstance(value, Repeated):
+        return ManifestError(f"has the key {quote(value.key)} twice in one object")
     return ManifestError(f"must be {what}, not {_KINDS.get(type(value), type(value).__name__)}")
 
 
@@ -210,16 +222,30 @@ def each(read: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
 
 
 def record(value: Any, known: frozenset[str]) -> dict[str, Any]:
-    """An object that has the fields `known`. Others are let pass for the sake of later versions, unless they differ
-    from a known one by case only: Go's decoder, and so rkt, would obey them."""
+    """An object that has the fields `known`. Others are let pass for the sake of later versions."""
     if not isinstance(value, dict):
         raise expected("an object", value)
     if not value.keys() <= known:
-        spellings = {field.lower(): field for field in known}
-        for key in value.keys() - known:
-            if (right := spellings.get(str(key).lower())) is not None:
-                raise ManifestError(f"has a field {quote(key)}", hint=f"it is spelt {right}")
+        _check_others(value, known)
     return value
+
+
+def _check_others(entry: dict[str, Any], known: frozenset[str]) -> None:
+    """A field that differs from a known one by case only is refused: Go's decoder, and so rkt, would obey it."""
+    spellings = {key.lower(): key for key in known}
+    for key in entry:
+        if key not in known:
+            if (right := spellings.get(text(key).lower())) is not None:
+                raise ManifestError(f"has a field {quote(key)}", hint=f"it is spelt {right}")
+            _at_key(entry, key, kept)
+
+
+def _at_key(entry: dict[str, Any], key: str, read: Callable[[Any], object]) -> None:
+    """Read the value of a key that the document's author chose, and that is quoted in a path therefore."""
+    try:
+        read(entry[key])
+    except ManifestError as error:
+        raise located(f"[{quote(str(key))}]", error) from None
 
 
 def field(entry: dict[str, Any], key: str, read: Callable[[Any], T], default: T) -> T:
@@ -247,12 +273,9 @@ def texts(value: Any) -> tuple[tuple[str, str], ...]:
     """A reader of objects whose values are strings, as pairs in the order of the document."""
     if not isinstance(value, dict):
         raise expected("an object", value)
-    for key, item in value.items():
-        try:
-            text(key)
-            text(item)
-        except ManifestError as error:
-            raise located(f"[{quote(str(key))}]", error) from None
+    for key in value:
+        text(key)
+        _at_key(value, key, text)
     return tuple(value.items())
 
 

@@ -27,6 +27,7 @@ MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
+MS_MOVE = 0x2000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
@@ -57,6 +58,7 @@ _NR_MOVE_MOUNT = 429
 _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
+_NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
@@ -110,6 +112,17 @@ def mount(source: str | None, target: str, fstype: str | None, flags: int, data:
 def umount2(target: str, flags: int) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), "umount2", target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2). `(".", ".")` leaves the old root mounted over the new one, to be detached by `umount2(".")`."""
+    _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), "pivot_root", new_root)
+
+
+def close_range(first: int, last: int) -> None:
+    """close_range(2) (Linux 5.9): close every descriptor from `first` to `last`, both included."""
+    result = _syscall(_long(_NR_CLOSE_RANGE), _long(first), _long(last), _long(0))
+    _check(result, "close_range", f"{first}-{last}")
 
 
 def open_tree(dirfd: int, path: str, flags: int) -> int:

@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from aci.image_manifest import App
+from aci import isolators
+from aci.image_manifest import App, Isolator
 from aci.pod_manifest import PodManifest, RuntimeApp, RuntimeImage, RuntimeMount, Volume
 from aci.store import ImageRecord
-from aci.types import sanitize_name
+from aci.types import ac_name, default_app_name
 from common.errors import UsageError
 from stage0 import values
 from stage0.grammar import ImageArguments
@@ -91,9 +92,7 @@ def _runtime_app(
 
 
 def _app_name(given: str | None, image_name: str) -> str:
-    from aci.types import ac_name
-
-    return ac_name(given) if given is not None else sanitize_name(image_name.rpartition("/")[2])
+    return ac_name(given, strict=True) if given is not None else default_app_name(image_name)
 
 
 def _override(image: Selected, own: Values) -> App:
@@ -148,8 +147,9 @@ def _strings(text: str | None) -> tuple[str, ...]:
         return ()
 
 
-def _isolators(app: App, own: Values) -> tuple[values.Isolator, ...]:
+def _isolators(app: App, own: Values) -> tuple[Isolator, ...]:
     added = tuple(values.isolators(own))
+    isolators.check(added)
     replaced = tuple(_REPLACED_FAMILIES[name] for name in own.typed() if name in _REPLACED_FAMILIES)
     kept = tuple(isolator for isolator in app.isolators if not isolator.name.startswith(replaced or ("\0",)))
     return kept + added

@@ -9,12 +9,15 @@ import click
 
 from common.errors import UsageError
 from stage0 import config
+from stage0.help import print_help
 from stage0.options import BOOL, GLOBAL, Flag, Values
 
 
 def run_click(command: click.Command, name: str, words: Sequence[str]) -> int:
     """Run `command` with the Config its global flags come to as `ctx.obj`; the exit status."""
     typed = Values()
+    command.add_help_option = False
+    command.params.append(_help_option(name))
     command.params.extend(_global_option(flag, typed) for flag in GLOBAL)
     try:
         with command.make_context(f"rkpy {name}", _spell_out(command, words)) as context:
@@ -49,6 +52,17 @@ def _spell_out(command: click.Command, words: Sequence[str]) -> list[str]:
         if param is not None and not param.is_flag:
             spelled.extend(value for value in [next(rest, None)] if value is not None)
     return spelled
+
+
+def _help_option(name: str) -> click.Option:
+    """`--help` in rkpy's own layout."""
+
+    def show(context: click.Context, _option: click.Parameter, value: bool) -> None:
+        if value:
+            print_help(name)
+            context.exit()
+
+    return click.Option(["--help", "-h"], is_flag=True, is_eager=True, expose_value=False, callback=show)
 
 
 def _global_option(flag: Flag, typed: Values) -> click.Option:

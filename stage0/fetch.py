@@ -87,10 +87,11 @@ def _verified(config: Config, store: Store, kind: str, wanted: Reference, signat
     from stage0.keystore import Keystore
 
     keystore = Keystore(config.local_config, config.system_config)
+    verify.read_signatures(signature)  # a missing signature is no reason to copy the image first
     with store.staging() as staged:
         copy = importer.stage(wanted.value, staged, kind)
         signed = f"{copy}/index.json" if kind == "oci-layout" else copy
-        signatures = verify.verify_detached(keystore, signed, signature)
+        signatures = verify.verify_detached(keystore, signed, signature, called=wanted.value)
 
         def authorize(name: str) -> Verification:
             return verify.require_trusted(keystore, signatures, name)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rkpy import VERSION
 from stage0 import options
 from stage0.main import VERBS, Verb
 from stage0.options import BOOL, Flag
+
+if TYPE_CHECKING:
+    import click
 
 _USAGE = {
     "run": "[OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
@@ -65,12 +69,15 @@ def _click(name: str, verb: Verb) -> tuple[str, Iterable[Flag]]:
     command: click.Command = getattr(import_module(f"stage0.commands.{verb.module}"), verb.attribute)
     with click.Context(command, info_name=name) as context:
         usage = " ".join(command.collect_usage_pieces(context))
-        flags = [
-            Flag(param.opts[0].lstrip("-"), BOOL if param.is_flag else "string", param.help or "")
-            for param in command.params
-            if isinstance(param, click.Option) and not param.hidden
-        ]
-    return usage, flags
+        flags = [_as_flag(param) for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    own = {flag.name for flag in options.GLOBAL} | {"help"}
+    return usage, [flag for flag in flags if flag.name not in own]
+
+
+def _as_flag(option: click.Option) -> Flag:
+    default = option.default if isinstance(option.default, str | int) else ""
+    boolean = option.is_flag or (option.flag_value == "true" and not default)
+    return Flag(option.opts[0].lstrip("-"), BOOL if boolean else "string", option.help or "", str(default))
 
 
 def _flags(flags: Iterable[Flag]) -> str:

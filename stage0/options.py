@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from common.errors import UsageError
 
+TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
+FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
+
 BOOL, STRING, LIST, OPTIONAL = "bool", "string", "list", "optional"
 
 
@@ -137,11 +140,9 @@ def table(*groups: Iterable[Flag]) -> dict[str, Flag]:
 
 
 def to_bool(name: str, value: str) -> bool:
-    """A Go boolean. Raises UsageError."""
-    if value in ("1", "t", "T", "true", "TRUE", "True"):
-        return True
-    if value in ("0", "f", "F", "false", "FALSE", "False"):
-        return False
+    """A boolean in the spellings of Go's strconv.ParseBool. Raises UsageError."""
+    if value in TRUE or value in FALSE:
+        return value in TRUE
     raise UsageError(f'invalid value "{value}" for flag --{name}: not a boolean', hint="use true or false")
 
 

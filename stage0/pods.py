@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
 from common import files, locks
-from common.errors import PodError, reason
+from common.errors import PodError, RkpyError, reason
 from stage1 import poddir
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ class PodMovedError(PodError):
     """Somebody else moved the pod on first; losing that race is normal."""
 
 
+class PodBusyError(PodError):
+    """Somebody else owns the pod."""
+
+
 class Pod:
     """One pod directory, either *observed* or *owned*; a context manager that closes what it holds.
 
@@ -134,7 +138,7 @@ class Pod:
             leader = self.leader()
             held = leader is not None and leader.is_alive()
         state = _STATES[self.directory][0 if held else 1]
-        if state is State.ABORTED_PREPARE and self._has_moved():
+        if state is State.ABORTED_PREPARE and self.has_moved():
             # The lock is let go *after* the rename to `prepared`, so a free lock proves nothing once it has moved.
             return State.PREPARED
         return state
@@ -148,7 +152,8 @@ class Pod:
         except OSError as error:
             raise _failure(f'cannot read pod "{self.uuid}"', error) from error
 
-    def _has_moved(self) -> bool:
+    def has_moved(self) -> bool:
+        """Whether an observed pod is no longer where it was found: moved on, or removed."""
         if self._fd < 0:
             return False
         try:
@@ -186,13 +191,18 @@ class Pod:
         """The app's exit status; None while it runs, or when its flavour could not learn it."""
         return poddir.read_status(self.base, app)
 
-    def flavour(self) -> str | None:
-        """The name of the stage1 flavour; None when the pod never got that far."""
+    def flavour(self) -> str:
+        """The name of the stage1 flavour; empty when the pod never got that far."""
         try:
-            with open(f"{self.base}/{poddir.FLAVOUR}", encoding="utf-8") as file:
-                return file.read().strip() or None
-        except (FileNotFoundError, UnicodeDecodeError):
-            return None
+            with open(f"{self.base}/{poddir.FLAVOUR}", encoding="utf-8", errors="replace") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise _failure(f'cannot read pod "{self.uuid}"', error) from error
+
+    def has_manifest(self) -> bool:
+        return os.path.lexists(f"{self.base}/{poddir.MANIFEST}")
 
     def manifest_text(self) -> bytes:
         """The pod manifest as stored. Raises PodError when there is none."""
@@ -210,24 +220,27 @@ class Pod:
 
     # --- what its owner does with it
 
-    def lock(self) -> None:
-        """Become the owner. Raises PodError when somebody else is."""
+    def take(self) -> None:
+        """Become the owner. A pod that lost its lock file (a removal that was interrupted) gets a new one.
+
+        Raises PodBusyError when somebody else is the owner, PodMovedError when it has moved, PodError otherwise."""
         try:
-            self._lock = locks.acquire(f"{self.base}/{poddir.LOCK}", exclusive=True, blocking=False)
+            path = f"{self.base}/{poddir.LOCK}"
+            self._lock = locks.acquire(path, exclusive=True, blocking=False, create=_LOCK_MODE)
         except BlockingIOError:
-            raise PodError(f'pod "{self.uuid}" is in use by another process') from None
+            raise PodBusyError(f'pod "{self.uuid}" is in use by another process') from None
         except FileNotFoundError:
             raise _moved(self.uuid) from None
         except OSError as error:
             raise _failure(f'cannot lock pod "{self.uuid}"', error) from error
-        if self._has_moved():
+        if self.has_moved():
             self.close()
             raise _moved(self.uuid)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def life_lock(self) -> int:
+    def hand_over_lock(self) -> int:
         """Exchange the owner's lock for the one the pod lives by: a shared lock on a read-only descriptor that child
         processes inherit. Returns the descriptor, which is the caller's now. There is no unlocked moment."""
         if self._lock is None:
@@ -258,6 +271,22 @@ class Pod:
     def to_garbage(self) -> None:
         self._move(GARBAGE, allowed=(EMBRYO, PREPARE, PREPARED, EXITED_GARBAGE))
 
+    def discard(self) -> None:
+        """Take back a pod of ours that will not start after all: remove it, or leave it to gc if that fails.
+
+        Never raises RkpyError: it is called because of an error, which is the one to report."""
+        from stage0 import gc
+
+        try:
+            if self.directory == RUN:
+                self.to_exited_garbage()
+            self.to_garbage()
+            gc.remove(self, gc.read_mounts(self.root))
+        except RkpyError:
+            pass
+        finally:
+            self.close()
+
     def _move(self, directory: str, *, allowed: tuple[str, ...]) -> None:
         """Raises PodMovedError when somebody was quicker, PodError when it cannot be done."""
         if self.directory not in allowed:
@@ -265,7 +294,9 @@ class Pod:
         target = f"{self.root}/{directory}/{self.uuid}"
         try:
             os.rename(self.path, target)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if os.path.lexists(self.path):  # then it is the directory to move to that is missing
+                raise _failure(f'cannot move pod "{self.uuid}" to {directory}', error) from error
             raise _moved(self.uuid) from None
         except OSError as error:
             raise _failure(f'cannot move pod "{self.uuid}" to {directory}', error) from error

@@ -64,7 +64,7 @@ def app_name(text: str) -> tuple[str, dict[str, str]]:
         if not given or not key or key in labels:
             raise UsageError(f'"{text}" is no image name: "{item}" is not a new LABEL=VALUE')
         labels[key] = value
-    ac_identifier(name)
+    ac_identifier(name, strict=True)
     return name, labels
 
 

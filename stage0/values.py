@@ -8,6 +8,7 @@ from typing import Any
 
 from aci.image_manifest import Isolator
 from aci.pod_manifest import ExposedPort, Volume
+from aci.types import ac_name, quantity
 from common.errors import UsageError, reason
 from stage0.options import Values, to_bool
 
@@ -30,8 +31,6 @@ def pairs(flag: str, text: str) -> dict[str, str]:
 
 def volume(text: str) -> Volume:
     """`NAME,kind=host,source=/abs[,readOnly=BOOL][,recursive=BOOL]` or `NAME,kind=empty[,mode=M][,uid=N][,gid=N]`."""
-    from aci.types import ac_name
-
     name, _, rest = text.partition(",")
     fields = pairs("volume", rest) if rest else {}
     kind = fields.pop("kind", "")
@@ -41,7 +40,7 @@ def volume(text: str) -> Volume:
     for key in fields:
         if key not in allowed:
             raise UsageError(f"--volume={text}: {key} means nothing for kind={kind}", hint=f"use {', '.join(allowed)}")
-    ac_name(name)
+    ac_name(name, strict=True)
     if kind == "empty":
         return _empty_volume(text, name, fields)
     source = fields.get("source", "")
@@ -156,11 +155,8 @@ RESTRICTIONS = ("memory", "cpu", "cpu-shares", "oom-score-adj", "caps-retain", "
 
 
 def _resource(kind: str, flags: Values) -> Isolator:
-    from aci.types import quantity
-
     limit = flags.get(kind) or ""
-    value = quantity(limit)
-    if kind == "memory" and value < MINIMUM_MEMORY:
+    if kind == "memory" and quantity(limit) < MINIMUM_MEMORY:
         raise UsageError(f"--memory={limit}: less than {MINIMUM_MEMORY} bytes", hint="m is milli; write M or Mi")
     return Isolator(f"resource/{kind}", {"limit": limit})
 
@@ -191,5 +187,5 @@ def _seccomp(flags: Values) -> Isolator:
             calls.append(word)
     if mode not in ("retain", "remove"):
         raise UsageError(f"--seccomp={text}: mode has to be retain or remove")
-    value: dict[str, Any] = {"set": calls, **({"errno": errno} if errno else {})}
-    return Isolator(f"os/linux/seccomp-{mode}-set", value)
+    filtered: dict[str, Any] = {"set": calls, **({"errno": errno} if errno else {})}
+    return Isolator(f"os/linux/seccomp-{mode}-set", filtered)

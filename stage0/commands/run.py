@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from aci import pod_manifest
 from aci.pod_manifest import PodManifest
@@ -16,7 +17,7 @@ from stage0.assemble import Selected
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.options import Values
-from stage0.pods import Pod, Pods
+from stage0.pods import PREPARED, Pod, Pods
 from stage0.values import RESTRICTIONS
 from stage1 import flavour as flavours
 from stage1.flavour import Flavour
@@ -49,8 +50,9 @@ def prepare_(words: Sequence[str]) -> int:
     store = Store(settings.store)
     with store.lock():
         pod = _prepare(request, settings, store, flavour_name)
-        _warn(pod, flavour.check(prepare.load(pod, store, asked=_asked(request))))
-        pod.to_prepared()
+        with _discarded_on_failure(pod):
+            _warn(flavour.check(prepare.load(pod, store, asked=_asked(request))))
+            pod.to_prepared()
     sys.stdout.write(f"{pod.uuid}\n")
     return 0
 
@@ -60,10 +62,11 @@ def run_prepared(words: Sequence[str]) -> int:
     request, settings = _parse("run-prepared", words, arguments=False)
     if len(request.images) != 1:
         raise UsageError("must provide exactly one pod UUID")
-    pods = Pods(settings.pods)
-    pod = pods.find(request.images[0].reference)
-    flavour = flavours.load(pod.flavour())
+    pod = Pods(settings.pods).find(request.images[0].reference)
+    if pod.directory != PREPARED:
+        raise PodError(f'pod "{pod.uuid}" is not prepared: it is {pod.state()}')
     pod.take()
+    flavour = flavours.load(pod.flavour())
     return _start(pod, Store(settings.store), flavour, request.flags, settings, ())
 
 
@@ -88,15 +91,22 @@ def _prepare(request: Request, settings: Config, store: Store, flavour: str) -> 
     """A pod directory with everything in it, in the state `prepare` and locked."""
     manifest, records = _manifest(request, settings, store)
     pod = Pods(settings.pods).create()
-    try:
+    with _discarded_on_failure(pod):
         pod.to_prepare()
         prepare.write(pod, manifest, records, store, flavour)
         if request.flags.boolean("no-overlay"):
             prepare.copy_roots(pod, store)
+    return pod
+
+
+@contextmanager
+def _discarded_on_failure(pod: Pod) -> Iterator[None]:
+    """Until it starts, a pod of ours that meets a failure is taken back whole."""
+    try:
+        yield
     except BaseException:
         pod.discard()
         raise
-    return pod
 
 
 def _manifest(request: Request, settings: Config, store: Store) -> tuple[PodManifest, dict[str, ImageRecord]]:
@@ -131,9 +141,8 @@ def _asked(request: Request) -> tuple[str, ...]:
 
 
 def _start(pod: Pod, store: Store, flavour: Flavour, flags: Values, settings: Config, asked: tuple[str, ...]) -> int:
-    """Let `flavour` become the pod. Until the last moment a failure takes the pod away again."""
-    undo: Callable[[], None] = pod.discard
-    try:
+    """Let `flavour` become the pod."""
+    with _discarded_on_failure(pod):
         prepared = prepare.load(
             pod,
             store,
@@ -143,17 +152,14 @@ def _start(pod: Pod, store: Store, flavour: Flavour, flags: Values, settings: Co
             asked=asked,
             debug=settings.debug,
         )
-        _warn(pod, flavour.check(prepared))
+        _warn(flavour.check(prepared))
         _save_uuid(flags.get("uuid-file-save"), pod.uuid)
         pod.to_run()
         prepared = prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock())
-    except BaseException:
-        undo()
-        raise
     flavour.run(prepared)
 
 
-def _warn(pod: Pod, warnings: Sequence[str]) -> None:
+def _warn(warnings: Sequence[str]) -> None:
     for warning in warnings:
         sys.stderr.write(f"rkpy: warning: {warning}\n")
 

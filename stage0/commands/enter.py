@@ -1,0 +1,68 @@
+"""`rkpy enter`: run a command in a running pod."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import click
+
+from aci.store import Store
+from common.errors import PodError, UsageError
+from stage0 import prepare
+from stage0.config import Config
+from stage0.pods import RUN, Pod, Pods, State
+from stage1 import flavour as flavours
+from stage1.flavour import EnterRequest, PreparedApp
+
+START_TIMEOUT = 10.0
+"""Seconds to wait for a pod that has just been started to get its leader."""
+
+
+@click.command("enter", context_settings={"allow_interspersed_args": False})
+@click.option("--app", default="", metavar="NAME", help="app to enter; needed when the pod has more than one")
+@click.argument("uuid")
+@click.argument("words", metavar="[CMD [ARGS]...]", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def command(config: Config, app: str, uuid: str, words: tuple[str, ...]) -> None:
+    """Enter the namespaces of an app within a rkpy pod and run CMD there (default: a shell).
+
+    The command gets the app's user, environment and working directory; its exit status is rkpy's."""
+    if os.geteuid() != 0:
+        raise UsageError("cannot run as unprivileged user", hint="run it as root")
+    pod = _find(Pods(config.pods), uuid)
+    _wait_until_ready(pod)
+    prepared = prepare.load(pod, Store(config.store))
+    flavour = flavours.load(pod.flavour() or "")
+    flavour.enter(EnterRequest(pod.path, _choose(prepared.apps, app), words[1:] if words[:1] == ("--",) else words))
+
+
+def _find(pods: Pods, uuid: str) -> Pod:
+    try:
+        return pods.find(uuid)
+    except PodError as error:
+        raise PodError(f"problem retrieving pod: {error.message}", hint=error.hint) from error
+
+
+def _wait_until_ready(pod: Pod) -> None:
+    """A pod holds its lock a moment before it has a leader. PodError when it does not run, or not in time."""
+    end = time.monotonic() + START_TIMEOUT
+    while pod.directory == RUN and pod.state() is State.RUNNING:
+        if pod.is_ready():
+            return
+        if time.monotonic() > end:
+            raise PodError(f'pod "{pod.uuid}" has not started yet', hint="try again, or see rkpy status")
+        time.sleep(0.02)
+    raise PodError(f'pod "{pod.uuid}" isn\'t currently running')
+
+
+def _choose(apps: tuple[PreparedApp, ...], name: str) -> PreparedApp:
+    """The app called `name`; without a name, the only one."""
+    known = {app.name: app for app in apps}
+    if name:
+        if name not in known:
+            raise UsageError(f'no app "{name}" in the pod', hint=f"there is: {', '.join(known)}")
+        return known[name]
+    if len(apps) != 1:
+        raise UsageError(f"pod contains multiple apps: {', '.join(known)}", hint='specify one with "--app=NAME"')
+    return apps[0]

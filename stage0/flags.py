@@ -1,0 +1,54 @@
+"""Values of flags, as click types: Go's booleans and durations; and the gate for commands that only root may run."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from common.errors import RkpyError, UsageError
+from stage0 import durations
+from stage0.options import FALSE, TRUE
+
+FOR_EVER = -1
+
+
+def go_bool(text: str) -> bool:
+    """A Go boolean. For an option made with
+    `type=go_bool, is_flag=False, flag_value="true"`: `--x`, `--x=false`."""
+    if text not in TRUE and text not in FALSE:
+        raise click.BadParameter(f'"{text}" is neither true nor false')
+    return text in TRUE
+
+
+def duration(text: str) -> int:
+    """A duration such as `30m`, in nanoseconds."""
+    try:
+        return durations.parse(text)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def wait(text: str) -> int:
+    """How long to wait, a boolean or a duration: in nanoseconds, 0 for not at all, negative for ever."""
+    if text in TRUE or text in FALSE:
+        return FOR_EVER if text in TRUE else 0
+    return duration(text)
+
+
+class OptionalValue(click.Option):
+    """An option that may stand without its value, and whose value may begin with a hyphen: `--wait`, `--wait=-1s`.
+
+    click takes a hyphen after `=` for the next option. `clickrun` has given the bare ones their value by then, so here
+    there always is one."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self._flag_needs_value = False
+
+
+def require_root() -> None:
+    """Raises RkpyError for anybody but root: one line now instead of a permission error half way."""
+    if os.geteuid() != 0:
+        raise RkpyError("cannot run as unprivileged user", hint="run it as root")

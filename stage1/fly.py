@@ -1,0 +1,294 @@
+"""The fly flavour: a chroot in a private mount namespace, everything else the host's. Not a security boundary.
+
+The engine process becomes the app by exec, so nothing stays resident; see docs/fly.md for what is honoured, what only
+warned about, and what refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple, NoReturn
+
+from common import syscalls
+from common.errors import LaunchError, PodError, UsageError, reason
+from stage1 import mounts, poddir
+from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
+from stage1.rootfs import CopiedRoot, OverlayRoot
+from stage2.launch import LaunchSpec, launch, run_and_wait
+
+NO_NEW_PRIVILEGES = "os/linux/no-new-privileges"
+
+
+class Plan(NamedTuple):
+    """Everything `run` will mount."""
+
+    root: OverlayRoot | CopiedRoot
+    steps: tuple[mounts.Step, ...]
+
+    def describe(self) -> list[str]:
+        return [self.root.describe(), *(step.describe() for step in self.steps)]
+
+
+def plan(pod: PreparedPod) -> Plan:
+    """What running `pod` will mount, in order. UsageError when its volumes cannot be arranged."""
+    app = pod.apps[0]
+    place = poddir.rootfs(pod.directory, app.name)
+    root: OverlayRoot | CopiedRoot = CopiedRoot(place)
+    if app.layers:
+        root = OverlayRoot(app.layers, poddir.overlay(pod.directory, app.name), place, pod.uuid)
+    steps = mounts.arrange((_volume(pod, mount) for mount in app.mounts), _defaults())
+    return Plan(root, (*steps, mounts.ReadOnlyRoot()) if app.read_only_root else steps)
+
+
+def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind:
+    return mounts.Bind(
+        mount.source,
+        mounts.normalize(mount.target),
+        mount.read_only,
+        bool(mount.recursive),
+        about=f'volume "{mount.volume}"',
+        own=mount.source.startswith(f"{pod.directory}/"),
+    )
+
+
+def _defaults() -> tuple[mounts.Step, ...]:
+    trees = (mounts.Bind(path, path, False, True, about=path) for path in ("/dev", "/proc", "/sys"))
+    files = (mounts.HostFile(path) for path in ("/etc/hosts", "/etc/resolv.conf"))
+    return (*trees, mounts.Tmpfs("/tmp", 0o1777), *files)  # noqa: S108
+
+
+def check(pod: PreparedPod) -> list[str]:
+    """What fly will ignore of `pod`, one line each. UsageError for what cannot be ignored safely, LaunchError for a
+    volume that cannot be mounted."""
+    _refuse(pod)
+    for step in plan(pod).steps:
+        if isinstance(step, mounts.Bind):
+            step.require_source()
+    app = pod.apps[0]
+    warnings = [f'fly ignores isolator "{name}" of the pod' for name in pod.isolators]
+    warnings += [
+        f'fly ignores isolator "{isolator.name}" of app "{app.name}"'
+        for isolator in app.app.isolators
+        if isolator.name != NO_NEW_PRIVILEGES
+    ]
+    warnings += [
+        f'fly ignores event handler "{handler.name}" of app "{app.name}": nothing stays to run it after the app'
+        for handler in app.app.event_handlers
+        if handler.name != "pre-start"
+    ]
+    warnings += [
+        f'fly ignores socket activation of port "{port.name}" of app "{app.name}"'
+        for port in app.app.ports
+        if port.socket_activated
+    ]
+    warnings += [f'fly ignores network "{name}": apps use the host\'s' for name in pod.net or () if name != "host"]
+    if pod.hostname:
+        warnings.append(f'fly ignores hostname "{pod.hostname}": apps have the host\'s')
+    return warnings
+
+
+def _refuse(pod: PreparedPod) -> None:
+    if len(pod.apps) != 1:
+        raise UsageError(f"fly runs one app per pod, not {len(pod.apps)}", hint="use another --stage1")
+    if not pod.apps[0].app.exec:
+        raise UsageError(f'app "{pod.apps[0].name}" has nothing to execute', hint="name a program with --exec")
+    if pod.private_users:
+        raise UsageError("fly has no user namespaces", hint="leave out --private-users, or use another --stage1")
+    if "none" in (pod.net or ()):
+        raise UsageError("fly cannot take the network away from an app", hint="use another --stage1")
+    if pod.asked:
+        raise UsageError(f"fly cannot enforce {', '.join(pod.asked)}", hint="use another --stage1")
+
+
+def run(pod: PreparedPod) -> NoReturn:
+    """Become the pod's only app. Returns by LaunchError only; the process is of no use for anything else then."""
+    app = pod.apps[0]
+    planned = plan(pod)
+    if pod.debug:
+        os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
+    _leave_mount_namespace()
+    # Sources before anything is mounted, and after the unshare: a descriptor from before belongs to the old namespace.
+    sources = [step.open_source() for step in planned.steps]
+    root = planned.root.attach()
+    for step, source in zip(planned.steps, sources, strict=True):
+        step.apply(root, source)
+    # Last thing done outside the root; from here on signals reach the app.
+    poddir.write_leader(pod.directory, os.getpid())
+    _switch_root(root.fd)
+    spec = launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,))
+    for handler in app.app.event_handlers:
+        if handler.name == "pre-start":
+            run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
+    launch(spec)
+
+
+def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int, ...]) -> LaunchSpec:
+    """How to launch `argv` as `app`."""
+    section = app.app
+    return LaunchSpec(
+        app_name=app.name,
+        argv=argv,
+        environment=section.environment,
+        user=section.user,
+        group=section.group,
+        supplementary_gids=section.supplementary_gids,
+        working_directory=section.working_directory,
+        no_new_privileges=any(item.name == NO_NEW_PRIVILEGES and item.value is True for item in section.isolators),
+        keep_fds=keep_fds,
+    )
+
+
+def _leave_mount_namespace() -> None:
+    """A mount namespace of our own, which still hears of the host's mounts but never tells it of ours: shared
+    propagation made rkt's mounts grow without bound (rkt/rkt#2351)."""
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    except OSError as error:
+        raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
+
+
+def _switch_root(root_fd: int) -> None:
+    """Make the app's root the root of the namespace and let go of every mount of the host, so that the pod keeps none
+    of them busy. On an initramfs, whose root cannot be pivoted, the app's root is moved over it instead."""
+    os.fchdir(root_fd)
+    try:
+        syscalls.pivot_root(".", ".")
+        syscalls.umount2(".", syscalls.MNT_DETACH)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise LaunchError(f"cannot enter the app's root: {reason(error)}") from error
+        syscalls.mount(".", "/", None, syscalls.MS_MOVE)
+        os.chroot(".")
+    os.chdir("/")
+
+
+def enter(request: EnterRequest) -> NoReturn:
+    """Become `request.command` (default: a shell) beside the running app, as the same user in the same root."""
+    leader = poddir.read_leader(request.directory)
+    if leader is None:
+        raise PodError("the pod has no leader yet", hint="wait until it runs")
+    try:
+        _join(leader)
+    except ProcessLookupError as error:
+        raise PodError("the pod isn't currently running") from error
+    except OSError as error:
+        raise LaunchError(f"cannot enter the pod's mount namespace: {reason(error)}") from error
+    argv = request.command or (("/bin/bash",) if os.access("/bin/bash", os.X_OK) else ("/bin/sh",))
+    launch(launch_spec(request.app, argv, keep_fds=()))
+
+
+def _join(leader: poddir.Leader) -> None:
+    """Enter the namespace of the process `leader` and of no other: what was opened counts only if the leader is found
+    alive afterwards. setns(2) also makes the namespace's root ours, even when the app has changed its own since."""
+    with _Process(leader.pid, leader.start_time) as process:
+        if not leader.is_alive():
+            raise ProcessLookupError(errno.ESRCH, "the leader belongs to an earlier boot")
+        namespace = os.open(f"/proc/{leader.pid}/ns/mnt", os.O_RDONLY)
+        process.require_alive()
+    if os.fstat(namespace).st_ino != leader.mount_namespace:
+        raise ProcessLookupError(errno.ESRCH, "the leader left the pod's mount namespace")
+    syscalls.setns(namespace, syscalls.CLONE_NEWNS)
+    os.chdir("/")
+
+
+class _Process:
+    """A process held by pidfd and known by its start time, so that a reused PID is never taken for it.
+    ProcessLookupError when it is gone."""
+
+    def __init__(self, pid: int, start_time: int) -> None:
+        self.fd = os.pidfd_open(pid)
+        if poddir.start_time(pid) != start_time:
+            os.close(self.fd)
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def require_alive(self) -> None:
+        """A pidfd becomes readable when its process ends (pidfd_open(2))."""
+        if select.select([self.fd], [], [], 0)[0]:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
+def stop(directory: str, *, force: bool) -> None:
+    """SIGTERM to the leader, or to what is left of the pod when the leader is gone; with `force` SIGKILL to all of it.
+    Never to a process group: the caller's shell may be in it."""
+    leader = poddir.read_leader(directory)
+    if leader is None or leader.boot_id != poddir.boot_id():
+        return
+    if not force and _send(leader.pid, leader.start_time, signal.SIGTERM):
+        return
+    for pid, started in members(directory, leader):
+        _send(pid, started, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def _send(pid: int, started: int, number: int) -> bool:
+    """Whether the process was there to be signalled."""
+    try:
+        with _Process(pid, started) as process:
+            signal.pidfd_send_signal(process.fd, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def members(directory: str, leader: poddir.Leader) -> Iterator[tuple[int, int]]:
+    """PIDs and start times of the pod's living processes. Goes on until a look at all processes finds no new one, so
+    that a pod that forks while it is being killed does not get away."""
+    seen: set[tuple[int, int]] = set()
+    found = True
+    while found:
+        found = False
+        for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+            started = poddir.start_time(pid)
+            if started is None or pid == os.getpid() or (pid, started) in seen:
+                continue
+            if not _is_member(directory, leader, pid):
+                continue
+            seen.add((pid, started))
+            found = True
+            yield pid, started
+
+
+def _is_member(directory: str, leader: poddir.Leader, pid: int) -> bool:
+    """In the pod's mount namespace, or holding the pod's lock from a namespace of its own. Numbers of namespaces are
+    used again, so its mounts have to name the pod as well; and a pod's namespace is never the one we are in ourselves,
+    whatever a damaged record says: a mistake here would end everything on the host."""
+    try:
+        namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+        if namespace == leader.mount_namespace != os.stat("/proc/self/ns/mnt").st_ino:
+            return _mounts_name(pid, os.path.basename(os.path.realpath(directory)))
+        return _holds_lock(pid, os.stat(f"{directory}/{poddir.LOCK}"))
+    except OSError:
+        return False
+
+
+def _mounts_name(pid: int, uuid: str) -> bool:
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as file:
+        return any(uuid in line for line in file)
+
+
+def _holds_lock(pid: int, lock: os.stat_result) -> bool:
+    """Whether `pid` has the locked description of the lock file open; having merely the file open means nothing."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            if not os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), lock):
+                continue
+            with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
+                if any(line.startswith("lock:") for line in file):
+                    return True
+        except OSError:
+            continue
+    return False
+
+
+def gc(directory: str) -> None:
+    """Nothing to undo: the mounts went with the last process, and all else lies in the pod directory."""

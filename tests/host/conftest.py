@@ -1,0 +1,45 @@
+"""Tests that need root: they run real pods, and the session fails when one of them leaves something behind."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests import leaks
+
+PAYLOAD = pathlib.Path(__file__).parent / "payload"
+MUST_RUN = os.environ.get("RKPY_TESTS_MUST_RUN") == "1"
+
+
+def unavailable(reason: str) -> None:
+    """Skip, or fail where every test has to run."""
+    (pytest.fail if MUST_RUN else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No mount, network namespace, cgroup, interface, firewall rule or process of ours outlives the session."""
+    if os.geteuid() != 0:
+        unavailable("needs root")
+    leaks.become_subreaper()
+    before = leaks.take()
+    yield
+    left = leaks.children()
+    directories = (str(tmp_path_factory.getbasetemp()),)
+    left += leaks.leaked(before, leaks.take(), directories=directories, strict=MUST_RUN)
+    assert not left, "left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def inspector(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The static program that tells what an app sees (payload/inspect.c)."""
+    path = tmp_path_factory.mktemp("payload") / "inspect"
+    try:
+        subprocess.run(["cc", "-static", "-O1", "-o", path, PAYLOAD / "inspect.c"], check=True)
+    except FileNotFoundError:
+        unavailable("needs a C compiler")
+    return str(path)

@@ -1,0 +1,108 @@
+"""What a test run may leave behind on the machine, looked at before and after.
+
+Processes are told apart exactly: the test session is a subreaper (prctl(2)), so whatever outlives the process that
+started it becomes the session's child. Everything else is compared by name, and only what carries a mark of rkpy or of
+the session's own directories counts, because other work may go on beside the tests; with RKPY_TESTS_MUST_RUN=1, where
+the machine belongs to the tests, every difference counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import time
+from typing import NamedTuple
+
+PR_SET_CHILD_SUBREAPER = 36
+MARK = "rkpy"
+CGROUPS = "/sys/fs/cgroup"
+
+
+class Snapshot(NamedTuple):
+    """Names of what exists, by kind."""
+
+    mounts: frozenset[str]
+    network_namespaces: frozenset[str]
+    cgroups: frozenset[str]
+    interfaces: frozenset[str]
+    firewall_rules: frozenset[str]
+
+
+def become_subreaper() -> None:
+    """Inherit every orphan of this process's descendants from now on."""
+    if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError("cannot become a subreaper")
+
+
+def take() -> Snapshot:
+    return Snapshot(_mounts(), _network_namespaces(), _cgroups(), _interfaces(), _firewall_rules())
+
+
+def leaked(before: Snapshot, after: Snapshot, *, directories: tuple[str, ...], strict: bool) -> list[str]:
+    """A line for everything in `after` that was not in `before` and is ours: below one of `directories`, or marked."""
+    marks = (MARK, *directories)
+    return [
+        f"{kind.replace('_', ' ')}: {name}"
+        for kind in Snapshot._fields
+        for name in sorted(getattr(after, kind) - getattr(before, kind))
+        if strict or any(mark in name for mark in marks)
+    ]
+
+
+def children(deadline: float = 5.0) -> list[str]:
+    """Living children of this process; those about to end are given `deadline` seconds."""
+    end = time.monotonic() + deadline
+    while True:
+        found = _children()
+        if not found or time.monotonic() > end:
+            return [f"process {pid}: {command}" for pid, command in found.items()]
+        time.sleep(0.05)
+
+
+def _children() -> dict[int, str]:
+    pids: list[str] = []
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+            pids += file.read().split()
+    found = {}
+    for pid in map(int, pids):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as line:
+                command = line.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                if stat.read().rpartition(")")[2].split()[0] != "Z":
+                    found[pid] = command
+        except OSError:
+            continue
+    return found
+
+
+def _mounts() -> frozenset[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        # Root, mount point, type and source; not the IDs, which change when somebody remounts something.
+        return frozenset(" ".join((*line.split()[3:5], *line.partition(" - ")[2].split()[:2])) for line in file)
+
+
+def _network_namespaces() -> frozenset[str]:
+    """The named ones (ip-netns(8)); any other ends with its last process."""
+    return frozenset(os.listdir("/run/netns") if os.path.isdir("/run/netns") else ())
+
+
+def _cgroups() -> frozenset[str]:
+    return frozenset(path for path, _, _ in os.walk(CGROUPS))
+
+
+def _interfaces() -> frozenset[str]:
+    return frozenset(os.listdir("/sys/class/net"))
+
+
+def _firewall_rules() -> frozenset[str]:
+    commands = (("nft", "list", "ruleset"), ("iptables-save",))
+    lines: set[str] = set()
+    for command in commands:
+        if shutil.which(command[0]):
+            output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            lines.update(line.strip() for line in output.splitlines() if not line.startswith(("#", ":")))
+    return frozenset(lines)

@@ -1,0 +1,113 @@
+"""Configuration directories: which wins, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError, UsageError
+from stage0 import config
+from stage0.options import GLOBAL, Values, table
+
+
+def flags(**given: str) -> Values:
+    values = Values()
+    for name, value in given.items():
+        values.add(table(GLOBAL)[name.replace("_", "-")], value)
+    return values
+
+
+def write(directory: Path, subdirectory: str, name: str, /, **document: object) -> None:
+    (directory / subdirectory).mkdir(parents=True, exist_ok=True)
+    (directory / subdirectory / name).write_text(json.dumps(document))
+
+
+@pytest.fixture
+def directories(tmp_path: Path) -> dict[str, str]:
+    return {name: str(tmp_path / name) for name in ("system_config", "local_config", "user_config")}
+
+
+def paths(data: str) -> dict[str, str]:
+    return {"rktKind": "paths", "rktVersion": "v1", "data": data}
+
+
+def test_defaults_without_any_file(directories: dict[str, str]) -> None:
+    found = config.load(flags(**directories))
+    assert found.data_dir == "/var/lib/rkpy"
+    assert found.store == "/var/lib/rkpy/cas"
+    assert not found.insecure
+
+
+def test_a_later_directory_wins_key_by_key(tmp_path: Path, directories: dict[str, str]) -> None:
+    write(tmp_path / "system_config", "paths.d", "a.json", **paths("/system"), **{"stage1-images": "/images"})
+    write(tmp_path / "local_config", "paths.d", "a.json", **paths("/local"))
+    assert config.load(flags(**directories)).data_dir == "/local"
+    assert config.effective(config.load(flags(**directories)), "paths")["stage1-images"] == "/images"
+
+
+def test_the_flag_beats_the_files(tmp_path: Path, directories: dict[str, str]) -> None:
+    write(tmp_path / "local_config", "paths.d", "a.json", **paths("/local"))
+    assert config.load(flags(dir=str(tmp_path), **directories)).data_dir == str(tmp_path)
+
+
+def test_stage1_is_configurable(tmp_path: Path, directories: dict[str, str]) -> None:
+    write(tmp_path / "local_config", "stage1.d", "a.json", rktKind="stage1", rktVersion="v1", name="fly", version="1")
+    assert config.load(flags(**directories)).stage1 == "fly"
+
+
+def test_two_files_of_one_kind_in_one_directory_are_an_error(tmp_path: Path, directories: dict[str, str]) -> None:
+    write(tmp_path / "local_config", "paths.d", "a.json", **paths("/a"))
+    write(tmp_path / "local_config", "paths.d", "b.json", **paths("/b"))
+    with pytest.raises(ConfigError, match=r"b\.json: a second file of kind paths"):
+        config.load(flags(**directories))
+
+
+def test_files_without_the_ending_are_passed_over(tmp_path: Path, directories: dict[str, str]) -> None:
+    write(tmp_path / "local_config", "paths.d", "a.json.bak", **paths("/a"))
+    assert config.load(flags(**directories)).data_dir == "/var/lib/rkpy"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a readable JSON document"),
+        ("[" * 100_000, "not a readable JSON document"),
+        ("[]", "not a JSON object"),
+        ('{"rktKind": "paths"}', "rktVersion null is not known"),
+        ('{"rktKind": "auth", "rktVersion": "v1"}', "is not known in paths.d"),
+        ('{"rktKind": "paths", "rktVersion": "v1", "data": "relative"}', "has to be an absolute path"),
+        ('{"rktKind": "paths", "rktVersion": "v1", "data": 1}', "has to be a string"),
+    ],
+)
+def test_bad_files_are_named(text: str, message: str, tmp_path: Path, directories: dict[str, str]) -> None:
+    (tmp_path / "local_config" / "paths.d").mkdir(parents=True)
+    (tmp_path / "local_config" / "paths.d" / "bad.json").write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        config.load(flags(**directories))
+    assert "bad.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        ("none", set()),
+        ("image,tls", {"image", "tls"}),
+        ("all-run", {"capabilities", "paths", "seccomp"}),
+        ("all", {"capabilities", "paths", "seccomp", "image", "tls", "http", "pubkey", "ondisk"}),
+    ],
+)
+def test_insecure_options(text: str, features: set[str]) -> None:
+    assert config.insecure_options(text) == features
+
+
+@pytest.mark.parametrize("text", ["", "imag", "image,,tls", "IMAGE"])
+def test_unknown_insecure_options_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--insecure-options"):
+        config.insecure_options(text)
+
+
+def test_an_empty_data_directory_is_refused() -> None:
+    with pytest.raises(UsageError, match="--dir cannot be empty"):
+        config.load(flags(dir=""))

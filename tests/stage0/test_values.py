@@ -1,0 +1,140 @@
+"""The little languages inside flag values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aci.image_manifest import Isolator
+from aci.pod_manifest import ExposedPort, Volume
+from common.errors import RkpyError, UsageError
+from stage0 import values
+from stage0.options import APP, Values, table
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data,kind=host,source=/srv", Volume("data", "host", "/srv")),
+        (
+            "data,kind=host,source=/srv,readOnly=true,recursive=false",
+            Volume("data", "host", "/srv", read_only=True, recursive=False),
+        ),
+        ("tmp,kind=empty", Volume("tmp", "empty")),
+        ("tmp,kind=empty,mode=1777,uid=5,gid=6", Volume("tmp", "empty", mode="1777", uid=5, gid=6)),
+    ],
+)
+def test_volumes(text: str, expected: Volume) -> None:
+    assert values.volume(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "data", "data,kind=host", "data,kind=host,source=relative", "data,kind=nfs,source=/x", "D,kind=empty",
+        "data,kind=empty,source=/x", "data,kind=host,source=/x,mode=0755", "data,kind=empty,mode=99",
+        "data,kind=empty,mode=17777", "data,kind=empty,uid=-1", "data,kind=empty,uid=4294967295",
+        "data,kind=host,source=/x,readOnly=maybe", "data,kind=host,kind=empty", "data,kind=host,source",
+    ],
+)  # fmt: skip
+def test_bad_volumes(text: str) -> None:
+    with pytest.raises(RkpyError):
+        values.volume(text)
+
+
+def test_mounts() -> None:
+    assert values.mount("volume=data,target=/var/lib/data") == ("data", "/var/lib/data")
+    for bad in ("volume=data", "target=/x", "volume=data,target=x", "volume=data,target=/x,more=1"):
+        with pytest.raises(UsageError):
+            values.mount(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http:8080", ExposedPort("http", 8080)),
+        ("http:127.0.0.1:8080", ExposedPort("http", 8080, "127.0.0.1")),
+        ("http:[::1]:8080", ExposedPort("http", 8080, "::1")),
+    ],
+)
+def test_ports(text: str, expected: ExposedPort) -> None:
+    assert values.port(text) == expected
+
+
+@pytest.mark.parametrize("text", ["http", "http:", ":80", "http:0", "http:65536", "http:x", "http:-1"])
+def test_bad_ports(text: str) -> None:
+    with pytest.raises(UsageError):
+        values.port(text)
+
+
+def test_environment_files(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("# a comment\n; another\n\nA=1\n  B=x=y  \nC=\n")
+    assert values.environment_files([str(file)]) == {"A": "1", "B": "x=y", "C": ""}
+
+
+@pytest.mark.parametrize("text", ["A", "=1", "A=1\nA=2", "\xff"])
+def test_bad_environment_files(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=str(file)):
+        values.environment_files([str(file)])
+
+
+def test_a_missing_environment_file_is_named() -> None:
+    with pytest.raises(UsageError, match="open /nowhere/env: no such file or directory"):
+        values.environment_files(["/nowhere/env"])
+
+
+def app_flags(*given: tuple[str, str]) -> Values:
+    flags = Values()
+    for name, value in given:
+        flags.add(table(APP)[name], value)
+    return flags
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "isolator"),
+    [
+        ("memory", "512M", Isolator("resource/memory", {"limit": "512M"})),
+        ("cpu", "500m", Isolator("resource/cpu", {"limit": "500m"})),
+        ("cpu-shares", "512", Isolator("os/linux/cpu-shares", 512)),
+        (
+            "caps-retain",
+            "CAP_KILL,CAP_CHOWN",
+            Isolator("os/linux/capabilities-retain-set", {"set": ["CAP_KILL", "CAP_CHOWN"]}),
+        ),
+        (
+            "seccomp",
+            "mode=remove,errno=EPERM,reboot,@docker/default-blacklist",
+            Isolator("os/linux/seccomp-remove-set", {"set": ["reboot", "@docker/default-blacklist"], "errno": "EPERM"}),
+        ),
+    ],
+)
+def test_restrictions_become_isolators(flag: str, text: str, isolator: Isolator) -> None:
+    assert list(values.isolators(app_flags((flag, text)))) == [isolator]
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"), [("memory", "16m"), ("memory", "lots"), ("cpu-shares", "many"), ("seccomp", "mode=what,reboot")]
+)
+def test_bad_restrictions(flag: str, text: str) -> None:
+    with pytest.raises(RkpyError):
+        list(values.isolators(app_flags((flag, text))))
+
+
+def test_capabilities_are_kept_or_removed_not_both() -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        list(values.isolators(app_flags(("caps-retain", "CAP_KILL"), ("caps-remove", "CAP_CHOWN"))))
+
+
+@given(st.text(max_size=80))
+def test_no_text_ends_in_anything_but_a_value_or_one_of_our_errors(text: str) -> None:
+    for read in (values.volume, values.mount, values.port):
+        try:
+            read(text)
+        except RkpyError:
+            pass

@@ -1,0 +1,165 @@
+"""What fly would mount, warn about and refuse, without root."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aci.image_manifest import App, EventHandler, Isolator, Port
+from common.errors import LaunchError, UsageError
+from stage1 import fly
+from stage1.flavour import Mount, PreparedApp, PreparedPod
+from stage1.mounts import Bind, HostFile, ReadOnlyRoot, Tmpfs, normalize
+from stage1.rootfs import CopiedRoot, OverlayRoot
+
+DEFAULTS = (
+    Bind("/dev", "/dev", read_only=False, recursive=True, about="/dev"),
+    Bind("/proc", "/proc", read_only=False, recursive=True, about="/proc"),
+    Bind("/sys", "/sys", read_only=False, recursive=True, about="/sys"),
+    Tmpfs("/tmp", 0o1777),
+    HostFile("/etc/hosts"),
+    HostFile("/etc/resolv.conf"),
+)
+
+
+def pod(app: Mapping[str, Any] | None = None, prepared: Mapping[str, Any] | None = None, **fields: Any) -> PreparedPod:
+    one = PreparedApp("web", "sha512-0", App(**{"exec": ("/bin/web",), **(app or {})}), ("/l/1", "/l/2"), False, ())
+    base = PreparedPod("the-uuid", "/pods/x", 3, (one._replace(**prepared or {}),), None, "", False, (), (), False)
+    return base._replace(**fields)
+
+
+def mount(target: str, name: str = "v", source: str = "/src", **fields: Any) -> Mount:
+    return Mount(source, target, False, None, name)._replace(**fields)
+
+
+def targets(*mounts: Mount) -> list[str]:
+    return [step.target for step in fly.plan(pod(prepared={"mounts": mounts})).steps]
+
+
+def test_the_plan_of_a_plain_pod() -> None:
+    planned = fly.plan(pod())
+    assert planned.root == OverlayRoot(("/l/1", "/l/2"), "/pods/x/overlay/web", "/pods/x/rootfs/web", "the-uuid")
+    assert planned.steps == DEFAULTS
+    assert planned.describe() == [
+        "overlay /l/2:/l/1 under /pods/x/overlay/web/upper on /pods/x/rootfs/web",
+        "bind /dev on /dev (recursive)",
+        "bind /proc on /proc (recursive)",
+        "bind /sys on /sys (recursive)",
+        "tmpfs on /tmp (mode 1777)",
+        "bind /etc/hosts on /etc/hosts (read-only) unless the image has one",
+        "bind /etc/resolv.conf on /etc/resolv.conf (read-only) unless the image has one",
+    ]
+
+
+def test_a_copied_root_and_a_read_only_one() -> None:
+    planned = fly.plan(pod(prepared={"layers": (), "read_only_root": True}))
+    assert planned.root == CopiedRoot("/pods/x/rootfs/web")
+    assert planned.steps == (*DEFAULTS, ReadOnlyRoot())
+    assert planned.describe()[-1] == "make / read-only"
+
+
+def test_volumes() -> None:
+    mounts = (
+        mount("/data/", read_only=True, recursive=True),
+        mount("/own", "e", source="/pods/x/volumes/e", recursive=False),
+    )
+    steps = fly.plan(pod(prepared={"mounts": mounts})).steps
+    assert Bind("/src", "/data", read_only=True, recursive=True, about='volume "v"') in steps
+    assert Bind("/pods/x/volumes/e", "/own", read_only=False, recursive=False, about='volume "e"', own=True) in steps
+    assert "bind /src on /data (read-only, recursive)" in [step.describe() for step in steps]
+
+
+def test_order_is_outer_first_then_by_name() -> None:
+    mounts = [mount(target) for target in ("/b/c/d", "/a", "/b/c", "/z", "/b")]
+    wanted = ["/a", "/b", "/dev", "/proc", "/sys", "/tmp", "/z", "/b/c", "/etc/hosts", "/etc/resolv.conf", "/b/c/d"]
+    assert targets(*mounts) == targets(*reversed(mounts)) == wanted
+
+
+@pytest.mark.parametrize("target", ["/dev", "/proc", "/sys", "/tmp", "/etc/hosts", "/etc/resolv.conf"])
+def test_a_volume_replaces_a_default(target: str) -> None:
+    steps = fly.plan(pod(prepared={"mounts": (mount(target),)})).steps
+    assert [step for step in steps if step.target == target] == [Bind("/src", target, False, False, 'volume "v"')]
+    assert len(steps) == len(DEFAULTS)
+
+
+@pytest.mark.parametrize("other", ["/a/b", "/a//b/", "/a/./b", "/a/c/../b", "/../a/b"])
+def test_two_volumes_at_one_target(other: str) -> None:
+    with pytest.raises(UsageError, match='the same target "/a/b": volume "v" and volume "w"'):
+        targets(mount("/a/b"), mount(other, "w"))
+
+
+@pytest.mark.parametrize("target", ["/", "//", "/.", "/..", "/a/.."])
+def test_the_root_is_refused(target: str) -> None:
+    with pytest.raises(UsageError, match='volume "v" cannot be mounted over the app\'s root'):
+        fly.check(pod(prepared={"mounts": (mount(target),)}))
+
+
+@pytest.mark.parametrize(
+    ("source", "read_only", "message"),
+    [
+        ("/nowhere/at/all", False, 'volume "v": host path "/nowhere/at/all" does not exist'),
+        ("/dev/null", True, 'does not keep the app from writing to the device "/dev/null"'),
+        ("/proc/self/cwd", False, 'volume "v": cannot use host path "/proc/self/cwd"'),
+    ],
+)
+def test_sources_are_looked_at_before_the_pod_runs(source: str, read_only: bool, message: str) -> None:
+    with pytest.raises(LaunchError, match=message):
+        fly.check(pod(prepared={"mounts": (mount("/v", source=source, read_only=read_only),)}))
+
+
+@given(st.lists(st.sampled_from(["", ".", "..", "a", "bb"])).map("/".join))
+def test_normalized_paths_are_plain(path: str) -> None:
+    plain = normalize(path)
+    assert plain.startswith("/") and normalize(plain) == plain
+    assert not {".", ".."} & set(plain.split("/"))
+
+
+WARNINGS: dict[str, tuple[PreparedPod, list[str]]] = {
+    "nothing": (pod(), []),
+    "host network": (pod(net=("host",)), []),
+    "network": (pod(net=("default", "lan")), [f'fly ignores network "{name}"' for name in ("default", "lan")]),
+    "hostname": (pod(hostname="box"), ['fly ignores hostname "box"']),
+    "pod isolators": (pod(isolators=("os/unix/sysctl",)), ['fly ignores isolator "os/unix/sysctl" of the pod']),
+    "isolators": (
+        pod({"isolators": (Isolator("resource/memory", {"limit": "1M"}), Isolator("example.com/unknown", 1))}),
+        [f'fly ignores isolator "{name}" of app "web"' for name in ("resource/memory", "example.com/unknown")],
+    ),
+    "no new privileges": (pod({"isolators": (Isolator("os/linux/no-new-privileges", True),)}), []),
+    "event handlers": (
+        pod({"event_handlers": (EventHandler("pre-start", ("a",)), EventHandler("post-stop", ("b",)))}),
+        ['fly ignores event handler "post-stop" of app "web"'],
+    ),
+    "ports": (
+        pod({"ports": (Port("plain", "tcp", 80, 1, False), Port("http", "tcp", 81, 1, True))}),
+        ['fly ignores socket activation of port "http" of app "web"'],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WARNINGS)
+def test_one_warning_per_ignored_field(case: str) -> None:
+    value, expected = WARNINGS[case]
+    found = fly.check(value)
+    assert len(found) == len(expected)
+    assert all(text.startswith(start) for text, start in zip(found, expected, strict=True))
+
+
+REFUSED: dict[str, tuple[PreparedPod, str]] = {
+    "two apps": (pod(apps=pod().apps * 2), "one app per pod, not 2"),
+    "no apps": (pod(apps=()), "one app per pod, not 0"),
+    "nothing to execute": (pod({"exec": ()}), 'app "web" has nothing to execute'),
+    "user namespaces": (pod(private_users=True), "no user namespaces"),
+    "asked for": (pod(asked=("--caps-retain", "--memory")), "cannot enforce --caps-retain, --memory"),
+    "no network": (pod(net=("none",)), "cannot take the network away"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_ignored_safely_is_refused(case: str) -> None:
+    value, message = REFUSED[case]
+    with pytest.raises(UsageError, match=message):
+        fly.check(value)
