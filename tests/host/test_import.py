@@ -341,7 +341,8 @@ def _die_at(point: int) -> None:
     left = [point]
     events = {
         "open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.utime", "os.chmod", "os.chown",
-        "os.setxattr", "os.truncate", "os.symlink", "fcntl.fcntl", "sqlite3.connect", "os.listdir", "os.scandir", "os.fork",
+        "os.setxattr", "os.truncate", "os.symlink", "fcntl.fcntl", "sqlite3.connect", "os.listdir", "os.scandir",
+        "os.fork",
     }  # fmt: skip
 
     def hook(event: str, _: tuple[Any, ...]) -> None:
@@ -492,13 +493,13 @@ def test_a_damaged_layer_is_made_anew(store: Store, tmp_path: pathlib.Path) -> N
     oci = load(store, layouts.simple(str(tmp_path / "layout"), "b:1").path)
     for record, name in ((aci, "etc/motd"), (oci, "etc/base")):
         path = pathlib.Path(store.root_layers(record)[0]) / name
-        before = tree(store.root_layers(record)[0])
+        before = tree(store.root_layers(record)[0], times=False)
         path.write_bytes(b"tampered")
         held = os.open(path.parent, os.O_PATH)
         (repair,) = check.verify(store, record)
         assert repair.layer == record.layers[0]
         assert any(os.path.basename(name) in line for line in repair.differences)
-        assert tree(store.root_layers(record)[0]) == before
+        assert tree(store.root_layers(record)[0], times=False) == before
         assert check.verify(store, record) == []
         # A pod that has the old one mounted goes on with it until the collection that nothing holds back.
         assert os.stat(os.path.basename(name), dir_fd=held).st_size == len(b"tampered")
