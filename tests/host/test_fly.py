@@ -768,10 +768,12 @@ def test_a_process_with_a_namespace_of_its_own_is_found_by_the_lock(shop: Worksh
     try:
         assert [pid for pid, _ in fly.members(pod.directory, leader)] == [holding]
         fly.stop(pod.directory, force=True)
-        assert os.waitstatus_to_exitcode(os.waitpid(holding, 0)[1]) == -signal.SIGKILL
+        until(lambda: poddir.start_time(holding) is None)
+        assert poddir.start_time(looking) is not None
     finally:
-        os.kill(looking, signal.SIGKILL)
-        os.waitpid(looking, 0)
+        for child in (holding, looking):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def _idle_child(prepare: Callable[[], None]) -> int:
