@@ -62,7 +62,7 @@ class Member(NamedTuple):
 
 
 class Readable(Protocol):
-    """What a tar is read from; `read1` is preferred where there is one."""
+    """What a tar is read from; `read1` is preferred where there is one, and so is `skip`, which drops bytes."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -82,6 +82,8 @@ class Reader:
 
     def __init__(self, stream: Readable, *, max_entries: int = 2_000_000) -> None:
         self._read = getattr(stream, "read1", stream.read)
+        self._drop = getattr(stream, "skip", None)
+        self._before = 0
         self._max_entries = max_entries
         self._chunk = b""
         self._view = memoryview(b"")
@@ -127,10 +129,16 @@ class Reader:
             size -= taken
             yield piece
 
+    @property
+    def offset(self) -> int:
+        """Where in the stream the next byte to be read is: after a step, the content of the current member."""
+        return self._before + self._pos
+
     def _fail(self, why: str) -> NoReturn:
         raise ImageError(f"archive entry {show(self._name)}: {why}")
 
     def _fill(self) -> None:
+        self._before += len(self._chunk)
         self._chunk = self._read(READ_SIZE)
         self._view = memoryview(self._chunk)
         self._pos = 0
@@ -155,6 +163,12 @@ class Reader:
 
     def _skip(self, size: int) -> None:
         self._left = self._padding = 0
+        buffered = len(self._chunk) - self._pos
+        if self._drop is not None and size > buffered:
+            self._drop(size - buffered)
+            self._before += len(self._chunk) + size - buffered
+            self._chunk, self._view, self._pos = b"", memoryview(b""), 0
+            return
         while size > len(self._chunk) - self._pos:
             size -= len(self._chunk) - self._pos
             self._fill()

@@ -58,6 +58,7 @@ def unpack_layer(
     whiteouts: bool,
     strip: str = "",
     on_other: Callable[[Member, Reader], None] | None = None,
+    unique: bool = False,
     limits: Limits = Limits(),  # noqa: B008 - immutable
 ) -> Unpacked:
     """Unpack the tar in `stream` into `target`, an existing empty directory, and read `stream` to its end.
@@ -65,7 +66,8 @@ def unpack_layer(
     With `strip` only what is below that directory of the archive is unpacked, without it in its name; any other entry
     goes to `on_other` with its name tidied up (`./manifest` is `manifest`), or is refused when there is none. With
     `whiteouts`, OCI's markers (image-spec, layer.md, "Whiteouts") become overlayfs's: a character device 0:0, and
-    `trusted.overlay.opaque` on a directory. They hide what lower layers have, never what this layer brings.
+    `trusted.overlay.opaque` on a directory. They hide what lower layers have, never what this layer brings. A later
+    entry replaces an earlier one of the same name, or with `unique` is refused.
 
     Raises ImageError for an archive that is malformed, hostile or beyond `limits`, StoreError when the file system
     fails. `target` then holds a part, to be removed."""
@@ -73,8 +75,11 @@ def unpack_layer(
     with _Tree(target, limits.depth) as tree:
         unpacker = _Unpacker(tree, reader, limits, whiteouts=whiteouts)
         entries = 0
+        seen: set[bytes] = set()
         for member in reader:
             path = clean_path(member.name, member.name)
+            if unique:
+                _check_new(b"/".join(path), seen)
             if strip:
                 if path[:1] != [os.fsencode(strip)]:
                     _pass_on(member, path, reader, on_other)
@@ -84,6 +89,12 @@ def unpack_layer(
             unpacker.add(member, path, strip)
         unpacker.finish()
     return Unpacked(entries, unpacker.size, unpacker.warnings())
+
+
+def _check_new(path: bytes, seen: set[bytes]) -> None:
+    if path in seen:
+        raise ImageError(f"archive entry {show(path)} is in the archive twice")
+    seen.add(path)
 
 
 def clean_path(name: bytes, entry: bytes) -> list[bytes]:
