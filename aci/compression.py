@@ -19,6 +19,8 @@ from common.errors import ImageError, reason
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+    from zstandard import ZstdDecompressionObj, ZstdDecompressor
+
 RAW_CHUNK = 128 << 10
 """Bytes read at once. Small, because each gzip member that ends inside a chunk costs a copy of the rest of it."""
 CHUNK = 512 << 10
@@ -47,13 +49,15 @@ class Stream:
     def __init__(self, source: _Source, content_digest: str, bounds: Bounds) -> None:
         self._source = source
         self._content = _hasher(content_digest)
+        self._same = content_digest == source.digest_name
         self._bounds = bounds
         self._size = 0
         self._queue: deque[bytes | BaseException] = deque()
         self._ready = threading.Semaphore(0)
         self._room = threading.Semaphore(QUEUED_CHUNKS)
         self._closed = False
-        self._rest = b""
+        self._chunk = b""
+        self._start = 0
         self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._pump, name="decompress", daemon=True)
         self._thread.start()
@@ -62,12 +66,12 @@ class Stream:
         """At least one and at most `size` bytes, without waiting for more than one chunk; empty at the end.
 
         With a size of CHUNK or more nothing is copied."""
-        chunk = self._rest or self._next()
-        if len(chunk) <= size:
-            self._rest = b""
-            return chunk
-        self._rest = chunk[size:]
-        return chunk[:size]
+        if self._start == len(self._chunk):
+            self._chunk = self._next()
+            self._start = 0
+        start = self._start
+        self._start = min(start + size, len(self._chunk))
+        return self._chunk[start : self._start]
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes, fewer only at the end."""
@@ -92,6 +96,8 @@ class Stream:
     def content_hexdigest(self) -> str:
         """Of the decompressed bytes; empty if none was asked for. Only after the end was read."""
         self._require_end()
+        if self._same and self._source.plain:
+            return self.raw_hexdigest
         return self._content.hexdigest() if self._content else ""
 
     @property
@@ -106,7 +112,8 @@ class Stream:
         self._room.release()
         self._thread.join()
         self._queue.clear()
-        self._rest = b""
+        self._chunk = b""
+        self._start = 0
         self._end = self._end or ValueError("the stream is closed")
 
     def __enter__(self) -> Stream:
@@ -160,7 +167,7 @@ class Stream:
             raise ImageError(f"{self._source.name} decompresses to more than {bounds.total} bytes")
         if self._size > bounds.grace and self._size > bounds.ratio * self._source.size:
             raise ImageError(f"{self._source.name} decompresses to more than {bounds.ratio} times its size")
-        if self._content:
+        if self._content and not (self._same and self._source.plain):
             self._content.update(chunk)
 
 
@@ -187,6 +194,8 @@ class _Source:
         self._file = file
         self._left = length
         self.digest = _hasher(digest)
+        self.digest_name = digest
+        self.plain = False
         self.name = name
         self.size = 0
 
@@ -271,7 +280,8 @@ def _xz() -> _Format:
 def _zstd() -> _Format:
     import zstandard
 
-    return _Format("zstd", _ZstdFrame, (zstandard.ZstdError,))
+    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
+    return _Format("zstd", lambda: _ZstdFrame(decompressor), (zstandard.ZstdError,))
 
 
 def _decompressed(source: _Source) -> Iterator[bytes]:
@@ -281,6 +291,7 @@ def _decompressed(source: _Source) -> Iterator[bytes]:
         head += more
     known = _detect(head)
     if known is None:
+        source.plain = True
         yield from _plain(head, source)
         return
     form = known()
@@ -328,12 +339,9 @@ class _ZstdFrame:
     tell a truncated frame from a whole one. So this walks the block headers and hands over as many whole blocks as may
     come out at once."""
 
-    def __init__(self) -> None:
-        import zstandard
-
-        decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
-        self._frame = decompressor.decompressobj()
-        self._error = zstandard.ZstdError
+    def __init__(self, decompressor: ZstdDecompressor) -> None:
+        self._decompressor = decompressor
+        self._frame: ZstdDecompressionObj | None = None
         self._pending = b""
         self._skip = 0
         self._started = False
@@ -357,12 +365,13 @@ class _ZstdFrame:
         if self._last and len(pending) >= end + self._checksum:
             end += self._checksum
             self.eof = True
+        self._frame = self._frame or self._decompressor.decompressobj()
         content = self._frame.decompress(pending[:end]) if end else b""
         self._pending = pending[end:]
         if self.eof:
             self.unused_data = self._pending
             if not self._frame.eof:
-                raise self._error("the frame goes on after its last block")
+                raise _zstd_error("the frame goes on after its last block")
         return content
 
     def _start(self, pending: bytes) -> int:
@@ -373,7 +382,7 @@ class _ZstdFrame:
                 self._skip_some()
             return 0
         if not b"\x28\xb5\x2f\xfd".startswith(pending[:4]):
-            raise self._error("unknown frame")
+            raise _zstd_error("unknown frame")
         if len(pending) < 5:
             return 0
         descriptor = pending[4]
@@ -401,7 +410,7 @@ class _ZstdFrame:
             kind, size = header >> 1 & 3, header >> 3
             stop = end + 3 + (1 if kind == 1 else size)
             if size > _ZSTD_BLOCK:
-                raise self._error("a block is too large")
+                raise _zstd_error("a block is too large")
             if len(pending) < stop or len(pending) < end + 3:
                 break
             room -= _ZSTD_BLOCK if kind == 2 else size
@@ -411,6 +420,12 @@ class _ZstdFrame:
             end = stop
             self._last = bool(header & 1)
         return end
+
+
+def _zstd_error(why: str) -> Exception:
+    from zstandard import ZstdError
+
+    return ZstdError(why)
 
 
 def _hasher(name: str) -> _Hash | None:

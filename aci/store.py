@@ -1,7 +1,7 @@
 """The content store: what has been imported, where it lies, who vouched for it and when it was last used.
 
     blob/ALGO/HEX              blobs as they were fetched
-    layer/NAME                 unpacked layers: sha256-HEX, an OCI layer by its diff ID; sha512-HEX, an ACI by its ID
+    layer/NAME                 an unpacked layer each: sha256-HEX (OCI, by diff ID), sha512-HEX (ACI, by image ID)
     tree/NAME                  roots rendered from several images, or by a whitelist
     image/sha512-HEX.json      the image records: an image exists exactly while its record does
     used/sha512-HEX            empty; its mtime is the last use

@@ -8,8 +8,10 @@ way that matters, or beyond the limits is an ImageError that names the entry. Na
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple, NoReturn, Protocol
 
 from common.errors import ImageError
@@ -20,6 +22,8 @@ NAME_LIMIT = 4096
 """PATH_MAX: no longer path could ever be handed to the kernel."""
 EXTENDED_LIMIT = 1 << 20
 """Bytes of one pax header or GNU long name. Go's archive/tar draws the same line."""
+GLOBALS_LIMIT = 256
+"""Records of global pax headers: they are held, and looked through for every entry."""
 SEGMENT_LIMIT = 1 << 17
 """Segments of data in one sparse file."""
 
@@ -58,7 +62,7 @@ class Member(NamedTuple):
 
 
 class Readable(Protocol):
-    """What a tar is read from; `read1` is preferred where there is one."""
+    """What a tar is read from; `read1` is preferred where there is one, and so is `skip`, which drops bytes."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -78,6 +82,8 @@ class Reader:
 
     def __init__(self, stream: Readable, *, max_entries: int = 2_000_000) -> None:
         self._read = getattr(stream, "read1", stream.read)
+        self._drop = getattr(stream, "skip", None)
+        self._before = 0
         self._max_entries = max_entries
         self._chunk = b""
         self._view = memoryview(b"")
@@ -123,10 +129,16 @@ class Reader:
             size -= taken
             yield piece
 
+    @property
+    def offset(self) -> int:
+        """Where in the stream the next byte to be read is: after a step, the content of the current member."""
+        return self._before + self._pos
+
     def _fail(self, why: str) -> NoReturn:
         raise ImageError(f"archive entry {show(self._name)}: {why}")
 
     def _fill(self) -> None:
+        self._before += len(self._chunk)
         self._chunk = self._read(READ_SIZE)
         self._view = memoryview(self._chunk)
         self._pos = 0
@@ -151,6 +163,12 @@ class Reader:
 
     def _skip(self, size: int) -> None:
         self._left = self._padding = 0
+        buffered = len(self._chunk) - self._pos
+        if self._drop is not None and size > buffered:
+            self._drop(size - buffered)
+            self._before += len(self._chunk) + size - buffered
+            self._chunk, self._view, self._pos = b"", memoryview(b""), 0
+            return
         while size > len(self._chunk) - self._pos:
             size -= len(self._chunk) - self._pos
             self._fill()
@@ -190,6 +208,8 @@ class Reader:
             extended.link = data.partition(b"\0")[0]
         elif header.type == b"g":
             self._globals.update(self._records(data))
+            if len(self._globals) > GLOBALS_LIMIT:
+                self._fail(f"more than {GLOBALS_LIMIT} records in global headers")
         else:
             extended.records = self._records(data)
 
@@ -221,13 +241,13 @@ class Reader:
         kind = _KINDS.get(header.type)
         if kind is None:
             self._fail(f"unknown type {show(header.type)}")
-        if kind is FILE and name.endswith(b"/"):
+        if kind == FILE and name.endswith(b"/"):
             kind = DIRECTORY  # as archives older than POSIX mark them
         if kind in (SYMLINK, HARDLINK):
             self._check_name(link, "link target")
         stored = self._stored_size(header, pax)
         size, segments = stored, None
-        if kind is FILE and (header.type == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax)):
+        if kind == FILE and (header.type == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax)):
             size, segments = self._sparse(header, extended.records, pax)
         device = kind in (CHARACTER, BLOCK_DEVICE)
         return Member(
@@ -236,7 +256,7 @@ class Reader:
             mode=self._number(fields[1], "mode") & 0o7777,
             uid=self._id(fields[2], pax.get(b"uid"), "uid"),
             gid=self._id(fields[3], pax.get(b"gid"), "gid"),
-            size=size if kind is FILE else 0,
+            size=size if kind == FILE else 0,
             mtime=self._time(fields[5], pax.get(b"mtime")),
             link=link,
             major=self._in_range(self._number(fields[12], "major"), "major", 1 << 12) if device else 0,
@@ -265,17 +285,10 @@ class Reader:
         return size
 
     def _number(self, field: bytes, what: str) -> int:
-        """A numeric field: octal digits, or base-256 in two's complement when the first bit is set (GNU, star)."""
-        if field[0] & 0x80:
-            value = int.from_bytes(field, "big")
-            bits = 8 * len(field)
-            return value - (1 << bits) if field[0] & 0x40 else value - (1 << bits - 1)
-        text = field.strip(b" \0").partition(b"\0")[0]
-        if not text:
-            return 0
-        if not text.isdigit() or b"8" in text or b"9" in text:
+        value = _parse_number(field)
+        if value is None:
             self._fail(f"its {what} is not a number")
-        return int(text, 8)
+        return value
 
     def _decimal(self, text: bytes, what: str) -> int:
         if not text.isdigit() or len(text) > 20:
@@ -322,7 +335,7 @@ class Reader:
     def _xattr_name(self, name: bytes) -> str:
         if not name or len(name) > 255 or b"\0" in name:
             self._fail("the name of an extended attribute is empty, too long or contains a NUL")
-        return name.decode("utf-8", "surrogateescape")
+        return os.fsdecode(name)
 
     def _libarchive_xattr(self, name: bytes, value: bytes, found: dict[str, bytes]) -> None:
         """libarchive writes each attribute in both forms; its own has the name URL-encoded and the value in base64."""
@@ -431,13 +444,27 @@ class _Extended:
         self.records: list[tuple[bytes, bytes]] = []
 
 
+@lru_cache(256)
+def _parse_number(field: bytes) -> int | None:
+    """A numeric field: octal digits, or base-256 in two's complement when the first bit is set (GNU, star).
+
+    The same few modes, owners and times come again and again, so they are remembered. None if it is no number."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big")
+        bits = 8 * len(field)
+        return value - (1 << bits) if field[0] & 0x40 else value - (1 << bits - 1)
+    text = field.strip(b" \0").partition(b"\0")[0]
+    if not text:
+        return 0
+    if not text.isdigit() or b"8" in text or b"9" in text:
+        return None
+    return int(text, 8)
+
+
 def _checksum_holds(raw: bytes, field: bytes) -> bool:
     """Whether the sum over the header, with blanks for the sum's own field, is what the field says. Some old tars
     summed signed bytes."""
-    text = field.strip(b" \0").partition(b"\0")[0]
-    if not text.isdigit() or b"8" in text or b"9" in text:
-        return False
-    expected = int(text, 8)
+    expected = _parse_number(field)
     total = sum(raw) - sum(field) + 8 * 0x20
     if total == expected:
         return True

@@ -58,6 +58,7 @@ def unpack_layer(
     whiteouts: bool,
     strip: str = "",
     on_other: Callable[[Member, Reader], None] | None = None,
+    unique: bool = False,
     limits: Limits = Limits(),  # noqa: B008 - immutable
 ) -> Unpacked:
     """Unpack the tar in `stream` into `target`, an existing empty directory, and read `stream` to its end.
@@ -65,7 +66,8 @@ def unpack_layer(
     With `strip` only what is below that directory of the archive is unpacked, without it in its name; any other entry
     goes to `on_other` with its name tidied up (`./manifest` is `manifest`), or is refused when there is none. With
     `whiteouts`, OCI's markers (image-spec, layer.md, "Whiteouts") become overlayfs's: a character device 0:0, and
-    `trusted.overlay.opaque` on a directory. They hide what lower layers have, never what this layer brings.
+    `trusted.overlay.opaque` on a directory. They hide what lower layers have, never what this layer brings. A later
+    entry replaces an earlier one of the same name, or with `unique` is refused.
 
     Raises ImageError for an archive that is malformed, hostile or beyond `limits`, StoreError when the file system
     fails. `target` then holds a part, to be removed."""
@@ -73,8 +75,11 @@ def unpack_layer(
     with _Tree(target, limits.depth) as tree:
         unpacker = _Unpacker(tree, reader, limits, whiteouts=whiteouts)
         entries = 0
+        seen: set[bytes] = set()
         for member in reader:
             path = clean_path(member.name, member.name)
+            if unique:
+                _check_new(b"/".join(path), seen)
             if strip:
                 if path[:1] != [os.fsencode(strip)]:
                     _pass_on(member, path, reader, on_other)
@@ -84,6 +89,12 @@ def unpack_layer(
             unpacker.add(member, path, strip)
         unpacker.finish()
     return Unpacked(entries, unpacker.size, unpacker.warnings())
+
+
+def _check_new(path: bytes, seen: set[bytes]) -> None:
+    if path in seen:
+        raise ImageError(f"archive entry {show(path)} is in the archive twice")
+    seen.add(path)
 
 
 def clean_path(name: bytes, entry: bytes) -> list[bytes]:
@@ -111,36 +122,35 @@ def xattr_allowed(name: str) -> bool:
 
 
 class Mark(NamedTuple):
-    """What a whiteout entry says about the directory it is in: hide `name`, or with an empty name all of it."""
+    """What a whiteout entry says about the directory it is in. Neither hiding nor opaque: aufs's own bookkeeping
+    (other names that begin with `.wh..wh.`), which means nothing here."""
 
-    name: bytes
+    hides: bytes = b""
+    opaque: bool = False
 
 
-def whiteout_mark(path: list[bytes], entry: bytes) -> Mark | bool | None:
-    """The mark an entry at `path` stands for, None if it is no whiteout, False for one without meaning.
-
-    Other names that begin with `.wh..wh.` are the bookkeeping of aufs. ImageError for what cannot be meant."""
+def whiteout_mark(path: list[bytes], entry: bytes) -> Mark | None:
+    """The mark an entry at `path` stands for; None if it is no whiteout. ImageError for one that makes no sense."""
     for part in path[:-1]:
         if part.startswith(WHITEOUT_META):
-            return False
+            return Mark()
         if part.startswith(WHITEOUT):
             raise ImageError(f"archive entry {show(entry)}: it is inside of a whiteout")
     name = path[-1] if path else b""
     if not name.startswith(WHITEOUT):
         return None
-    if name == OPAQUE:
-        return Mark(b"")
     if name.startswith(WHITEOUT_META):
-        return False
-    if name[4:] in (b"", b".", b".."):
+        return Mark(opaque=name == OPAQUE)
+    hides = name.removeprefix(WHITEOUT)
+    if hides in (b"", b".", b".."):
         raise ImageError(f"archive entry {show(entry)}: a whiteout of nothing")
-    return Mark(name[4:])
+    return Mark(hides)
 
 
 def _pass_on(
     member: Member, path: list[bytes], reader: Reader, on_other: Callable[[Member, Reader], None] | None
 ) -> None:
-    if not path and member.kind is DIRECTORY:
+    if not path and member.kind == DIRECTORY:
         return  # `./`, as `tar -C dir .` begins
     if on_other is None:
         raise ImageError(f"archive entry {show(member.name)} does not belong here")
@@ -175,10 +185,8 @@ class _Tree:
 
     def __init__(self, target: str, depth: int) -> None:
         self._depth = depth
-        if os.listdir(target):
-            raise StoreError(f"{target}: not an empty directory, nothing is unpacked into it")
-        self._root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._prefix = len(self._real_path(self._root).rstrip(b"/")) + 1
+        self._root = _open_empty(target)
+        self._prefix = len(_real_path(self._root).rstrip(b"/")) + 1
         self.pending = {b"": _Pending()}
         self._open: dict[bytes, _Directory] = {}
         self._stale = False
@@ -216,13 +224,13 @@ class _Tree:
             except FileExistsError:
                 raise ImageError(f"the archive puts files below {show(path)}, a symlink to nowhere") from None
             fd = openat2(self._root, path, flags)
-        real = self._real_path(fd)[self._prefix :]
         try:
+            real = _real_path(fd)[self._prefix :]
             self._check_depth(real)
-        except ImageError:
+            return _Directory(fd, real, self.pending[real])
+        except BaseException:
             os.close(fd)
             raise
-        return _Directory(fd, real, self.pending[real])
 
     def _check_depth(self, path: bytes) -> None:
         """A path through symlinks can lead deeper than its own length says, so both are looked at."""
@@ -270,14 +278,24 @@ class _Tree:
         os.rmdir(name, dir_fd=parent)
         del self.pending[path]
 
-    def _real_path(self, fd: int) -> bytes:
-        return os.readlink(b"/proc/self/fd/%d" % fd)
-
     def _close_directories(self) -> None:
         for directory in self._open.values():
             os.close(directory.fd)
         self._open.clear()
         self._stale = False
+
+
+def _open_empty(target: str) -> int:
+    try:
+        if os.listdir(target):
+            raise StoreError(f"{target}: not an empty directory, nothing is unpacked into it")
+        return os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreError(f"{target}: cannot unpack into it: {reason(error)}") from error
+
+
+def _real_path(fd: int) -> bytes:
+    return os.readlink(b"/proc/self/fd/%d" % fd)
 
 
 class _Unpacker:
@@ -341,11 +359,11 @@ class _Unpacker:
                 return
         self._call = "open"
         if not path:
-            if member.kind is not DIRECTORY:
+            if member.kind != DIRECTORY:
                 raise ImageError(f"archive entry {show(member.name)}: the root can only be a directory")
             self._tree.pending[b""].member = member
             return
-        source = stripped_link(member, strip) if member.kind is HARDLINK else None
+        source = stripped_link(member, strip) if member.kind == HARDLINK else None
         name = path.pop()
         parent = self._tree.directory(b"/".join(path))
         if source is None:
@@ -438,7 +456,7 @@ class _Unpacker:
         """As `_describe`, for what must not be opened."""
         self._call = "chown"
         os.chown(name, member.uid, member.gid, dir_fd=parent.fd, follow_symlinks=False)
-        if member.kind is not SYMLINK:
+        if member.kind != SYMLINK:
             self._call = "chmod"
             os.chmod(name, member.mode, dir_fd=parent.fd)
         if member.xattrs:
@@ -470,16 +488,15 @@ class _Unpacker:
                 pass
         raise ImageError(f"archive entry {show(member.name)}: hard link to {show(member.link)}, {why}")
 
-    def _mark(self, mark: Mark | bool, path: list[bytes]) -> None:
-        if isinstance(mark, bool):
+    def _mark(self, mark: Mark, path: list[bytes]) -> None:
+        if mark == Mark():
             self._meaningless += 1
             return
         self._call = "open"
         pending = self._tree.directory(b"/".join(path[:-1])).pending
-        if mark.name:
-            pending.hidden.add(mark.name)
-        else:
-            pending.opaque = True
+        pending.opaque = pending.opaque or mark.opaque
+        if mark.hides:
+            pending.hidden.add(mark.hides)
 
     def _hide(self, path: bytes, names: set[bytes]) -> None:
         """Whiteouts for what this layer does not have itself. One for a directory it does have hides the contents the

@@ -269,8 +269,7 @@ def read_mounts(root: str) -> Mounts:
                 if len(below) == 2:
                     found.setdefault(below[0], []).append(below[1])
     for targets in found.values():
-        # Children before parents; of several mounts on one point the last one lies on top.
-        targets.reverse()
+        # Children before parents. Mounts on the same point need no order: unmounting takes the topmost each time.
         targets.sort(key=lambda target: target.count("/"), reverse=True)
     return found
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from common.errors import PodError, RkpyError
 from stage0 import flags
 from stage0.commands.pod_arguments import uuids
 from stage0.config import Config
-from stage0.pods import Pods, State
+from stage0.pods import Pod, Pods, State
 from stage1 import flavour
+
+_PATIENCE = 20
+"""Tenths of a second to wait for a pod that is just starting."""
 
 
 @click.command("stop")
@@ -53,5 +58,16 @@ def _stop(pods: Pods, prefix: str, force: bool) -> str:
             return f'pod "{pod.uuid}" is already stopped'
         if state is not State.RUNNING:
             raise PodError(f'pod "{pod.uuid}" is not running')
+        _wait_for_leader(pod)
         flavour.load(pod.flavour()).stop(pod.path, force=force)
         return f'"{pod.uuid}"'
+
+
+def _wait_for_leader(pod: Pod) -> None:
+    """A pod is running before its leader is recorded, and without a leader there is nothing a flavour could stop."""
+    for _ in range(_PATIENCE):
+        if pod.leader() is not None:
+            return
+        time.sleep(0.1)
+    if pod.leader() is None and pod.state() is State.RUNNING:
+        raise PodError(f'pod "{pod.uuid}" has not started its apps yet', hint="try again")

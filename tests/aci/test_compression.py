@@ -64,6 +64,14 @@ def test_content_and_both_digests(name: str) -> None:
         assert stream.raw_size == len(packed)
 
 
+@pytest.mark.parametrize("name", COMPRESS)
+def test_both_digests_of_one_kind(name: str) -> None:
+    with open_stream(io.BytesIO(PACKED[name]), raw_digest="sha256", content_digest="sha256") as stream:
+        stream.drain()
+        assert stream.raw_hexdigest == hashlib.sha256(PACKED[name]).hexdigest()
+        assert stream.content_hexdigest == hashlib.sha256(CONTENT).hexdigest()
+
+
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_members_one_after_the_other(name: str) -> None:
     assert _read(PACKED[name] * 3) == CONTENT * 3
@@ -72,7 +80,7 @@ def test_members_one_after_the_other(name: str) -> None:
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_truncation_anywhere(name: str) -> None:
     packed = COMPRESS[name](CONTENT[:5000])
-    for length in range(10, len(packed)):
+    for length in [*range(10, len(packed), 101), *range(len(packed) - 30, len(packed))]:
         with pytest.raises(ImageError):
             _read(packed[:length])
 

@@ -306,6 +306,10 @@ def test_headers_without_entries_count_as_well() -> None:
         list(Reader(io.BytesIO(pax((b"comment", b"x"), kind=b"g") * 6 + END), max_entries=5))
 
 
+def test_global_headers_do_not_pile_up() -> None:
+    _refused(b"".join(pax((b"key%d" % number, b"x"), kind=b"g") for number in range(300)) + header() + END, "global")
+
+
 def test_names_in_messages_are_harmless() -> None:
     assert show(b"a\x1b[31m\n\xff") == r"'a\x1b[31m\n\xff'"
     assert show("größe".encode()) == "'größe'"

@@ -122,6 +122,26 @@ def test_no_descriptor_is_left(tmp_path: Path, top: int) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_a_directory_that_is_moved_away_meanwhile_leads_nowhere(
+    tmp_path: Path, top: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `..` would be somewhere else, and so would what is removed next."""
+    (tmp_path / "tree/a/b").mkdir(parents=True)
+    (tmp_path / "elsewhere/b").mkdir(parents=True)
+    empty = files._empty
+
+    def move_when_inside(fd: int) -> list[str]:
+        names = empty(fd)
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/a/b"):
+            os.rename(tmp_path / "tree/a/b", tmp_path / "elsewhere/moved")
+        return names
+
+    monkeypatch.setattr(files, "_empty", move_when_inside)
+    with pytest.raises(OSError, match="moved while it was being removed"):
+        files.remove_tree("tree", dir_fd=top)
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["b", "moved"]
+
+
 @pytest.mark.parametrize("attribute", ["i", "a"])
 def test_attributes_that_forbid_removal(tmp_path: Path, top: int, attribute: str) -> None:
     (tmp_path / "tree/sub").mkdir(parents=True)

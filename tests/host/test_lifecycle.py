@@ -15,6 +15,7 @@ from common import syscalls
 from common.errors import PodError, RkpyError
 from stage0 import gc
 from stage0.pods import DIRECTORIES, Pods
+from tests.host.flying import Workshop
 from tests.living import Living, die, start
 
 ROOT = Path(__file__).parent.parent.parent
@@ -110,6 +111,8 @@ def test_mounts_below_a_pod_go_and_those_of_the_host_stay(tmp_path: Path) -> Non
         (root / "file").touch()
         syscalls.mount(str(host / "precious"), str(root / "file"), None, MS_BIND)
         assert len(mounts_below(Path(pods.root))) == 7
+        (order,) = gc.read_mounts(pods.root).values()
+        assert [point.count("/") for point in order] == sorted((point.count("/") for point in order), reverse=True)
         assert collect(pods) == []
         assert left(pods) == []
         assert mounts_below(Path(pods.root)) == []
@@ -303,3 +306,31 @@ def test_the_root_gate(tmp_path: Path, words: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 254
     assert "cannot run as unprivileged user" in done.stderr
+
+
+def test_a_fly_pod_from_its_start_to_its_end(tmp_path: Path, inspector: str) -> None:
+    """A real app: it lives by the lock it inherited, and every command agrees on that."""
+    pods = Pods(str(tmp_path / "pods"))
+    (tmp_path / "shop").mkdir()
+    shop = Workshop(str(tmp_path / "shop"), inspector)
+    prepared = shop.pod("fds", "+", "sleep")
+    os.close(prepared.lock_fd)
+    with pods.create() as pod:
+        pod.to_prepare()
+        Path(pod.path, "flavour").write_text("fly")
+        Path(pod.path, "pod").write_text('{"acKind": "PodManifest", "acVersion": "0.8.11", "apps": []}')
+        pod.to_run()
+        prepared = prepared._replace(uuid=pod.uuid, directory=pod.path, lock_fd=pod.hand_over_lock())
+    with shop.running(prepared) as running:
+        assert Path(pod.path, "out").read_text().splitlines()[3:] == [f"{prepared.lock_fd} file read"]
+        status = rkpy(tmp_path, "status", "--wait-ready", pod.uuid).stdout
+        assert "state=running\n" in status and f"pid={running.pid}\nexited=false\n" in status
+        assert "is currently running" in rkpy(tmp_path, "rm", pod.uuid).stderr
+        assert rkpy(tmp_path, "gc", "--grace-period=0s").stdout == ""
+        assert rkpy(tmp_path, "stop", pod.uuid).stdout == f'"{pod.uuid}"\n'
+        assert running.wait() == -15
+    assert "state=exited\n" in rkpy(tmp_path, "status", "--wait=20s", pod.uuid).stdout
+    assert rkpy(tmp_path, "stop", pod.uuid).stdout == f'pod "{pod.uuid}" is already stopped\n'
+    assert rkpy(tmp_path, "gc", "--grace-period=0s").returncode == 0
+    assert left(pods) == []
+    assert mounts_below(tmp_path) == []

@@ -19,7 +19,7 @@ from aci.tar import Member, Reader
 from aci.unpack import Limits, unpack_layer
 from common.errors import ImageError, StoreError
 from tests.host.unpacking import Cage, tree
-from tests.tars import MTIME, device, directory, entry, file, hardlink, header, pack, pax, symlink
+from tests.tars import MTIME, Entry, device, directory, entry, file, hardlink, header, pack, pax, symlink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -279,6 +279,13 @@ def test_a_directory_that_is_replaced_and_comes_back_is_a_new_one(cage: Cage) ->
     assert again.compare(archive) == []
 
 
+@pytest.mark.parametrize("instead", [symlink("s", "two"), directory("s")])
+def test_a_symlink_that_is_replaced_leads_somewhere_else(cage: Cage, instead: Entry) -> None:
+    archive = pack(directory("one"), directory("two"), symlink("s", "one"), file("s/a"), instead, file("s/b"))
+    cage.unpack(archive)
+    assert cage.names() - {"one", "two", "s"} == {"one/a", f"{instead[0].linkname or 's'}/b"}
+
+
 def test_hard_links_to_symlinks_and_among_each_other(cage: Cage) -> None:
     archive = pack(
         symlink("s", "/etc/passwd"), hardlink("t", "s"), file("f", b"x"), hardlink("g", "f"), hardlink("h", "./g"),
@@ -329,6 +336,11 @@ def test_a_target_that_is_not_empty(cage: Cage) -> None:
     (cage.target / "f").touch()
     with pytest.raises(StoreError, match="not an empty directory"):
         cage.unpack(pack(file("g")))
+
+
+def test_a_target_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such file or directory"):
+        unpack_layer(io.BytesIO(pack(file("f"))), str(tmp_path / "missing"), whiteouts=False)
 
 
 @pytest.fixture

@@ -192,6 +192,23 @@ def test_a_pod_without_its_lock_is_collected(pods: Pods) -> None:
     assert _left(pods) == []
 
 
+def test_a_second_collector_may_go_on_where_the_first_ends(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It saw the directory without its lock, in the moment before the directory itself went, and made a new one."""
+    uuid = _pod(pods, "garbage")
+    delete = gc._delete_contents
+
+    def and_a_new_lock(top: int) -> None:
+        delete(top)
+        os.close(os.open("lock", os.O_CREAT, dir_fd=top))
+
+    monkeypatch.setattr(gc, "_delete_contents", and_a_new_lock)
+    assert _collect(pods) == []
+    assert os.listdir(f"{pods.root}/garbage/{uuid}") == ["lock"]
+    monkeypatch.undo()
+    assert _collect(pods) == []
+    assert _left(pods) == []
+
+
 def test_the_root_goes_first_and_the_lock_last(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     uuid = _pod(pods, "garbage")
     Path(pods.root, "garbage", uuid, "flavour").write_text("fake")

@@ -274,6 +274,23 @@ def test_stop(lab: Lab) -> None:
     assert "already stopped" in lab.rkpy("stop", pods[0].uuid)
 
 
+def test_stopping_a_pod_that_is_just_starting(lab: Lab) -> None:
+    """It runs, by its lock, before there is a leader to be stopped."""
+    pod = lab.pod("busybox", alive=True)
+    record = Path(lab.pods.root, "run", pod.uuid, "pid")
+    record.rename(f"{record}.later")
+    assert "has not started its apps yet" in lab.error("stop", pod.uuid)
+    stopping = subprocess.Popen(
+        [sys.executable, "-m", "rkpy", f"--dir={lab.data_dir}", "stop", pod.uuid], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    with stopping:
+        with pytest.raises(subprocess.TimeoutExpired):
+            stopping.wait(timeout=0.5)
+        Path(f"{record}.later").rename(record)
+        assert stopping.communicate()[0] == f'"{pod.uuid}"\n'.encode()
+    assert lab.living[0].wait() == -15
+
+
 def test_stop_by_force(lab: Lab) -> None:
     pod = lab.pod("busybox", alive=True)
     lab.rkpy("stop", "--force=false", pod.uuid)

@@ -180,34 +180,23 @@ def test_the_descriptor_of_the_app_can_neither_write_nor_walk(pods: Pods) -> Non
             os.close(fd)
 
 
-def test_there_is_no_unlocked_moment_while_the_lock_is_handed_over(pods: Pods) -> None:
-    """Another process tries to get the lock all the while."""
+def test_there_is_no_unlocked_moment_while_the_lock_is_handed_over(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every call that could change anything the lock is held already, or still."""
     with pods.create() as pod:
         pod.to_prepare()
         pod.to_run()
-        script = (
-            "import sys; from common import locks\n"
-            "print('ready', flush=True)\n"
-            "while True:\n"
-            "    try: locks.acquire(sys.argv[1], exclusive=True, blocking=False)\n"
-            "    except BlockingIOError: continue\n"
-            "    except FileNotFoundError: break\n"
-            "    print('stolen'); break\n"
-        )
-        thief = subprocess.Popen(
-            [sys.executable, "-c", script, f"{pod.path}/lock"], stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        with thief:
-            assert thief.stdout is not None and thief.stdout.readline() == "ready\n"
-            fds = []
-            for _ in range(200):
-                fds.append(pod.hand_over_lock())
-                pod._lock = locks.acquire(f"{pod.path}/lock", exclusive=False)
-                os.set_inheritable(fds[-1], False)
-            os.unlink(f"{pod.path}/lock")
-            assert thief.communicate()[0] == ""
-            for fd in fds:
-                os.close(fd)
+        path, acquire, close = f"{pod.path}/lock", locks.acquire, os.close
+        seen: list[bool] = []
+
+        def checked_acquire(path: str, *, exclusive: bool, blocking: bool) -> locks.Lock:
+            seen.append(locks.is_locked(path))
+            return acquire(path, exclusive=exclusive, blocking=blocking)
+
+        monkeypatch.setattr(locks, "acquire", checked_acquire)
+        fd = pod.hand_over_lock()
+        assert seen == [True] and locks.is_locked(path)
+        close(fd)
+        assert not locks.is_locked(path)
 
 
 def test_an_exiting_pod_is_read_wherever_it_goes(pods: Pods) -> None:
