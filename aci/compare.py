@@ -105,13 +105,13 @@ class _Model:
             return
         siblings = self._directory(path[:-1], member).children
         before = siblings.get(path[-1])
-        if member.kind is HARDLINK:
+        if member.kind == HARDLINK:
             siblings[path[-1]] = self._linked(stripped_link(member, strip), member)
-        elif member.kind is DIRECTORY and before is not None and before.kind is DIRECTORY:
+        elif member.kind == DIRECTORY and before is not None and before.kind == DIRECTORY:
             before.member = member
         else:
             node = siblings[path[-1]] = _Node(member)
-            if member.kind is FILE:
+            if member.kind == FILE:
                 node.digest = _archived_digest(reader, member)
 
     def place_whiteouts(self, node: _Node) -> None:
@@ -121,8 +121,8 @@ class _Model:
             directory = todo.pop()
             for name in directory.hidden:
                 there = directory.children.setdefault(name, _Node(_WHITEOUT))
-                there.opaque = there.opaque or there.kind is DIRECTORY
-            todo += [child for child in directory.children.values() if child.kind is DIRECTORY]
+                there.opaque = there.opaque or there.kind == DIRECTORY
+            todo += [child for child in directory.children.values() if child.kind == DIRECTORY]
 
     def _mark(self, mark: Mark, path: list[bytes], member: Member) -> None:
         if mark == Mark():
@@ -134,7 +134,7 @@ class _Model:
 
     def _linked(self, path: list[bytes], member: Member) -> _Node:
         node = self._directory(path[:-1], member).children.get(path[-1]) if path else None
-        if node is None or node.kind is DIRECTORY:
+        if node is None or node.kind == DIRECTORY:
             raise ImageError(f"archive entry {show(member.name)}: hard link to {show(member.link)}, which is no file")
         node.linked = True
         return node
@@ -152,11 +152,11 @@ class _Model:
                 trail = trail[:-1] or [self.root]
                 continue
             node = trail[-1].children.setdefault(part, _Node(None))
-            if node.kind is DIRECTORY:
+            if node.kind == DIRECTORY:
                 trail.append(node)
                 continue
             symlinks += 1
-            if node.member is None or node.kind is not SYMLINK or symlinks > _MAX_SYMLINKS:
+            if node.member is None or node.kind != SYMLINK or symlinks > _MAX_SYMLINKS:
                 raise ImageError(f"archive entry {show(member.name)}: {show(part)} on its way is not a directory")
             if node.member.link.startswith(b"/"):
                 trail = [self.root]
@@ -227,7 +227,7 @@ class _Comparison:
         if node.member is not None and node.member is not _WHITEOUT:
             yield from self._metadata(parent, name, path, node.member, status)
         yield from self._xattrs(parent, name, path, node)
-        if node.kind is DIRECTORY:
+        if node.kind == DIRECTORY:
             fd = openat2(parent, name, os.O_RDONLY | os.O_DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
             try:
                 yield from self._children(fd, path, node)
@@ -238,18 +238,18 @@ class _Comparison:
             yield f"{show(path)} has got other hard links"
         if node.linked and self._inodes.setdefault(node, status.st_ino) != status.st_ino:
             yield f"{show(path)} is not the hard link it was"
-        if node.kind is FILE and node.member is not None:
+        if node.kind == FILE and node.member is not None:
             yield from self._content(parent, name, path, node, status)
 
     def _metadata(self, parent: int, name: bytes, path: bytes, member: Member, status: os.stat_result) -> Iterator[str]:
         mode = stat.S_IMODE(status.st_mode)
-        if member.kind is not SYMLINK and mode != member.mode:
+        if member.kind != SYMLINK and mode != member.mode:
             yield f"{show(path)} has mode {mode:04o} instead of {member.mode:04o}"
         if (status.st_uid, status.st_gid) != (member.uid, member.gid):
             yield f"{show(path)} belongs to {status.st_uid}:{status.st_gid} instead of {member.uid}:{member.gid}"
         if status.st_mtime_ns != member.mtime:
             yield f"{show(path)} was modified at {status.st_mtime_ns} instead of {member.mtime} (ns)"
-        if member.kind is SYMLINK and (link := os.readlink(name, dir_fd=parent)) != member.link:
+        if member.kind == SYMLINK and (link := os.readlink(name, dir_fd=parent)) != member.link:
             yield f"{show(path)} points to {show(link)} instead of {show(member.link)}"
         if member.kind in (CHARACTER, BLOCK_DEVICE) and status.st_rdev != os.makedev(member.major, member.minor):
             yield f"{show(path)} is another device than {member.major}:{member.minor}"

@@ -19,6 +19,8 @@ from common.errors import ImageError, reason
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+    from zstandard import ZstdDecompressionObj, ZstdDecompressor
+
 RAW_CHUNK = 128 << 10
 """Bytes read at once. Small, because each gzip member that ends inside a chunk costs a copy of the rest of it."""
 CHUNK = 512 << 10
@@ -278,7 +280,8 @@ def _xz() -> _Format:
 def _zstd() -> _Format:
     import zstandard
 
-    return _Format("zstd", _ZstdFrame, (zstandard.ZstdError,))
+    decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
+    return _Format("zstd", lambda: _ZstdFrame(decompressor), (zstandard.ZstdError,))
 
 
 def _decompressed(source: _Source) -> Iterator[bytes]:
@@ -336,12 +339,9 @@ class _ZstdFrame:
     tell a truncated frame from a whole one. So this walks the block headers and hands over as many whole blocks as may
     come out at once."""
 
-    def __init__(self) -> None:
-        import zstandard
-
-        decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
-        self._frame = decompressor.decompressobj()
-        self._error = zstandard.ZstdError
+    def __init__(self, decompressor: ZstdDecompressor) -> None:
+        self._decompressor = decompressor
+        self._frame: ZstdDecompressionObj | None = None
         self._pending = b""
         self._skip = 0
         self._started = False
@@ -365,12 +365,13 @@ class _ZstdFrame:
         if self._last and len(pending) >= end + self._checksum:
             end += self._checksum
             self.eof = True
+        self._frame = self._frame or self._decompressor.decompressobj()
         content = self._frame.decompress(pending[:end]) if end else b""
         self._pending = pending[end:]
         if self.eof:
             self.unused_data = self._pending
             if not self._frame.eof:
-                raise self._error("the frame goes on after its last block")
+                raise _zstd_error("the frame goes on after its last block")
         return content
 
     def _start(self, pending: bytes) -> int:
@@ -381,7 +382,7 @@ class _ZstdFrame:
                 self._skip_some()
             return 0
         if not b"\x28\xb5\x2f\xfd".startswith(pending[:4]):
-            raise self._error("unknown frame")
+            raise _zstd_error("unknown frame")
         if len(pending) < 5:
             return 0
         descriptor = pending[4]
@@ -409,7 +410,7 @@ class _ZstdFrame:
             kind, size = header >> 1 & 3, header >> 3
             stop = end + 3 + (1 if kind == 1 else size)
             if size > _ZSTD_BLOCK:
-                raise self._error("a block is too large")
+                raise _zstd_error("a block is too large")
             if len(pending) < stop or len(pending) < end + 3:
                 break
             room -= _ZSTD_BLOCK if kind == 2 else size
@@ -419,6 +420,12 @@ class _ZstdFrame:
             end = stop
             self._last = bool(header & 1)
         return end
+
+
+def _zstd_error(why: str) -> Exception:
+    from zstandard import ZstdError
+
+    return ZstdError(why)
 
 
 def _hasher(name: str) -> _Hash | None:

@@ -8,6 +8,7 @@ way that matters, or beyond the limits is an ImageError that names the entry. Na
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
@@ -240,13 +241,13 @@ class Reader:
         kind = _KINDS.get(header.type)
         if kind is None:
             self._fail(f"unknown type {show(header.type)}")
-        if kind is FILE and name.endswith(b"/"):
+        if kind == FILE and name.endswith(b"/"):
             kind = DIRECTORY  # as archives older than POSIX mark them
         if kind in (SYMLINK, HARDLINK):
             self._check_name(link, "link target")
         stored = self._stored_size(header, pax)
         size, segments = stored, None
-        if kind is FILE and (header.type == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax)):
+        if kind == FILE and (header.type == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax)):
             size, segments = self._sparse(header, extended.records, pax)
         device = kind in (CHARACTER, BLOCK_DEVICE)
         return Member(
@@ -255,7 +256,7 @@ class Reader:
             mode=self._number(fields[1], "mode") & 0o7777,
             uid=self._id(fields[2], pax.get(b"uid"), "uid"),
             gid=self._id(fields[3], pax.get(b"gid"), "gid"),
-            size=size if kind is FILE else 0,
+            size=size if kind == FILE else 0,
             mtime=self._time(fields[5], pax.get(b"mtime")),
             link=link,
             major=self._in_range(self._number(fields[12], "major"), "major", 1 << 12) if device else 0,
@@ -334,7 +335,7 @@ class Reader:
     def _xattr_name(self, name: bytes) -> str:
         if not name or len(name) > 255 or b"\0" in name:
             self._fail("the name of an extended attribute is empty, too long or contains a NUL")
-        return name.decode("utf-8", "surrogateescape")
+        return os.fsdecode(name)
 
     def _libarchive_xattr(self, name: bytes, value: bytes, found: dict[str, bytes]) -> None:
         """libarchive writes each attribute in both forms; its own has the name URL-encoded and the value in base64."""

@@ -150,7 +150,7 @@ def whiteout_mark(path: list[bytes], entry: bytes) -> Mark | None:
 def _pass_on(
     member: Member, path: list[bytes], reader: Reader, on_other: Callable[[Member, Reader], None] | None
 ) -> None:
-    if not path and member.kind is DIRECTORY:
+    if not path and member.kind == DIRECTORY:
         return  # `./`, as `tar -C dir .` begins
     if on_other is None:
         raise ImageError(f"archive entry {show(member.name)} does not belong here")
@@ -224,13 +224,13 @@ class _Tree:
             except FileExistsError:
                 raise ImageError(f"the archive puts files below {show(path)}, a symlink to nowhere") from None
             fd = openat2(self._root, path, flags)
-        real = _real_path(fd)[self._prefix :]
         try:
+            real = _real_path(fd)[self._prefix :]
             self._check_depth(real)
-        except ImageError:
+            return _Directory(fd, real, self.pending[real])
+        except BaseException:
             os.close(fd)
             raise
-        return _Directory(fd, real, self.pending[real])
 
     def _check_depth(self, path: bytes) -> None:
         """A path through symlinks can lead deeper than its own length says, so both are looked at."""
@@ -359,11 +359,11 @@ class _Unpacker:
                 return
         self._call = "open"
         if not path:
-            if member.kind is not DIRECTORY:
+            if member.kind != DIRECTORY:
                 raise ImageError(f"archive entry {show(member.name)}: the root can only be a directory")
             self._tree.pending[b""].member = member
             return
-        source = stripped_link(member, strip) if member.kind is HARDLINK else None
+        source = stripped_link(member, strip) if member.kind == HARDLINK else None
         name = path.pop()
         parent = self._tree.directory(b"/".join(path))
         if source is None:
@@ -456,7 +456,7 @@ class _Unpacker:
         """As `_describe`, for what must not be opened."""
         self._call = "chown"
         os.chown(name, member.uid, member.gid, dir_fd=parent.fd, follow_symlinks=False)
-        if member.kind is not SYMLINK:
+        if member.kind != SYMLINK:
             self._call = "chmod"
             os.chmod(name, member.mode, dir_fd=parent.fd)
         if member.xattrs:

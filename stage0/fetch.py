@@ -64,8 +64,11 @@ def _by_name(store: Store, wanted: Reference, text: str) -> ImageRecord:
 
 
 def _import(config: Config, store: Store, wanted: Reference, signature: str | None) -> ImageRecord:
+    import gc
+
     from aci import importer
 
+    gc.enable()  # `rkpy.main` switched it off, but an import may run for long.
     path = wanted.value
     if not os.path.exists(path):
         raise ImageError(f"open {path}: no such file or directory")

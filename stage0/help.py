@@ -76,16 +76,20 @@ def _click(name: str, verb: Verb) -> tuple[str, Iterable[Flag]]:
 
 def _as_flag(option: click.Option) -> Flag:
     default = option.default if isinstance(option.default, str | int) else ""
-    boolean = option.is_flag or (option.flag_value == "true" and not default)
+    boolean = option.is_flag or option.flag_value == "true"
     return Flag(option.opts[0].lstrip("-"), BOOL if boolean else "string", option.help or "", str(default))
 
 
 def _flags(flags: Iterable[Flag]) -> str:
-    rows = [(f"--{flag.name}" + ("" if flag.kind == BOOL else f"={flag.default}"), flag.help) for flag in flags]
+    rows = [(_shown(flag), flag.help) for flag in flags]
     if not rows:
         return "\t(none)"
     width = max(len(left) for left, _ in rows)
     return "\n".join(f"\t{left:<{width}}  {right}" for left, right in sorted(rows))
+
+
+def _shown(flag: Flag) -> str:
+    return f"--{flag.name}[={flag.default or 'false'}]" if flag.kind == BOOL else f"--{flag.name}={flag.default}"
 
 
 def _sections(**sections: str) -> str:

@@ -34,7 +34,7 @@ VERBS = {
     "image rm": Verb("image", "Remove images from the local store", attribute="rm"),
     "image verify": Verb("image", "Verify one or more rendered images in the local store", attribute="verify"),
     "list": Verb("list", "List pods"),
-    "prepare": Verb("run", "Prepare to run image(s) in a pod in rkpy", fast=True, attribute="prepare"),
+    "prepare": Verb("run", "Prepare to run image(s) in a pod in rkpy", fast=True, attribute="prepare_pod"),
     "rm": Verb("rm", "Remove all files and resources associated with an exited pod"),
     "run": Verb("run", "Run image(s) in a pod in rkpy", fast=True, attribute="run"),
     "run-prepared": Verb("run", "Run a prepared application pod in rkpy", fast=True, attribute="run_prepared"),

@@ -97,7 +97,7 @@ def _prepared_app(directory: str, manifest: PodManifest, app: RuntimeApp, store:
         app=section,
         layers=() if copied else _layers(directory, app.name, store),
         read_only_root=app.read_only_rootfs,
-        mounts=tuple(_mounts(directory, manifest, app, section)),
+        mounts=tuple(_mounts(manifest, app, section)),
     )
 
 
@@ -119,7 +119,7 @@ def _layers(directory: str, app: str, store: Store) -> tuple[str, ...]:
     return layers
 
 
-def _mounts(directory: str, manifest: PodManifest, app: RuntimeApp, section: App) -> list[Mount]:
+def _mounts(manifest: PodManifest, app: RuntimeApp, section: App) -> list[Mount]:
     """What is mounted into an app: each explicit mount, and each mount point of the image whose name, or whose path's
     mount, has a volume. A mount point without a volume shows what the image has there."""
     volumes = {volume.name: volume for volume in manifest.volumes}
@@ -134,9 +134,9 @@ def _mounts(directory: str, manifest: PodManifest, app: RuntimeApp, section: App
     for path, point in points.items():
         if path not in wanted and point.name in volumes:
             wanted[path] = (volumes[point.name], volumes[point.name].read_only or point.read_only)
-    return [_mount(directory, path, volume, read_only) for path, (volume, read_only) in wanted.items()]
+    return [_mount(path, volume, read_only) for path, (volume, read_only) in wanted.items()]
 
 
-def _mount(directory: str, path: str, volume: Volume, read_only: bool) -> Mount:
-    source = volume.source if volume.kind == "host" else poddir.volume(directory, volume.name)
+def _mount(path: str, volume: Volume, read_only: bool) -> Mount:
+    source = volume.source if volume.kind == "host" else ""
     return Mount(source=source, target=path, read_only=read_only, recursive=volume.recursive, volume=volume.name)

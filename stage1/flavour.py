@@ -19,7 +19,7 @@ class Mount(NamedTuple):
     """One host directory, file, socket or device that appears inside an app."""
 
     source: str
-    """Absolute path on the host."""
+    """Absolute path on the host; empty for an empty volume, which lies in the pod directory."""
     target: str
     """Absolute path inside the app's root; symlinks in it are resolved inside that root."""
     read_only: bool

@@ -46,12 +46,12 @@ def plan(pod: PreparedPod) -> Plan:
 
 def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind:
     return mounts.Bind(
-        mount.source,
+        mount.source or poddir.volume(pod.directory, mount.volume),
         mounts.normalize(mount.target),
         mount.read_only,
         bool(mount.recursive),
         about=f'volume "{mount.volume}"',
-        own=mount.source.startswith(f"{pod.directory}/"),
+        own=not mount.source,
     )
 
 

@@ -55,13 +55,14 @@ def children(deadline: float = 5.0) -> list[str]:
     """Living children of this process; those about to end are given `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
-        found = _children()
+        found = living_children()
         if not found or time.monotonic() > end:
             return [f"process {pid}: {command}" for pid, command in found.items()]
         time.sleep(0.05)
 
 
-def _children() -> dict[int, str]:
+def living_children() -> dict[int, str]:
+    """PIDs and command lines of this process's children, adopted ones too."""
     pids: list[str] = []
     for thread in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:

@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 # Sourced with $ROOT set, by what sets up a Debian 12 machine. $BIN then has the programs of the virtual environment.
 
-BIN="$ROOT/.venv/bin"
+VENV="${VENV:-$ROOT/.venv}"
+BIN="$VENV/bin"
 
 install_packages() {
     for package in "$@"; do
@@ -15,6 +16,8 @@ install_packages() {
 
 # pip's own arguments, such as the project's directory or `-e DIRECTORY`.
 install_rkpy() {
-    [ -x "$BIN/python" ] || /usr/bin/python3 -m venv "$ROOT/.venv"
+    [ -x "$BIN/python" ] || /usr/bin/python3 -m venv "$VENV"
+    # What an earlier build left there would be packed again, removed modules too.
+    rm -rf "$ROOT/build"
     "$BIN/python" -m pip install -q --disable-pip-version-check "$@" >&2
 }

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 from aci import pod_manifest
 from aci.pod_manifest import PodManifest
@@ -20,7 +21,7 @@ from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
 from stage0.values import RESTRICTIONS
 from stage1 import flavour as flavours
-from stage1.flavour import Flavour
+from stage1.flavour import Flavour, PreparedPod
 
 FLAGS = {
     "run": options.table(options.PREPARE, options.RUNTIME, options.APP),
@@ -40,10 +41,12 @@ def run(words: Sequence[str]) -> int:
     store = Store(settings.store)
     with store.lock():
         pod = _prepare(request, settings, store, flavour_name)
-    return _start(pod, store, flavour, request.flags, settings, _asked(request))
+    with _discarded_on_failure(pod):
+        prepared = _checked(pod, store, flavour, request.flags, settings, _asked(request))
+    return _start(pod, flavour, prepared)
 
 
-def prepare_(words: Sequence[str]) -> int:
+def prepare_pod(words: Sequence[str]) -> int:
     """`rkpy prepare`: everything up to the start; prints the UUID."""
     request, settings = _parse("prepare", words)
     flavour_name, flavour = _flavour(request.flags, settings)
@@ -67,7 +70,9 @@ def run_prepared(words: Sequence[str]) -> int:
         raise PodError(f'pod "{pod.uuid}" is not prepared: it is {pod.state()}')
     pod.take()
     flavour = flavours.load(pod.flavour())
-    return _start(pod, Store(settings.store), flavour, request.flags, settings, ())
+    # A pod that cannot start now stays prepared: nothing was used up.
+    prepared = _checked(pod, Store(settings.store), flavour, request.flags, settings, ())
+    return _start(pod, flavour, prepared)
 
 
 def _parse(name: str, words: Sequence[str], *, arguments: bool = True) -> tuple[Request, Config]:
@@ -140,23 +145,28 @@ def _asked(request: Request) -> tuple[str, ...]:
     return tuple(f"--{name}" for image in request.images for name in image.flags.typed() if name in RESTRICTIONS)
 
 
-def _start(pod: Pod, store: Store, flavour: Flavour, flags: Values, settings: Config, asked: tuple[str, ...]) -> int:
+def _checked(
+    pod: Pod, store: Store, flavour: Flavour, flags: Values, settings: Config, asked: tuple[str, ...]
+) -> PreparedPod:
+    """The pod as the flavour takes it, once the flavour has said what it will ignore and the UUID is written."""
+    prepared = prepare.load(
+        pod,
+        store,
+        net=flags.get("net"),
+        hostname=flags.get("hostname") or "",
+        private_users=flags.boolean("private-users"),
+        asked=asked,
+        debug=settings.debug,
+    )
+    _warn(flavour.check(prepared))
+    _save_uuid(flags.get("uuid-file-save"), pod.uuid)
+    return prepared
+
+
+def _start(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
     """Let `flavour` become the pod."""
-    with _discarded_on_failure(pod):
-        prepared = prepare.load(
-            pod,
-            store,
-            net=flags.get("net"),
-            hostname=flags.get("hostname") or "",
-            private_users=flags.boolean("private-users"),
-            asked=asked,
-            debug=settings.debug,
-        )
-        _warn(flavour.check(prepared))
-        _save_uuid(flags.get("uuid-file-save"), pod.uuid)
-        pod.to_run()
-        prepared = prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock())
-    flavour.run(prepared)
+    pod.to_run()
+    flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
 
 
 def _warn(warnings: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from aci.image_manifest import App
 from common.errors import RkpyError
 from stage1 import fly, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
+from tests import leaks
 
 UUID = "5d7a9b1e-0000-4000-8000-"
 DEADLINE = 20.0
@@ -126,7 +127,10 @@ class Workshop:
             until(lambda: read(f"{pod.directory}/out"))
             yield Running(pid, pod)
         finally:
-            for member, _ in fly.members(pod.directory, poddir.read_leader(pod.directory) or _NOBODY):
+            leader = poddir.read_leader(pod.directory) or _NOBODY
+            # Orphans are this process's children (tests.leaks); nobody else's process is killed, whatever fly says.
+            ours = {pid, *leaks.living_children()}
+            for member in {member for member, _ in fly.members(pod.directory, leader)} & ours:
                 os.kill(member, signal.SIGKILL)
             reap(pid)
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from stage1.flavour import EnterRequest, Mount, PreparedApp
 from stage2.environment import DEFAULT_PATH
 from tests.host import seccomp
 from tests.host.flying import Workshop, until
+
+MS_SHARED = 1 << 20
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/sh
@@ -328,6 +331,19 @@ def test_only_the_pods_mounts_are_in_its_namespace(shop: Workshop, tmp_path: Pat
     assert not [fields for fields in lines if any(field.startswith("shared:") for field in fields)]
 
 
+def test_nothing_is_told_to_a_host_that_shares_its_mounts(shop: Workshop) -> None:
+    """systemd makes / shared; what the pod mounts must not appear there (rkt/rkt#2351)."""
+
+    def share() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | MS_SHARED)
+
+    result = shop.run(shop.pod("mounts"), before=share)
+    fields = [line.split(" - ")[0].split()[6:] for line in result.lines]
+    assert result.status == 0, result.err
+    assert not [names for names in fields if any(name.startswith("shared:") for name in names)]
+
+
 def test_tmp(shop: Workshop) -> None:
     assert shop.run(shop.pod("stat", "/tmp"), before=lambda: os.umask(0o077)).lines == ["directory 1777 0 0"]
 
@@ -481,7 +497,7 @@ def test_a_place_in_another_volume_must_exist(shop: Workshop, tmp_path: Path) ->
 def test_a_place_in_the_pods_own_volume_is_made(shop: Workshop, tmp_path: Path) -> None:
     pod = shop.pod("list", "/v")
     os.makedirs(poddir.volume(pod.directory, "empty"))
-    mounts = (host_mount(poddir.volume(pod.directory, "empty"), "/v"), host_mount(str(tmp_path), "/v/in"))
+    mounts = (host_mount("", "/v")._replace(volume="empty"), host_mount(str(tmp_path), "/v/in"))
     app = pod.apps[0]._replace(mounts=mounts)
     assert shop.run(pod._replace(apps=(app,))).lines == ["in"]
 
@@ -677,6 +693,7 @@ def test_a_reused_pid_is_neither_entered_nor_signalled(shop: Workshop) -> None:
             fly.enter(EnterRequest(pod.directory, pod.apps[0], ("inspect",)))
         fly.stop(pod.directory, force=False)
         fly.stop(pod.directory, force=True)
+        time.sleep(0.2)  # What a signal would have needed to be noticed.
         assert poddir.start_time(other.pid) is not None
     os.close(pod.lock_fd)
 
@@ -736,20 +753,42 @@ def test_stop_what_the_leader_left(shop: Workshop) -> None:
 def test_a_process_with_a_namespace_of_its_own_is_found_by_the_lock(shop: Workshop) -> None:
     """It keeps the pod alive, so it has to be stopped; somebody who merely looks at the lock does not."""
     pod = shop.pod("exit", "0")
+
+    def hold() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+
+    def look() -> None:
+        os.close(pod.lock_fd)
+        os.open(f"{pod.directory}/{poddir.LOCK}", os.O_RDONLY)
+
+    holding, looking = _idle_child(hold), _idle_child(look)
+    os.close(pod.lock_fd)
+    leader = poddir.Leader(2**22, 1, 1, poddir.boot_id())
+    _record_leader(pod.directory, leader)
+    try:
+        assert [pid for pid, _ in fly.members(pod.directory, leader)] == [holding]
+        fly.stop(pod.directory, force=True)
+        until(lambda: poddir.start_time(holding) is None)
+        assert poddir.start_time(looking) is not None
+    finally:
+        for child in (holding, looking):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _idle_child(prepare: Callable[[], None]) -> int:
+    """A child that has done `prepare` and waits to be killed."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        Path(pod.directory, "out").write_text("ready")
+        prepare()
+        os.close(writer)
+        os.close(reader)
         signal.pause()
-    until(lambda: Path(pod.directory, "out").exists())
-    os.close(pod.lock_fd)
-    looking = os.open(f"{pod.directory}/{poddir.LOCK}", os.O_RDONLY)
-    leader = poddir.Leader(2**22, 1, 1, poddir.boot_id())
-    assert [pid for pid, _ in fly.members(pod.directory, leader)] == [child]
-    _record_leader(pod.directory, leader)
-    fly.stop(pod.directory, force=True)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    os.close(looking)
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+    return child
 
 
 def test_debug_shows_the_plan(shop: Workshop) -> None:

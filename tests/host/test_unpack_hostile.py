@@ -248,6 +248,27 @@ def test_deep_nesting(cage: Cage) -> None:
             Cage(cage.top / str(len(os.listdir(cage.top)))).unpack(archive)
 
 
+def test_the_deepest_archive_that_is_allowed(cage: Cage) -> None:
+    """Made, compared, and removed again for an entry that replaces it."""
+    deep = "/".join(["d"] * 256)
+    archive = pack(file(deep))
+    cage.unpack(archive, limits=Limits())
+    assert cage.compare(archive) == []
+    again = Cage(cage.top / "again")
+    again.unpack(pack(file(deep), file("d", b"x")), limits=Limits())
+    assert again.read("d") == "x"
+
+
+def test_paths_longer_than_the_kernel_takes(cage: Cage) -> None:
+    name = "n" * 250
+    steps: list[Entry] = []
+    for number in range(30):
+        above = f"s{number - 1}/" if number else ""
+        steps += [directory(above + name), symlink(f"s{number}", above + name)]
+    with pytest.raises(ImageError, match="file name too long"):
+        cage.unpack(pack(*steps))
+
+
 def test_depth_through_chained_symlinks(cage: Cage) -> None:
     """Each link adds its depth to the one before: 40 of them, as many as the kernel follows."""
     entries = [directory("/".join("ddddddddd"))]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aci.store import Verification
 from common.errors import TrustError
 from stage0 import openpgp, verify
 from stage0.keystore import Keystore
