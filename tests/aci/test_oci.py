@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aci import oci, oci_config, types
 from aci.image_manifest import ImageManifest
 from aci.oci_config import Name, name_of
 from aci.sources import Archive, Directory
-from common.errors import ImageError, ManifestError
+from common.errors import ImageError, ManifestError, RkpyError
 from tests import layouts
 from tests.layouts import Layout, layer
 
@@ -446,3 +448,65 @@ def test_accounts_are_not_looked_up_through_links(tmp_path: pathlib.Path) -> Non
     found = oci_config.with_accounts(manifest, {}, layers)
     assert found.app is not None
     assert found.app.group == "0"
+
+
+# Anything at all
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 70000) | st.floats() | st.text(max_size=8) | st.just(ZEROS)
+    | st.sampled_from(["layers", "linux", "amd64", layouts.GZIP, layouts.MANIFEST, "/var", "80/tcp", "A=b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+MANIFEST_KEYS = ["schemaVersion", "mediaType", "config", "layers", "annotations"]
+CONFIG_KEYS = ["os", "architecture", "variant", "config", "rootfs", "created", "author"]
+PROCESS_KEYS = [
+    "User", "Env", "Cmd", "Entrypoint", "Volumes", "WorkingDir", "Labels", "StopSignal", "ExposedPorts", "Healthcheck",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(MANIFEST_KEYS), VALUES, max_size=2),
+    st.dictionaries(st.sampled_from(CONFIG_KEYS), VALUES, max_size=2),
+    st.dictionaries(st.sampled_from(PROCESS_KEYS), VALUES, max_size=3),
+    st.text(max_size=20),
+)
+def test_whatever_is_in_the_documents_is_an_image_or_an_error(
+    manifest: dict[str, Any], config: dict[str, Any], process: dict[str, Any], reference: str
+) -> None:
+    whole = {
+        "os": "linux",
+        "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": [ZEROS]},
+        "config": process,
+        **config,
+    }
+    warnings: list[str] = []
+    good = {
+        "schemaVersion": 2,
+        "config": {"mediaType": layouts.CONFIG, "digest": ZEROS, "size": 1},
+        "layers": [{"mediaType": layouts.GZIP, "digest": ZEROS, "size": 1}],
+    }
+    try:
+        oci.parse(json.dumps({**good, **manifest}).encode("utf-8", "surrogatepass"), "it")
+        value, _ = oci.parse_config(json.dumps(whole).encode("utf-8", "surrogatepass"), "it")
+        made = oci_config.describe(
+            value, name_of(reference, "/a.tar", docker=len(reference) % 2 > 0), ZEROS, {}, [].append
+        )
+        types.ac_identifier(made.name)
+    except RkpyError:
+        pass
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(["mediaType", "digest", "size", "annotations", "platform"]), VALUES, max_size=2))
+def test_whatever_is_in_an_index_is_an_image_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any]
+) -> None:
+    layout = Layout(str(tmp_path_factory.mktemp("fuzz") / "layout"))
+    layout.add(layout.image(layer("a")), **fields)
+    try:
+        find(layout)
+    except RkpyError:
+        pass
