@@ -76,6 +76,8 @@ def test_docker_fills_in_what_a_short_name_leaves_out() -> None:
 
 
 def test_a_name_that_cannot_be_one_is_refused() -> None:
+    with refused("longer than 1024"):
+        name_of("a/" * 600, "/srv/a.tar")
     with refused("no image name can be made"):
         name_of("", "/srv/---.tar")
 
@@ -102,6 +104,14 @@ def test_several_images_have_to_be_told_apart(layout: Layout) -> None:
     with pytest.raises(ImageError, match='no image "three" in it') as caught:
         find(layout, "three")
     assert "example.com/two:2, one" in caught.value.hint
+
+
+def test_images_that_nothing_tells_apart(layout: Layout) -> None:
+    layout.add(layout.image(layer("a")))
+    wanted = layout.add(layout.image(layer("b")))
+    with refused("there are 2 images for this host in it, and nothing tells them apart"):
+        find(layout)
+    assert find(layout, wanted["digest"]).manifest_digest == wanted["digest"]
 
 
 def test_two_names_of_one_image_are_no_choice(layout: Layout) -> None:
@@ -492,7 +502,7 @@ def test_whatever_is_in_the_documents_is_an_image_or_an_error(
         oci.parse(json.dumps({**good, **manifest}).encode("utf-8", "surrogatepass"), "it")
         value, _ = oci.parse_config(json.dumps(whole).encode("utf-8", "surrogatepass"), "it")
         made = oci_config.describe(
-            value, name_of(reference, "/a.tar", docker=len(reference) % 2 > 0), ZEROS, {}, [].append
+            value, name_of(reference, "/a.tar", docker=len(reference) % 2 > 0), ZEROS, {}, warnings.append
         )
         types.ac_identifier(made.name)
     except RkpyError:
