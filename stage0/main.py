@@ -29,8 +29,13 @@ VERBS = {
     "fetch": Verb("fetch", "Fetch image(s) and store them in the local store", fast=True),
     "gc": Verb("gc", "Garbage collect rkpy pods no longer in use"),
     "image cat-manifest": Verb("image", "Inspect and print the image manifest", attribute="cat_manifest"),
+    "image export": Verb("image_files", "Export a stored image to an ACI file", attribute="export"),
+    "image extract": Verb("image_files", "Extract a stored image to a directory", attribute="extract"),
     "image gc": Verb("image", "Garbage collect local store", attribute="gc"),
     "image list": Verb("image", "List images in the local store", attribute="list_images"),
+    "image render": Verb(
+        "image_files", "Render a stored image to a directory with all its dependencies", attribute="render"
+    ),
     "image rm": Verb("image", "Remove images from the local store", attribute="rm"),
     "image verify": Verb("image", "Verify one or more rendered images in the local store", attribute="verify"),
     "list": Verb("list", "List pods"),
