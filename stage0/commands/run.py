@@ -17,6 +17,7 @@ from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
 from stage0.grammar import Request
+from stage0.notices import warn
 from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
 from stage0.values import RESTRICTIONS
@@ -54,7 +55,8 @@ def prepare_pod(words: Sequence[str]) -> int:
     with store.lock():
         pod = _prepare(request, settings, store, flavour_name)
         with _discarded_on_failure(pod):
-            _warn(flavour.check(prepare.load(pod, store, asked=_asked(request))))
+            for warning in flavour.check(prepare.load(pod, store, asked=_asked(request))):
+                warn(warning)
             pod.to_prepared()
     sys.stdout.write(f"{pod.uuid}\n")
     return 0
@@ -158,7 +160,8 @@ def _checked(
         asked=asked,
         debug=settings.debug,
     )
-    _warn(flavour.check(prepared))
+    for warning in flavour.check(prepared):
+        warn(warning)
     _save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
 
@@ -167,11 +170,6 @@ def _start(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
     """Let `flavour` become the pod."""
     pod.to_run()
     flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        sys.stderr.write(f"rkpy: warning: {warning}\n")
 
 
 def _save_uuid(path: str | None, uuid: str) -> None:
