@@ -191,8 +191,8 @@ def test_arguments_follow_the_exec_of_an_aci(rkpy: Rkpy, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "no stage1 flavour was chosen"),
-        (["run", "--stage1=fly"], "must provide at least one image or specify the pod manifest"),
+        (["run", "ACI"], "no stage1 flavour was chosen"),
+        (["run"], "must provide at least one image or specify the pod manifest"),
         (["run", "--stage1=warp", "x"], 'no stage1 flavour called "warp"'),
         (["run", "--stage1=fly", "/nonexistent.aci"], "open /nonexistent.aci: no such file or directory"),
         (["run", "--stage1=fly", "no-such-image-here"], "discovery failed"),
@@ -202,6 +202,11 @@ def test_arguments_follow_the_exec_of_an_aci(rkpy: Rkpy, tmp_path: Path) -> None
         (["run", "--stage1=fly", "ACI", "ACI"], 'app name "app" is used twice'),
         (["run", "--stage1=fly", "ACI", "ACI", "--name=two"], "fly runs one app per pod"),
         (["run", "--stage1=fly", "--private-users", "ACI"], "fly has no user namespaces"),
+        (["prepare", "--stage1=fly", "--private-users", "ACI"], "fly has no user namespaces"),
+        (["run", "--stage1=fly", "--ipc=private", "ACI"], "fly has no IPC namespaces"),
+        (["run", "--stage1=fly", "--ipc=host", "ACI"], "--ipc=host"),
+        (["run", "--stage1=fly", "--pod-manifest=x", "--user-label=a=b"], "cannot be combined with --user-label"),
+        (["run", "--stage1=fly", "--pod-manifest=x", "--no-store"], "cannot be combined with --no-store"),
         (["run", "--stage1=fly", "ACI", "--caps-retain=CAP_KILL"], "fly cannot enforce --caps-retain"),
         (["run", "--stage1=fly", "ACI", "--memory=16m"], "--memory=16m"),
         (["run", "--stage1=fly", "--port=no:80", "ACI"], "no image of this pod has a port of that name"),
@@ -226,11 +231,12 @@ def test_ignored_fields_are_warned_about(rkpy: Rkpy, tmp_path: Path) -> None:
         {"name": "resource/memory", "value": {"limit": "64M"}},
         {"name": "example.com/unknown", "value": {"any": "thing"}},
     ]
-    app = {"exec": ["/bin/true"], "user": "0", "group": "0", "isolators": isolators}
+    ports = [{"name": "http", "protocol": "tcp", "port": 80}]
+    app = {"exec": ["/bin/true"], "user": "0", "group": "0", "isolators": isolators, "ports": ports}
     path = images.make_aci(str(tmp_path / "a.aci"), images.manifest(app=app), images.busybox_files())
-    done = rkpy.fly("--hostname=elsewhere", path)
+    done = rkpy.fly("--hostname=elsewhere", "--dns=192.0.2.1", "--hosts-entry=192.0.2.1=a", "--port=http:80", path)
     assert done.status == 0
-    for word in ("resource/memory", "example.com/unknown", "elsewhere"):
+    for word in ("resource/memory", "example.com/unknown", "elsewhere", "--dns", "--hosts-entry", '--port of "http"'):
         assert any(word in line and "warning" in line for line in done.err.splitlines()), done.err
 
 
