@@ -186,7 +186,7 @@ def _import_aci(job: _Import) -> ImageRecord:
     name = job.path
     blob, target = f"{job.staged}/blob", f"{job.staged}/layer"
     _take_file(job, blob)
-    os.mkdir(target)
+    files.make_directory(target, 0o755)
     with opened(blob) as fd:
         size = os.fstat(fd).st_size
         manifest = archive.read_manifest(fd, name)
@@ -363,7 +363,7 @@ def _process(store: Store, layer: Layer, staged: str) -> dict[str, object]:
             verify_blob(blob, layer.digest, what)
         return {"blob": "" if has_blob else blob, "layer": "", "size": tree_size(present), "warnings": ()}
     with _store_errors(f"unpack {what}"):
-        os.mkdir(target)
+        files.make_directory(target, 0o755)
         if not has_blob:
             _copy_to(blob, layer.span, what)
         size, warnings = unpack_blob(

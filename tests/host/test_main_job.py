@@ -16,6 +16,7 @@ import pytest
 from tests import images
 from tests.gpg import Signer, signer
 from tests.host.commands import ROOT, Rkpy
+from tests.host.oci import build_oci
 
 DEADLINE = 60.0
 
@@ -289,21 +290,6 @@ def oci_archive(tmp_path_factory: pytest.TempPathFactory) -> str:
             place.write_bytes(content if isinstance(content, bytes) else content.encode())
             place.chmod(0o755)
     return build_oci(directory, str(root), ["--entrypoint", '["/bin/echo", "entry"]', "--cmd", "cmd"])
-
-
-def build_oci(directory: Path, root: str, config: list[str]) -> str:
-    """An OCI archive of the tree `root`, called example.com/oci:1."""
-    storage = ["buildah", "--root", str(directory / "storage"), "--runroot", str(directory / "run")]
-    container = subprocess.run([*storage, "from", "scratch"], check=True, capture_output=True, text=True).stdout.strip()
-    archive = str(directory / "image.tar")
-    for words in (
-        ["add", "-q", container, root, "/"],
-        ["config", *config, container],
-        ["commit", "-q", container, f"oci-archive:{archive}:example.com/oci:1"],
-        ["rm", container],
-    ):
-        subprocess.run([*storage, *words], check=True, capture_output=True)
-    return archive
 
 
 def test_arguments_take_the_place_of_an_oci_images_cmd(rkpy: Rkpy, oci_archive: str) -> None:
