@@ -19,6 +19,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import HTTPResponse
 
+from common.errors import ConfigError
+
 TIMEOUT = 30.0
 """Seconds a server may be silent."""
 STEP_FACTOR = 4

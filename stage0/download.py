@@ -69,6 +69,8 @@ def _try(job: Job, offset: int) -> Downloaded:
     with job.client.open(
         job.url, what=job.what, headers=headers, ok=ok, limit=job.limit, credentials=job.credentials
     ) as response:
+        if response.status == 416 and response.headers.get("Content-Range") == f"bytes */{offset}":
+            return Downloaded(response.url, 200, response.headers, offset)  # all of it was there
         if response.status == 416 or (response.status == 206 and not _continues(job, response, offset, validator)):
             forget(job)
             text = f"get {job.what} {shown(job.url)}: the server does not go on where it stopped"
@@ -88,6 +90,7 @@ def _continues(job: Job, response: Response, offset: int, validator: str) -> boo
 
 def _receive(job: Job, response: Response, start: int) -> Downloaded:
     total = None if response.length is None else start + response.length
+    """Write the body. An answer to a request without Range begins at 0, whatever is there."""
     if job.expect_size is not None and total not in (None, job.expect_size):
         raise _wrong_size(job, total)
     if not start:
