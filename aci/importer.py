@@ -494,9 +494,13 @@ def _existing(store: Store, image_id: str) -> ImageRecord | None:
         record = store.get(image_id)
     except StoreError:
         return None  # Not stored, or its record is damaged: it is written anew.
-    whole = all(os.path.isdir(store.layer_path(name)) for name in record.layers)
-    whole = whole and all(os.path.exists(store.blob_path(digest)) for digest in record.blobs)
-    return record if whole else None
+    return record if is_whole(store, record) else None
+
+
+def is_whole(store: Store, record: ImageRecord) -> bool:
+    """Whether all layers and blobs of the image are there."""
+    layers = all(os.path.isdir(store.layer_path(name)) for name in record.layers)
+    return layers and all(os.path.exists(store.blob_path(digest)) for digest in record.blobs)
 
 
 def _renewed(
@@ -507,7 +511,7 @@ def _renewed(
     same_name = (known.name, known.labels) == (manifest.name, manifest.labels)
     renamed = known._replace(name=manifest.name, labels=manifest.labels, annotations=manifest.annotations)
     record = existing._replace(
-        manifest=known if same_name else renamed,
+        manifest=renamed,
         latest=job.latest or (same_name and existing.latest),
         verification=verification or (existing.verification if same_name else None),
     )

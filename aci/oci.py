@@ -123,6 +123,8 @@ def media_type(document: bytes, what: str) -> str:
         raise ImageError(
             f"{what}: this is a manifest of docker's old schema 1", hint="push the image again with a newer tool"
         )
+    if "manifests" in value and ("layers" in value or "config" in value):
+        raise ImageError(f"{what}: this is an index and a manifest at once, and two readers could disagree about it")
     return str(value.get("mediaType") or (INDEXES[0] if "manifests" in value else MANIFESTS[0]))
 
 
