@@ -11,9 +11,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aci import archive, oci, oci_config, parallel
 from aci.compression import Stream, open_stream
@@ -152,6 +152,37 @@ def import_image(
         return found(_Import(store, staged, path, format, reference, authorize, latest, warn))
 
 
+class Missing(NamedTuple):
+    """A blob that has to be fetched."""
+
+    digest: str
+    size: int
+    target: str
+    """Where to put it once it is whole and verified."""
+
+
+Fetch = Callable[[Sequence[Missing]], AbstractContextManager[parallel.Feed]]
+"""Begins to fetch blobs; each one's position is reported by the feed once it is there."""
+
+
+def import_fetched(
+    store: Store,
+    image: oci.Image,
+    name: oci_config.Name,
+    *,
+    fetch: Fetch,
+    authorize: Authorize,
+    latest: bool = False,
+    annotations: Sequence[tuple[str, str]] = (),
+    warn: Warn = lambda text: None,
+) -> ImageRecord:
+    """As `import_image`, for an image called `name` whose layers are elsewhere: those the store lacks are unpacked as
+    `fetch` brings them. `annotations` are added to the manifest's."""
+    with store.staging() as staged, _store_errors("import the image"):
+        job = _Import(store, staged, name.original, OCI_LAYOUT, name.original, authorize, latest, warn)
+        return _take_oci(job, image, name, fetch, annotations)
+
+
 class _Import(NamedTuple):
     """One import, for the functions below."""
 
@@ -238,21 +269,31 @@ def _import_oci(job: _Import) -> ImageRecord:
             image = oci.find_saved(source, job.reference)
         else:
             image = oci.find(source, job.reference)
-        config, _ = oci.parse_config(image.config, f"{job.path}: image configuration")
         name = oci_config.name_of(image.reference, job.path, docker=docker)
-        try:
-            manifest = oci_config.describe(config, name, image.config_digest, image.annotations, job.warn)
-        except RkpyError as error:
-            raise ImageError(f"{job.path}: image configuration: {error.message}", hint=error.hint) from error
-        verification = job.authorize(manifest.name)
-        job = job._replace(latest=job.latest or name.version == "latest")
-        with _alone(job.store, image.id):
-            existing = _existing(job.store, image.id)
-            if existing is not None:
-                return _renewed(job, existing, manifest, verification)
-            return _store_oci(job, image, config, manifest, verification)
+        return _take_oci(job._replace(latest=job.latest or name.version == "latest"), image, name)
     finally:
         source.close()
+
+
+def _take_oci(
+    job: _Import,
+    image: oci.Image,
+    name: oci_config.Name,
+    fetch: Fetch | None = None,
+    annotations: Sequence[tuple[str, str]] = (),
+) -> ImageRecord:
+    config, _ = oci.parse_config(image.config, f"{job.path}: image configuration")
+    try:
+        manifest = oci_config.describe(config, name, image.config_digest, image.annotations, job.warn)
+    except RkpyError as error:
+        raise ImageError(f"{job.path}: image configuration: {error.message}", hint=error.hint) from error
+    manifest = manifest._replace(annotations=(*manifest.annotations, *annotations))
+    verification = job.authorize(manifest.name)
+    with _alone(job.store, image.id):
+        existing = _existing(job.store, image.id)
+        if existing is not None:
+            return _renewed(job, existing, manifest, verification)
+        return _store_oci(job, image, config, manifest, verification, fetch)
 
 
 @contextmanager
@@ -298,6 +339,7 @@ def _store_oci(
     config: dict[str, object],
     manifest: ImageManifest,
     verification: Verification | None,
+    fetch: Fetch | None,
 ) -> ImageRecord:
     store = job.store
     unique = {layer.name: layer for layer in image.layers}
@@ -305,12 +347,12 @@ def _store_oci(
     names = tuple(
         layer.name for at, layer in enumerate(image.layers) if layer.name not in _names(image.layers[at + 1 :])
     )
-    work = sorted(unique.values(), key=lambda layer: -layer.span.size)
-    done = parallel.run([partial(_process, store, layer, job.staged) for layer in work])
+    work = sorted(unique.values(), key=lambda layer: -layer.size)
+    done = _process_all(job, work, fetch)
     pieces, size = [], len(image.manifest) + len(image.config)
     where = {layer.name: store.layer_path(layer.name) for layer in work}
     for layer, outcome in zip(work, done, strict=True):
-        size += layer.span.size + outcome["size"]
+        size += layer.size + outcome["size"]
         for text in outcome["warnings"]:
             job.warn(f"layer {layer.digest[:19]}: {text}")
         if outcome["blob"]:
@@ -334,6 +376,24 @@ def _store_oci(
     return _publish(job, record, pieces)
 
 
+def _process_all(job: _Import, work: Sequence[Layer], fetch: Fetch | None) -> list[dict[str, Any]]:
+    """The outcome of `_process` for each layer; what is not here is fetched meanwhile."""
+    jobs = [partial(_process, job.store, layer, job.staged) for layer in work]
+    absent = [
+        (at, Missing(layer.digest, layer.size, _staged_blob(job.staged, layer)))
+        for at, layer in enumerate(work)
+        if layer.span is None and not os.path.exists(job.store.blob_path(layer.digest))
+    ]
+    if fetch is None or not absent:
+        return parallel.run(jobs)
+    with fetch([missing for _, missing in absent]) as feed:
+        return parallel.run(jobs, feed, [at for at, _ in absent])
+
+
+def _staged_blob(staged: str, layer: Layer) -> str:
+    return f"{staged}/blob-{layer.name}"
+
+
 def _names(layers: Sequence[Layer]) -> set[str]:
     return {layer.name for layer in layers}
 
@@ -354,37 +414,43 @@ def _documents(job: _Import, image: oci.Image) -> Iterator[_Piece]:
 def _process(store: Store, layer: Layer, staged: str) -> dict[str, object]:
     """Copy, verify and unpack what the store lacks of `layer`; the paths of what is new, and the size unpacked."""
     what = f"layer {layer.digest[:19]}"
-    blob, target = f"{staged}/blob-{layer.name}", f"{staged}/{layer.name}"
+    blob, target = _staged_blob(staged, layer), f"{staged}/{layer.name}"
     has_blob = os.path.exists(store.blob_path(layer.digest))
+    new = "" if has_blob else blob
     present = store.layer_path(layer.name)
     if os.path.isdir(present):
-        if not has_blob:
+        if not has_blob and layer.span is not None:
             with _store_errors(f"copy {what}"):
                 _copy_to(blob, layer.span, what)
             verify_blob(blob, layer.digest, what)
-        return {"blob": "" if has_blob else blob, "layer": "", "size": tree_size(present), "warnings": ()}
+        return {"blob": new, "layer": "", "size": tree_size(present), "warnings": ()}
     with _store_errors(f"unpack {what}"):
         files.make_directory(target, 0o755)
-        if not has_blob:
+        if not has_blob and layer.span is not None:
             _copy_to(blob, layer.span, what)
+        verified = not has_blob and layer.span is None
         size, warnings = unpack_blob(
-            store.blob_path(layer.digest) if has_blob else blob, target, layer.digest, layer.diff_id, what
+            new or store.blob_path(layer.digest), target, layer.digest, layer.diff_id, what, verified=verified
         )
-    return {"blob": "" if has_blob else blob, "layer": target, "size": size, "warnings": warnings}
+    return {"blob": new, "layer": target, "size": size, "warnings": warnings}
 
 
-def unpack_blob(blob: str, target: str, digest: str, diff_id: str, what: str) -> tuple[int, tuple[str, ...]]:
+def unpack_blob(
+    blob: str, target: str, digest: str, diff_id: str, what: str, *, verified: bool = False
+) -> tuple[int, tuple[str, ...]]:
     """Unpack the OCI layer in the file `blob` into the empty directory `target`, and hold both its digests against the
-    content; size of all files in bytes, and warnings. Raises ImageError and StoreError."""
+    content, the blob's own only if it has not been `verified` before; size of all files in bytes, and warnings. Raises
+    ImageError and StoreError."""
     algorithm, _, digits = digest.partition(":")
-    with opened(blob) as fd, open_stream(fd, raw_digest=algorithm, content_digest="sha256", name=what) as stream:
+    raw = "" if verified else algorithm
+    with opened(blob) as fd, open_stream(fd, raw_digest=raw, content_digest="sha256", name=what) as stream:
         try:
             unpacked = unpack_layer(stream, target, whiteouts=True)
         except ImageError:
             # Damaged bytes make for all kinds of errors; the digest says what is behind them.
             verify_blob(blob, digest, what)
             raise
-        if stream.raw_hexdigest != digits:
+        if not verified and stream.raw_hexdigest != digits:
             raise ImageError(f"{what} is damaged: its content does not have that digest")
         _check_diff_id(stream, diff_id, what)
     return unpacked.size, unpacked.warnings
@@ -429,9 +495,13 @@ def _existing(store: Store, image_id: str) -> ImageRecord | None:
         record = store.get(image_id)
     except StoreError:
         return None  # Not stored, or its record is damaged: it is written anew.
-    whole = all(os.path.isdir(store.layer_path(name)) for name in record.layers)
-    whole = whole and all(os.path.exists(store.blob_path(digest)) for digest in record.blobs)
-    return record if whole else None
+    return record if is_whole(store, record) else None
+
+
+def is_whole(store: Store, record: ImageRecord) -> bool:
+    """Whether all layers and blobs of the image are there."""
+    layers = all(os.path.isdir(store.layer_path(name)) for name in record.layers)
+    return layers and all(os.path.exists(store.blob_path(digest)) for digest in record.blobs)
 
 
 def _renewed(
@@ -442,7 +512,7 @@ def _renewed(
     same_name = (known.name, known.labels) == (manifest.name, manifest.labels)
     renamed = known._replace(name=manifest.name, labels=manifest.labels, annotations=manifest.annotations)
     record = existing._replace(
-        manifest=known if same_name else renamed,
+        manifest=renamed,
         latest=job.latest or (same_name and existing.latest),
         verification=verification or (existing.verification if same_name else None),
     )

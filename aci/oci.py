@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from aci import document, types
@@ -57,7 +58,10 @@ class Layer(NamedTuple):
     digest: str
     diff_id: str
     """Digest of the uncompressed tar."""
-    span: Span
+    size: int
+    """Of the blob, in bytes."""
+    span: Span | None
+    """None: the blob is not on this host yet."""
 
     @property
     def name(self) -> str:
@@ -82,6 +86,10 @@ class Image(NamedTuple):
         return types.ID_PREFIX + hashlib.sha512(self.manifest).hexdigest()
 
 
+Read = Callable[[Descriptor, str], bytes]
+"""Gets a small blob, verified; the second argument is what it is to be called in messages."""
+
+
 # OCI layouts
 
 
@@ -90,10 +98,34 @@ def find(source: Source, reference: str) -> Image:
     index = _read_document(source.span("index.json"), f"{source.name}: index.json")
     candidates = [entry for entry in _manifests(index, f"{source.name}: index.json") if not _is_attachment(entry)]
     named = _called(source, candidates, reference)
-    chosen = _for_host(source, list(_flattened(source, named, 0)))
-    data = read_blob(source, chosen, "manifest")
+    read = partial(read_blob, source)
+    chosen = choose(source.name, named, read)
+    data = read(chosen, "manifest")
     # An index that was selected by name lends its name to what is in it.
-    return _image(source, data, chosen.digest, chosen.name or named[0].name)
+    return image(source.name, data, chosen.digest, chosen.name or named[0].name, read, partial(locate, source))
+
+
+def choose(name: str, entries: Sequence[Descriptor], read: Read) -> Descriptor:
+    """The manifest among `entries`, or inside the indexes among them, that suits this host best. `name` is the
+    source's, for messages. Raises ImageError."""
+    return _for_host(name, list(_flattened(name, entries, read, 0)))
+
+
+def index_entries(index: bytes, what: str) -> tuple[Descriptor, ...]:
+    """What an OCI index or docker manifest list offers, without what build tools put beside images. ImageError."""
+    return tuple(entry for entry in _manifests(_decoded(index, what), what) if not _is_attachment(entry))
+
+
+def media_type(document: bytes, what: str) -> str:
+    """What a manifest or an index says it is; OCI lets both leave it out. Raises ImageError."""
+    value = _decoded(document, what)
+    if value.get("schemaVersion") == 1:
+        raise ImageError(
+            f"{what}: this is a manifest of docker's old schema 1", hint="push the image again with a newer tool"
+        )
+    if "manifests" in value and ("layers" in value or "config" in value):
+        raise ImageError(f"{what}: this is an index and a manifest at once, and two readers could disagree about it")
+    return str(value.get("mediaType") or (INDEXES[0] if "manifests" in value else MANIFESTS[0]))
 
 
 def parse(manifest: bytes, what: str) -> tuple[Descriptor, tuple[Descriptor, ...], dict[str, str]]:
@@ -164,15 +196,25 @@ def check_digest(data: bytes, digest: str, what: str) -> None:
         raise ImageError(f"{what} is damaged: its content does not have that digest")
 
 
-def _image(source: Source, manifest: bytes, digest: str, reference: str) -> Image:
-    what = f"{source.name}: manifest {digest[:19]}"
+def image(
+    name: str,
+    manifest: bytes,
+    digest: str,
+    reference: str,
+    read: Read,
+    find_layer: Callable[[Descriptor], Span | None],
+) -> Image:
+    """The image with that manifest, whose digest has been checked. `name` is the source's, for messages; `find_layer`
+    says where a layer lies, if it is here. Raises ImageError."""
+    what = f"{name}: manifest {digest[:19]}"
     wanted, layers, annotations = parse(manifest, what)
-    config = read_blob(source, wanted, "image configuration")
-    _, diff_ids = parse_config(config, f"{source.name}: image configuration {wanted.digest[:19]}")
+    config = read(wanted, "image configuration")
+    _, diff_ids = parse_config(config, f"{name}: image configuration {wanted.digest[:19]}")
     if len(diff_ids) != len(layers):
         raise ImageError(f"{what} has {len(layers)} layers, but its configuration has {len(diff_ids)}")
     found = tuple(
-        Layer(layer.digest, diff_id, locate(source, layer)) for layer, diff_id in zip(layers, diff_ids, strict=True)
+        Layer(layer.digest, diff_id, layer.size, find_layer(layer))
+        for layer, diff_id in zip(layers, diff_ids, strict=True)
     )
     return Image(manifest, digest, config, wanted.digest, found, reference, annotations)
 
@@ -201,35 +243,34 @@ def _matches(entry: Descriptor, reference: str, path: str) -> bool:
     return bool(entry.name) and name_of(entry.name, path)[:2] == name_of(reference, path)[:2]
 
 
-def _flattened(source: Source, entries: Sequence[Descriptor], depth: int) -> Iterator[Descriptor]:
+def _flattened(name: str, entries: Sequence[Descriptor], read: Read, depth: int) -> Iterator[Descriptor]:
     """The manifests among `entries` and in the indexes among them."""
     if depth > _MAX_NESTING or len(entries) > _MAX_CANDIDATES:
-        raise ImageError(f"{source.name}: its indexes are nested too deeply or too large")
+        raise ImageError(f"{name}: its indexes are nested too deeply or too large")
     for entry in entries:
         if entry.media_type in INDEXES:
-            index = _decoded(read_blob(source, entry, "index"), f"{source.name}: index {entry.digest[:19]}")
-            inner = _manifests(index, f"{source.name}: index {entry.digest[:19]}")
-            yield from _flattened(source, [item for item in inner if not _is_attachment(item)], depth + 1)
+            inner = index_entries(read(entry, "index"), f"{name}: index {entry.digest[:19]}")
+            yield from _flattened(name, inner, read, depth + 1)
         elif entry.media_type in MANIFESTS:
             yield entry
         else:
             raise ImageError(
-                f"{source.name}: media type {_quoted(entry.media_type)} is not that of an image",
+                f"{name}: media type {_quoted(entry.media_type)} is not that of an image",
                 hint="docker's old schema 1, artifacts and signatures are not read",
             )
 
 
-def _for_host(source: Source, entries: list[Descriptor]) -> Descriptor:
+def _for_host(name: str, entries: list[Descriptor]) -> Descriptor:
     ranked = [(rank, entry) for entry in entries if (rank := _rank(entry.platform)) is not None]
     if not ranked:
         system, arch = types.host_platform()
         there = ", ".join(sorted({_platform_text(entry.platform) for entry in entries})) or "nothing"
-        raise ImageError(f"{source.name}: no image for {system}/{arch} in it", hint=f"there is: {there}")
+        raise ImageError(f"{name}: no image for {system}/{arch} in it", hint=f"there is: {there}")
     best = max(rank for rank, _ in ranked)
     chosen = {entry.digest: entry for rank, entry in ranked if rank == best}
     if len(chosen) > 1:
         raise ImageError(
-            f"{source.name}: there are {len(chosen)} images for this host in it, and nothing tells them apart",
+            f"{name}: there are {len(chosen)} images for this host in it, and nothing tells them apart",
             hint=f"give the digest of one: {', '.join(sorted(chosen))}",
         )
     return next(iter(chosen.values()))
@@ -377,7 +418,7 @@ def find_saved(archive: Archive, reference: str) -> Image:
     for path, diff_id in zip(paths, diff_ids, strict=True):
         span = archive.span(archive.follow(path))
         compression, blob = _saved_layer(span, diff_id)
-        layers.append(Layer(blob, diff_id, span))
+        layers.append(Layer(blob, diff_id, span.size, span))
         types_.append(LAYERS[0] + compression)
     manifest = _made_manifest(digest, len(config), layers, types_)
     made = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
@@ -457,7 +498,7 @@ def _made_manifest(config: str, config_size: int, layers: Sequence[Layer], media
         "mediaType": MANIFESTS[0],
         "config": {"mediaType": CONFIGS[0], "digest": config, "size": config_size},
         "layers": [
-            {"mediaType": kind, "digest": layer.digest, "size": layer.span.size}
+            {"mediaType": kind, "digest": layer.digest, "size": layer.size}
             for layer, kind in zip(layers, media_types, strict=True)
         ],
     }

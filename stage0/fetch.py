@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from aci.store import ImageRecord, Store, Verification
-from common.errors import ImageError, UsageError
+from common.errors import ImageError, TrustError, UsageError
 from stage0 import reference
 from stage0.config import Config
 from stage0.grammar import ImageArguments
@@ -41,6 +41,8 @@ def image(config: Config, store: Store, arguments: ImageArguments, policy: str) 
         record = store.find_by_id(wanted.value)
     elif wanted.kind == "name":
         record = _by_name(store, wanted, arguments.reference)
+    elif wanted.kind == "remote" and wanted.value.startswith("docker:"):
+        return _from_registry(config, store, wanted.value, policy)
     elif wanted.kind == "remote":
         raise UsageError(
             f"{arguments.reference}: this version fetches from files only",
@@ -50,6 +52,28 @@ def image(config: Config, store: Store, arguments: ImageArguments, policy: str) 
         return _import(config, store, wanted, signature)
     if signature is not None:
         raise UsageError(f"--signature={signature}: {arguments.reference} is in the store already")
+    store.touch(record.id)
+    return record
+
+
+def _from_registry(config: Config, store: Store, text: str, policy: str) -> ImageRecord:
+    """The image `docker://…`, from the store as far as `policy` and the registry allow that."""
+    from stage0 import docker_reference, registry
+
+    wanted = docker_reference.parse(text)
+    if "image" not in config.insecure:
+        raise TrustError(
+            f"{wanted}: this version cannot verify images of registries", hint="--insecure-options=image does without"
+        )
+    name = registry.image_name(wanted)
+    labels = reference.wanted_labels(Reference("name", name.name, labels=(("version", name.version),)))
+    record = None if policy == "update" else store.find(name.name, labels)
+    if record is None and policy == "never":
+        raise ImageError(f"{wanted} is not in the store", hint="fetch it first, or leave out the pull policy never")
+    if record is None:
+        client = registry.Client(config)
+        record = registry.stored(client, store, wanted) if policy == "update" else None
+        record = record or registry.pull(client, store, client.resolve(wanted), authorize=lambda name: None)
     store.touch(record.id)
     return record
 
