@@ -18,7 +18,7 @@ ALLOWED = {
     "stage0": {"stage0", "stage1", "stage2", "aci", "common", "rkpy"},
 }
 HEAVY = {
-    "click", "dataclasses", "pathlib", "uuid", "subprocess", "logging", "gnupg", "isal", "zstandard", "tempfile",
+    "click", "dataclasses", "pathlib", "uuid", "subprocess", "logging", "gnupg", "isal", "zstandard", "tempfile", "cryptography", "yaml",
     "shutil", "hashlib", "tarfile", "datetime", "urllib", "asyncio", "inspect", "socket", "threading", "random",
 }  # fmt: skip
 

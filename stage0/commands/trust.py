@@ -8,11 +8,21 @@ from typing import Any, NamedTuple
 import click
 
 from common.errors import RkpyError, TrustError, UsageError, reason
-from stage0 import openpgp, render
+from stage0 import openpgp, render, spki
 from stage0.config import Config
+from stage0.cosign import signer
 from stage0.flags import go_bool
 from stage0.gpg import KeyInfo, Subkey, isolated
-from stage0.keystore import MAX_KEY_SIZE, KeyFile, Keystore, load, normal_fingerprint, read_limited
+from stage0.keystore import (
+    COSIGN,
+    MAX_KEY_SIZE,
+    KeyFile,
+    Keystore,
+    load,
+    load_cosign,
+    normal_fingerprint,
+    read_limited,
+)
 
 _BOOL: dict[str, Any] = {"type": go_bool, "is_flag": False, "flag_value": "true", "default": "false"}
 _NOTES = {"r": " (revoked)", "e": " (expired)", "i": " (invalid)"}
@@ -47,9 +57,9 @@ def command(
 ) -> None:
     """Trust keys for verifying images.
 
-    PUBKEY is a file with OpenPGP public keys. Each is shown and asked about, and then trusted for every image whose
-    name begins with PREFIX in whole components (example.com/app is not over example.com/apple), or with --root for
-    every image.
+    PUBKEY is a file with OpenPGP public keys, or cosign's cosign.pub. Each is shown and asked about, and then trusted
+    for every image whose name begins with PREFIX in whole components (example.com/app is not over example.com/apple),
+    or with --root for every image.
     """
     keystore = Keystore(config.local_config, config.system_config)
     if prefix is not None and root:
@@ -86,19 +96,38 @@ class _Candidate(NamedTuple):
 
 
 def _trust_file(keystore: Keystore, location: str, prefix: str | None, *, review: bool) -> None:
-    keys = _read(location)
+    data = _read(location)
+    if spki.is_pem(data):
+        _trust_cosign(keystore, location, data, prefix, review=review)
+        return
+    keys = _openpgp_keys(data, location)
     for number, key in enumerate(keys, 1):
         where = f"{location} (key {number} of {len(keys)})" if len(keys) > 1 else location
         candidate = _examine(keystore, key, where, prefix)
-        if review and not _reviewed(candidate.info, where, prefix):
-            click.echo(f'Not trusting "{openpgp.printable(where)}"', err=True)
-            continue
-        path = keystore.add(candidate.armored, prefix)
-        what = "root key" if prefix is None else f'key for prefix "{prefix}"'
-        click.echo(f'Added {what} at "{path}"')
+        if not review or _reviewed(describe(candidate.info, where, prefix), where):
+            _say_added(keystore.add(candidate.armored, prefix), prefix)
 
 
-def _read(location: str) -> list[openpgp.PublicKey]:
+def _trust_cosign(keystore: Keystore, location: str, data: bytes, prefix: str | None, *, review: bool) -> None:
+    shown = openpgp.printable(location)
+    try:
+        key = spki.public_key(data)
+    except spki.SecretKey as e:
+        hint = "give cosign.pub: cosign public-key --key cosign.key; whoever could read this file has the secret"
+        raise TrustError(f"{shown} is not a public key: {e}", hint=hint) from e
+    except spki.UnusableKey as e:
+        hint = "make one with cosign generate-key-pair, or openssl pkey -pubout"
+        raise TrustError(f"{shown} is not a cosign public key: {e}", hint=hint) from e
+    if not review or _reviewed(_describe_cosign(key, location, prefix), location):
+        _say_added(keystore.add_cosign(key.pem, prefix), prefix)
+
+
+def _say_added(path: str, prefix: str | None) -> None:
+    what = "root key" if prefix is None else f'key for prefix "{prefix}"'
+    click.echo(f'Added {what} at "{path}"')
+
+
+def _read(location: str) -> bytes:
     shown = openpgp.printable(location)
     if "://" in location:
         raise TrustError(
@@ -106,9 +135,17 @@ def _read(location: str) -> list[openpgp.PublicKey]:
             hint="download the key, check its fingerprint, and give the file",
         )
     try:
-        return openpgp.public_keys(read_limited(location, MAX_KEY_SIZE))
+        return read_limited(location, MAX_KEY_SIZE)
     except OSError as e:
-        raise TrustError(f"open {shown}: {reason(e)}", hint="name a file made with gpg --export") from e
+        raise TrustError(f"open {shown}: {reason(e)}", hint="name a file made with gpg --export, or cosign.pub") from e
+    except openpgp.PacketError as e:
+        raise TrustError(f"{shown} is not an OpenPGP public key: {e}", hint="make it with gpg --armor --export") from e
+
+
+def _openpgp_keys(data: bytes, location: str) -> list[openpgp.PublicKey]:
+    shown = openpgp.printable(location)
+    try:
+        return openpgp.public_keys(data)
     except openpgp.SecretKeyError as e:
         hint = "give the public key: gpg --armor --export; whoever could read this file has the secret"
         raise TrustError(f"{shown} is not a public key: {e}", hint=hint) from e
@@ -140,21 +177,24 @@ def _present(keystore: Keystore, key: openpgp.PublicKey, prefix: str | None) -> 
     return found
 
 
-def _reviewed(info: KeyInfo, where: str, prefix: str | None) -> bool:
+def _reviewed(description: str, where: str) -> bool:
+    """Show what is to be trusted and ask. Raises TrustError when there is nobody to answer."""
     if not sys.stdin.isatty():
         raise TrustError(
             f"cannot ask whether to trust {openpgp.printable(where)}: standard input is not a terminal",
             hint="check the fingerprint yourself and pass --skip-fingerprint-review",
         )
-    click.echo(describe(info, where, prefix), err=True)
-    return _accepted()
+    click.echo(description, err=True)
+    accepted = _accepted()
+    if not accepted:
+        click.echo(f'Not trusting "{openpgp.printable(where)}"', err=True)
+    return accepted
 
 
 def describe(info: KeyInfo, where: str, prefix: str | None) -> str:
     """The text to judge a key by. User ids are whatever the key's maker wrote, so they are made fit to print."""
     lines = [
-        f'prefix: "{prefix or ""}"' if prefix is not None else "prefix: none, the key will be trusted for every image",
-        f'key: "{openpgp.printable(where)}"',
+        *_heading(where, prefix),
         f"gpg key fingerprint is: {grouped(info.primary)}",
         *(f"\tSubkey fingerprint: {grouped(subkey)}" for subkey in info.subkeys),
         *(f"\t{openpgp.printable(user_id)}" for user_id in info.user_ids),
@@ -162,10 +202,30 @@ def describe(info: KeyInfo, where: str, prefix: str | None) -> str:
     return "\n".join(lines)
 
 
+def _describe_cosign(key: spki.PublicKey, where: str, prefix: str | None) -> str:
+    """As `describe`; the digits are what `openssl pkey -pubin -outform DER | sha256sum` prints, and nobody's name is in
+    such a key."""
+    lines = [
+        *_heading(where, prefix),
+        f"cosign key fingerprint is: {in_fours(key.fingerprint)}",
+        f"\t{key.algorithm}, SHA-256 of the public key",
+    ]
+    return "\n".join(lines)
+
+
+def _heading(where: str, prefix: str | None) -> tuple[str, str]:
+    everything = "prefix: none, the key will be trusted for every image"
+    return everything if prefix is None else f'prefix: "{prefix}"', f'key: "{openpgp.printable(where)}"'
+
+
 def grouped(key: Subkey) -> str:
-    """A fingerprint in fours, as people compare it, and what is known against the key."""
-    digits = key.fingerprint.upper()
-    return " ".join(digits[i : i + 4] for i in range(0, len(digits), 4)) + _NOTES.get(key.validity, "")
+    """A fingerprint as people compare it, and what is known against the key."""
+    return in_fours(key.fingerprint) + _NOTES.get(key.validity, "")
+
+
+def in_fours(fingerprint: str) -> str:
+    digits = fingerprint.upper()
+    return " ".join(digits[i : i + 4] for i in range(0, len(digits), 4))
 
 
 def _accepted() -> bool:
@@ -206,8 +266,7 @@ def _list(keystore: Keystore, format_: str) -> None:
 def _row(file: KeyFile) -> dict[str, str]:
     state, user_id = "trusted", ""
     try:
-        user_ids = load(file).user_ids
-        user_id = openpgp.printable(user_ids[0]) if user_ids else ""
+        user_id = _owner(file)
     except RkpyError as e:
         state = f"unusable: {e.message}"
     if file.masked_by:
@@ -215,8 +274,17 @@ def _row(file: KeyFile) -> dict[str, str]:
     return {
         "prefix": openpgp.printable(file.prefix),
         "fingerprint": openpgp.printable(file.fingerprint),
+        "kind": file.kind,
         "from": "system" if file.system else "local",
         "state": state,
         "user_id": user_id,
         "path": openpgp.printable(file.path),
     }
+
+
+def _owner(file: KeyFile) -> str:
+    """Who a key is said to belong to; with cosign there is nobody, so it is told by its kind."""
+    if file.kind == COSIGN:
+        return signer(load_cosign(file))
+    user_ids = load(file).user_ids
+    return openpgp.printable(user_ids[0]) if user_ids else ""
