@@ -1,6 +1,6 @@
 """Signatures made with a cosign key pair, which lie beside the image in its registry.
 
-The signatures of the image sha256:HEX are the layers of a manifest with the tag `sha256-HEX.sig` in its repository. Each
+The signatures of the image sha256:HEX are the layers of a manifest with the tag `sha256-HEX.sig` in its repository. A
 layer is a statement as in simple signing, its signature is in an annotation (cosign's specs/SIGNATURE_SPEC.md).
 Certificates ("keyless") and the transparency log are not looked at: what counts is a key that was trusted here.
 """

@@ -156,17 +156,19 @@ def _decompressed(body: bytes, limit: int) -> bytes:
     kind, packed = body[:1], body[1:]
     if kind == b"\x00":
         return packed
+    if kind not in (b"\x01", b"\x02", b"\x03"):
+        raise PacketError("it is compressed in a way that is not known")
+    unpack = bz2.BZ2Decompressor() if kind == b"\x03" else zlib.decompressobj(-15 if kind == b"\x01" else 15)
     try:
-        if kind in (b"\x01", b"\x02"):
-            found = zlib.decompressobj(-15 if kind == b"\x01" else 15).decompress(packed, limit + 1)
-        elif kind == b"\x03":
-            found = bz2.BZ2Decompressor().decompress(packed, limit + 1)
-        else:
-            raise PacketError("it is compressed in a way that is not known")
-    except (zlib.error, OSError, EOFError):
+        found = unpack.decompress(packed, limit + 1)
+    except (zlib.error, OSError):
         raise PacketError("it is damaged") from None
     if len(found) > limit:
         raise PacketError(f"it is larger than {limit >> 10} KiB")
+    if not unpack.eof:
+        raise PacketError("it is cut short")
+    if unpack.unused_data:
+        raise WrongKindError("there is more in it than one message")
     return found
 
 

@@ -18,8 +18,9 @@ ALLOWED = {
     "stage0": {"stage0", "stage1", "stage2", "aci", "common", "rkpy"},
 }
 HEAVY = {
-    "click", "dataclasses", "pathlib", "uuid", "subprocess", "logging", "gnupg", "isal", "zstandard", "tempfile", "cryptography", "yaml",
+    "click", "dataclasses", "pathlib", "uuid", "subprocess", "logging", "gnupg", "isal", "zstandard", "tempfile",
     "shutil", "hashlib", "tarfile", "datetime", "urllib", "asyncio", "inspect", "socket", "threading", "random",
+    "cryptography", "yaml",
 }  # fmt: skip
 
 
