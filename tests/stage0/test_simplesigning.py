@@ -207,8 +207,9 @@ def test_an_expired_key(case: Case) -> None:
     data = json.dumps(statement()).encode()
     case.trust(key)
     assert case.check(case.world.sign(data, key=key, at="20200601T000000")).fingerprint == key
-    late = case.world.sign(data, "--ignore-time-conflict", "--no-default-keyring", key=key, at="20200701T000000")
-    assert case.check(late).fingerprint == key
+    case.world.who.run("--quick-set-expire", key, "0", at="20200102T000000")  # which the keystore never heard of
+    late = case.world.sign(data, key=key, at="20210701T000000")
+    refused(verify.KeyExpired, "the key of Expired had expired when it signed", case, late)
 
 
 def test_an_expired_signature(case: Case) -> None:
