@@ -186,7 +186,7 @@ def _import_aci(job: _Import) -> ImageRecord:
     name = job.path
     blob, target = f"{job.staged}/blob", f"{job.staged}/layer"
     _take_file(job, blob)
-    os.mkdir(target)
+    files.make_directory(target, 0o755)
     with opened(blob) as fd:
         size = os.fstat(fd).st_size
         manifest = archive.read_manifest(fd, name)
@@ -194,9 +194,6 @@ def _import_aci(job: _Import) -> ImageRecord:
         contents = archive.unpack(fd, target, manifest, name)
     for text in contents.warnings:
         job.warn(text)
-    existing = _existing(job.store, contents.id)
-    if existing is not None:
-        return _renewed(job, existing, manifest, verification)
     record = ImageRecord(
         id=contents.id,
         format="aci",
@@ -213,7 +210,11 @@ def _import_aci(job: _Import) -> ImageRecord:
         _Piece(blob, job.store.blob_path(contents.blob)),
         _Piece(target, job.store.layer_path(contents.id)),
     ]
-    return _publish(job, record, pieces)
+    with _alone(job.store, contents.id):
+        existing = _existing(job.store, contents.id)
+        if existing is not None:
+            return _renewed(job, existing, manifest, verification)
+        return _publish(job, record, pieces)
 
 
 def _take_file(job: _Import, target: str) -> None:
@@ -363,7 +364,7 @@ def _process(store: Store, layer: Layer, staged: str) -> dict[str, object]:
             verify_blob(blob, layer.digest, what)
         return {"blob": "" if has_blob else blob, "layer": "", "size": tree_size(present), "warnings": ()}
     with _store_errors(f"unpack {what}"):
-        os.mkdir(target)
+        files.make_directory(target, 0o755)
         if not has_blob:
             _copy_to(blob, layer.span, what)
         size, warnings = unpack_blob(
