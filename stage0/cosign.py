@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from aci import document
 from aci.store import Verification
 from common.errors import ManifestError, TrustError
-from stage0 import docker_reference, openpgp, simplesigning, spki
+from stage0 import openpgp, simplesigning, spki
+from stage0.docker_reference import DockerReference
 from stage0.keystore import COSIGN, KeyFile, Keystore, load_cosign
 from stage0.verify import KeyMasked, SignatureUnreadable, UnknownKey, trust_command, untrusted
 
@@ -64,7 +65,7 @@ def verify(
     signature: bytes,
     *,
     manifest_digest: str,
-    reference: str,
+    reference: DockerReference,
     name: str,
     index_digest: str = "",
     origin: str = "the cosign signature",
@@ -153,7 +154,7 @@ def _signature(layer: dict[str, Any], where: str) -> bytes:
 
 def _payload(layer: dict[str, Any], get_blob: Callable[[str, int], bytes], where: str) -> bytes:
     digest, size = layer.get("digest"), layer.get("size")
-    good = isinstance(digest, str) and docker_reference.is_digest(digest)
+    good = isinstance(digest, str) and simplesigning.is_digest(digest)
     if not good or not isinstance(size, int) or not 0 <= size <= MAX_PAYLOAD_SIZE:
         raise SignatureUnreadable(
             f"{where} has no digest or no size, or is larger than {MAX_PAYLOAD_SIZE >> 10} KiB",

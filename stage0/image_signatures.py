@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
-from aci.oci_config import name_of
+from aci.oci_config import Name
 from aci.store import Verification
 from common.errors import RkpyError, TrustError, reason
-from stage0 import cosign, docker_reference, openpgp, registries_d, simplesigning, verify
+from stage0 import cosign, openpgp, registries_d, simplesigning, verify
 from stage0.config import Config
+from stage0.docker_reference import DockerReference
 from stage0.keystore import Keystore
 
 # The refusal that tells most about an attack, or is closest to success, is the one to report.
@@ -47,12 +48,41 @@ class Unavailable(TrustError):
 class Image(NamedTuple):
     """What a reference came to."""
 
-    reference: str
-    """As the user gave it, without `docker://`."""
+    reference: DockerReference
+    name: str
+    """What the image will be called in the store, which prefixes of keys are held against."""
     manifest_digest: str
     """Of the manifest for this host's platform, which will be pulled."""
     index_digest: str = ""
     """Of the index it was chosen from, if it was."""
+
+
+class Resolved(Protocol):
+    """`registry.Resolved`."""
+
+    @property
+    def reference(self) -> DockerReference: ...
+    @property
+    def name(self) -> Name: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def manifest_digest(self) -> str: ...
+    @property
+    def endpoint(self) -> Any: ...
+
+
+class Registry(Protocol):
+    """`registry.Client`."""
+
+    def get_manifest(self, place: Any, wanted: str) -> Any: ...
+    def get_blob(self, place: Any, digest: str, *, limit: int) -> bytes: ...
+
+
+class Web(Protocol):
+    """`http.Client`."""
+
+    def content(self, url: str, *, what: str, limit: int) -> bytes: ...
 
 
 class Source(NamedTuple):
@@ -66,15 +96,42 @@ class Source(NamedTuple):
     """The body at an https or http URL, at most so many octets of it; None when there is nothing."""
 
 
-def trusted_name(reference: str) -> str:
-    """The appC name that the image gets, which is what prefixes of keys are held against."""
-    return name_of(reference, "", docker=True).name
+def authorize_registry_image(
+    config: Config, keystore: Keystore, client: Registry, resolved: Resolved, web: Web
+) -> Verification:
+    """`authorize` for what a registry's client has resolved; `web` fetches from stores of signatures."""
+
+    def manifest(tag: str) -> bytes | None:
+        found = _unless_missing(lambda: client.get_manifest(resolved.endpoint, tag))
+        return None if found is None else bytes(found.data)
+
+    def url(address: str, limit: int) -> bytes | None:
+        found = _unless_missing(lambda: web.content(address, what="signature", limit=limit))
+        return None if found is None else bytes(found)
+
+    index = resolved.digest if resolved.digest != resolved.manifest_digest else ""
+    return authorize(
+        config,
+        keystore,
+        Image(resolved.reference, resolved.name.name, resolved.manifest_digest, index),
+        Source(manifest, lambda digest, limit: client.get_blob(resolved.endpoint, digest, limit=limit), url),
+    )
+
+
+def _unless_missing(get: Callable[[], Any]) -> Any:
+    """None where there is nothing: any other failure may hide a signature and must be told."""
+    try:
+        return get()
+    except RkpyError as e:
+        if getattr(e, "status", 0) in (404, 410):
+            return None
+        raise
 
 
 def authorize(config: Config, keystore: Keystore, image: Image, source: Source) -> Verification:
     """The first good signature of `image` by a key that is trusted for it. Raises TrustError when there is none, and
     ConfigError when registries.d cannot be read."""
-    lookaside = registries_d.lookaside(_parsed(image.reference), registries_d.directories(config))
+    lookaside = registries_d.lookaside(image.reference, registries_d.directories(config))
     failures: list[TrustError] = []
     for attempt in _attempts(keystore, image, source, lookaside, failures):
         try:
@@ -102,7 +159,7 @@ def _attempts(
         except TrustError as e:
             failures.append(e)
         except RkpyError as e:
-            failures.append(Unavailable(f"no signature of {_shown(image)} could be fetched: {e.message}", hint=e.hint))
+            failures.append(Unavailable(f"get signatures of {image.reference}: {e.message}", hint=e.hint))
 
 
 def _cosign(
@@ -111,8 +168,15 @@ def _cosign(
     manifest = source.manifest(cosign.tag(digest))
     if manifest is None:
         return
-    origin = f"{_parsed(image.reference).repository}:{cosign.tag(digest)}"
-    found = cosign.signatures(manifest, source.blob, origin)
+    origin = f"{image.reference.name}:{cosign.tag(digest)}"
+
+    def blob(wanted: str, limit: int) -> bytes:
+        try:
+            return source.blob(wanted, limit)
+        except RkpyError as e:
+            raise Unavailable(f"get {origin}: {e.message}", hint=e.hint or "try again") from e
+
+    found = cosign.signatures(manifest, blob, origin)
     failures += found.failures
     for payload, signature in found.signatures:
         yield partial(
@@ -123,7 +187,7 @@ def _cosign(
             manifest_digest=image.manifest_digest,
             index_digest=image.index_digest,
             reference=image.reference,
-            name=trusted_name(image.reference),
+            name=image.name,
             origin=origin,
         )
 
@@ -135,7 +199,7 @@ def _simple(
         limit = simplesigning.MAX_SIGNATURE_SIZE + 1
         return _read_file(url, limit) if url.startswith("file:") else source.url(url, limit)
 
-    for url, blob in simplesigning.fetch(base, digest, _parsed(image.reference).path, read):
+    for url, blob in simplesigning.fetch(base, digest, image.reference.repository, read):
         yield partial(
             simplesigning.verify,
             keystore,
@@ -143,7 +207,7 @@ def _simple(
             manifest_digest=image.manifest_digest,
             index_digest=image.index_digest,
             reference=image.reference,
-            name=trusted_name(image.reference),
+            name=image.name,
             origin=url,
         )
 
@@ -159,26 +223,18 @@ def _read_file(url: str, limit: int) -> bytes | None:
         raise TrustError(f"open {openpgp.printable(path)}: {reason(e)}", hint="make it readable") from e
 
 
-def _parsed(reference: str) -> docker_reference.DockerReference:
-    return docker_reference.parse(reference).wanted
-
-
-def _shown(image: Image) -> str:
-    return openpgp.printable(image.reference)
-
-
 def _weight(error: TrustError) -> int:
     kinds = [isinstance(error, kind) for kind in _BY_WEIGHT]
     return kinds.index(True) if True in kinds else len(kinds)
 
 
 def _unsigned(image: Image, lookaside: tuple[str, ...]) -> Unsigned:
-    wanted = _parsed(image.reference)
-    beside = f"{wanted.repository}:{cosign.tag(image.manifest_digest)}"
-    trust = verify.trust_command(trusted_name(image.reference), "cosign.pub")
+    repository = image.reference.name
+    beside = f"{repository}:{cosign.tag(image.manifest_digest)}"
     stores = " or ".join(lookaside) or "a signature store"
+    trust = verify.trust_command(image.name, "cosign.pub")
     return Unsigned(
-        f"{_shown(image)} is not signed: there is neither {beside} nor anything in {stores}",
-        hint=f"have it signed with `cosign sign --key cosign.key {wanted.repository}@{image.manifest_digest}`, "
+        f"{image.reference} is not signed: there is neither {beside} nor anything in {stores}",
+        hint=f"have it signed with `cosign sign --key cosign.key {repository}@{image.manifest_digest}`, "
         f"then run `{trust}`; or accept it as it is with --insecure-options=image",
     )

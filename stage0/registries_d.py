@@ -62,11 +62,11 @@ def _section(configured: dict[str, _Section], reference: DockerReference) -> _Se
 
 
 def _scopes(reference: DockerReference) -> list[str]:
-    repository = reference.repository
-    found = [str(reference.wanted), repository]
-    while "/" in repository:
-        repository = repository.rpartition("/")[0]
-        found.append(repository)
+    name = reference.name
+    found = [f"{name}{'@' if reference.digest else ':'}{reference.wanted}", name]
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        found.append(name)
     return found
 
 

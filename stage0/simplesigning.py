@@ -9,6 +9,7 @@ the signature is worth is found out by `stage0.verify`, as for any other.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ MAX_SIGNATURES = 64
 TYPE = "atomic container signature"
 
 _INT64 = 1 << 63
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 class PayloadInvalid(TrustError):
@@ -43,12 +45,20 @@ class OtherIdentity(TrustError):
 
 
 class Payload(NamedTuple):
-    """The signed statement."""
+    """The signed statement. What its reference does not say is empty: no tag is not the tag `latest`."""
 
     digest: str
-    reference: DockerReference
+    name: str
+    """Registry and repository, in full."""
+    tag: str
+    pinned: str
+    """The digest in the reference."""
     timestamp: int
     """Seconds since the epoch, as the signer claims; 0 when it does not say."""
+
+    @property
+    def shown(self) -> str:
+        return self.name + (f":{self.tag}" if self.tag else "") + (f"@{self.pinned}" if self.pinned else "")
 
 
 def verify(
@@ -56,7 +66,7 @@ def verify(
     signature_blob: bytes,
     *,
     manifest_digest: str,
-    reference: str,
+    reference: DockerReference,
     name: str,
     index_digest: str = "",
     origin: str = "the signature",
@@ -132,8 +142,8 @@ def payload(data: bytes, kind: str, origin: str) -> Payload:
         if found != kind:
             raise ManifestError(f"its type is {quote(found)}, not {quote(kind)}")
         digest = document.required(image, "docker-manifest-digest", _digest)
-        reference = document.required(identity, "docker-reference", _reference)
-        return Payload(digest, reference, _timestamp(top["optional"], strict=kind == TYPE))
+        signed_as = document.required(identity, "docker-reference", _reference)
+        return Payload(digest, *signed_as, timestamp=_timestamp(top["optional"], strict=kind == TYPE))
     except ManifestError as e:
         raise PayloadInvalid(
             f"{shown} is a good signature over something else than an image: {e.message}",
@@ -141,7 +151,9 @@ def payload(data: bytes, kind: str, origin: str) -> Payload:
         ) from e
 
 
-def check(signed: Payload, digests: tuple[str, ...], reference: str, origin: str, *, any_tag: bool = False) -> None:
+def check(
+    signed: Payload, digests: tuple[str, ...], reference: DockerReference, origin: str, *, any_tag: bool = False
+) -> None:
     """Raises OtherImage or OtherIdentity unless what was `signed` is that `reference` may be the image with one of
     `digests`. With `any_tag` a signature that names only the repository is about all of its tags."""
     shown = openpgp.printable(origin)
@@ -150,29 +162,25 @@ def check(signed: Payload, digests: tuple[str, ...], reference: str, origin: str
             f"{shown} is a good signature of another image: {signed.digest}, not {digests[0]}",
             hint="it was put in the wrong place, or the registry serves another image than was signed",
         )
-    wanted = _wanted(reference)
-    if not _matches(signed.reference, wanted, any_tag=any_tag):
+    if not _matches(signed, reference, any_tag=any_tag):
         raise OtherIdentity(
-            f"{shown} is a good signature of this image as {signed.reference}, not as {wanted}",
-            hint=f"fetch it as {signed.reference}, or ask the signer to sign it as {wanted}",
+            f"{shown} is a good signature of this image as {signed.shown}, not as {reference}",
+            hint=f"fetch it as {signed.shown}, or ask the signer to sign it as {reference}",
         )
 
 
-def _matches(signed: DockerReference, wanted: DockerReference, *, any_tag: bool) -> bool:
+def _matches(signed: Payload, wanted: DockerReference, *, any_tag: bool) -> bool:
     """containers-policy.json(5), matchRepoDigestOrExact: who asks by digest gets that digest whatever its tag is, who
     asks by tag must get an image that was signed as this tag."""
-    if signed.repository != wanted.repository:
+    if signed.name != wanted.name:
         return False
     if wanted.digest:
         return True
-    return (signed.tag, signed.digest) == (wanted.tag, "") or (any_tag and not signed.tag)
+    return (signed.tag, signed.pinned) == (wanted.tag, "") or (any_tag and not signed.tag)
 
 
-def _wanted(reference: str) -> DockerReference:
-    try:
-        return docker_reference.parse(reference).wanted
-    except UsageError as e:
-        raise TrustError(e.message, hint=e.hint) from e
+def is_digest(text: str) -> bool:
+    return _DIGEST.fullmatch(text) is not None
 
 
 def _decoded(data: bytes) -> Any:
@@ -208,16 +216,20 @@ def _members(value: Any, path: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _digest(value: Any) -> str:
     text = document.text(value)
-    if not docker_reference.is_digest(text):
+    if not is_digest(text):
         raise ManifestError(f"{quote(text)} is not a digest")
     return text
 
 
-def _reference(value: Any) -> DockerReference:
+def _reference(value: Any) -> tuple[str, str, str]:
+    """Name, tag and digest of a reference in the short or the full form, without a transport before it."""
+    text = document.text(value)
     try:
-        return docker_reference.parse(document.text(value))
+        parsed = docker_reference.parse(f"{docker_reference.SCHEME}://{text}")
     except UsageError as e:
         raise ManifestError(e.message) from e
+    tagged = ":" in text.partition("@")[0].rpartition("/")[2]
+    return parsed.name, parsed.tag if tagged else "", parsed.digest
 
 
 def _timestamp(optional: Any, *, strict: bool) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from aci.store import Verification
 from common.errors import TrustError
-from stage0 import cosign, spki, verify
+from stage0 import cosign, docker_reference, spki, verify
 from stage0.keystore import Keystore
 from stage0.simplesigning import OtherIdentity, OtherImage, PayloadInvalid
 from tests.openssl import KeyPair, layer, manifest, payload
@@ -37,7 +37,13 @@ class Case:
 
     def check(self, signed: bytes, signature: bytes, reference: str = REFERENCE, digest: str = DIGEST) -> Verification:
         return cosign.verify(
-            self.keystore, signed, signature, manifest_digest=digest, reference=reference, name=NAME, origin="here"
+            self.keystore,
+            signed,
+            signature,
+            manifest_digest=digest,
+            reference=docker_reference.parse(reference),
+            name=NAME,
+            origin="here",
         )
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from aci.store import Verification
 from common.errors import TrustError
-from stage0 import openpgp, simplesigning, verify
+from stage0 import docker_reference, openpgp, simplesigning, verify
 from stage0.keystore import Keystore
 from stage0.simplesigning import OtherIdentity, OtherImage, PayloadInvalid
 from tests.gpg import Signer, signer
@@ -69,7 +69,12 @@ class Case:
         self, blob: bytes, reference: str = REFERENCE, digest: str = DIGEST, index: str = "", name: str = NAME
     ) -> Verification:
         return simplesigning.verify(
-            self.keystore, blob, manifest_digest=digest, index_digest=index, reference=reference, name=name
+            self.keystore,
+            blob,
+            manifest_digest=digest,
+            index_digest=index,
+            reference=docker_reference.parse(reference),
+            name=name,
         )
 
 
@@ -337,7 +342,8 @@ def test_bytes_that_are_no_signature(case: Case, blob: bytes, message: str) -> N
         (critical(image={"docker-manifest-digest": DIGEST, "size": 1}), 'critical.image has the unknown member "size"'),
         (critical(image={"docker-manifest-digest": "md5:123"}), "is not a digest"),
         (critical(image={"docker-manifest-digest": None}), "docker-manifest-digest: is missing"),
-        (critical(identity={"docker-reference": "registry.example.com/UPPER"}), "is not the name of an image"),
+        (critical(identity={"docker-reference": "registry.example.com/UPPER"}), "is not a repository's name"),
+        (critical(identity={"docker-reference": "docker://registry.example.com/app:1.0"}), "names no image"),
         (critical(identity={"docker-reference": ["a"]}), "docker-reference: must be a string, not a list"),
         (critical(identity=None), "critical.identity must be an object, not null"),
     ],
