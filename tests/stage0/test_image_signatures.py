@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
+import json
 import os
+import socket
 import subprocess
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -292,3 +299,128 @@ def test_clients_that_fail(case: Case) -> None:
         image_signatures.authorize_registry_image(
             case.config, case.keystore, Client(case, 503), resolved(), Client(case, 503)
         )
+
+
+# With a real registry, and what skopeo leaves in it and in its store
+
+
+@contextlib.contextmanager
+def registry(directory: str) -> Iterator[str]:
+    """Debian's docker-registry on a free port of the loopback, without TLS."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host = f"localhost:{probe.getsockname()[1]}"
+    os.mkdir(f"{directory}/registry")
+    configuration = {
+        "version": 0.1,
+        "log": {"level": "error"},
+        "storage": {"filesystem": {"rootdirectory": f"{directory}/registry"}},
+        "http": {"addr": host.replace("localhost", "127.0.0.1")},
+    }
+    with open(f"{directory}/registry.yml", "w", encoding="utf-8") as file:
+        json.dump(configuration, file)
+    with open(f"{directory}/registry.log", "wb") as log:
+        server = subprocess.Popen(["docker-registry", "serve", file.name], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while get(f"http://{host}/v2/") is None:
+            assert server.poll() is None and time.monotonic() < deadline, "the registry did not start"
+            time.sleep(0.05)
+        yield host
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def get(url: str) -> bytes | None:
+    request = urllib.request.Request(url, headers={"Accept": "application/vnd.oci.image.manifest.v1+json"})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
+    except urllib.error.URLError as error:
+        assert isinstance(error.reason, ConnectionRefusedError)
+    return None
+
+
+def upload(host: str, repository: str, data: bytes) -> None:
+    """A blob, as cosign uploads its payloads."""
+    start = urllib.request.Request(f"http://{host}/v2/{repository}/blobs/uploads/", method="POST", data=b"")
+    with urllib.request.urlopen(start) as answer:
+        place = answer.headers["Location"]
+    put(f"{place}&digest=sha256:{hashlib.sha256(data).hexdigest()}", data, "application/octet-stream")
+
+
+def put(url: str, data: bytes, kind: str) -> None:
+    headers = {"Content-Type": kind}
+    with urllib.request.urlopen(urllib.request.Request(url, method="PUT", data=data, headers=headers)) as answer:
+        assert answer.status == 201
+
+
+def layout(directory: str) -> str:
+    """An image of one layer, as an OCI layout; return the digest of its manifest."""
+    os.makedirs(f"{directory}/blobs/sha256")
+
+    def blob(data: bytes, kind: str) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        with open(f"{directory}/blobs/sha256/{digest}", "wb") as file:
+            file.write(data)
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+    tar = bytes(10240)
+    diff_id = f"sha256:{hashlib.sha256(tar).hexdigest()}"
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
+    described = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": blob(json.dumps(config).encode(), "config.v1+json"),
+        "layers": [blob(gzip.compress(tar), "layer.v1.tar+gzip")],
+    }
+    listed = blob(json.dumps(described).encode(), "manifest.v1+json")
+    for name, value in {
+        "index.json": {"schemaVersion": 2, "manifests": [listed]},
+        "oci-layout": {"imageLayoutVersion": "1.0.0"},
+    }.items():
+        with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
+            json.dump(value, file)
+    return str(listed["digest"])
+
+
+def test_what_skopeo_copies_and_cosign_attaches(case: Case) -> None:
+    digest = layout(f"{case.directory}/layout")
+    with registry(case.directory) as host:
+        folder = f"{case.directory}/etc/registries.d"
+        with open(f"{folder}/a.yaml", "w", encoding="utf-8") as file:
+            file.write(f"docker: {{'{host}': {{lookaside: 'file://{case.directory}/store'}}}}")
+        subprocess.run(
+            ["skopeo", "--insecure-policy", "--registries.d", folder, "copy", "--dest-tls-verify=false",
+             "--sign-by", case.alice.upper(), f"oci:{case.directory}/layout", f"docker://{host}/team/app:1.0"],
+            env={**os.environ, "GNUPGHOME": case.who.home}, check=True, capture_output=True,
+        )  # fmt: skip
+        base = f"http://{host}/v2/team/app"
+
+        def blob(wanted: str, limit: int) -> bytes:
+            return get(f"{base}/blobs/{wanted}") or b""
+
+        source = Source(lambda tag: get(f"{base}/manifests/{tag}"), blob, lambda url, limit: None)
+        name = f"{host.replace(':', '_')}/team/app"
+        image = Image(docker_reference.parse(f"{host}/team/app:1.0"), name, digest)
+
+        with pytest.raises(verify.UnknownKey):
+            image_signatures.authorize(case.config, case.keystore, image, source)
+        case.keystore.add(case.who.export(case.alice), None)
+        assert image_signatures.authorize(case.config, case.keystore, image, source).fingerprint == case.alice
+        later = image._replace(reference=docker_reference.parse(f"{host}/team/app:2.0"))
+        with pytest.raises(simplesigning.OtherIdentity):
+            image_signatures.authorize(case.config, case.keystore, later, source)
+
+        data, signature = case.cosigned(f"{host}/team/app", digest)
+        upload(host, "team/app", data)
+        upload(host, "team/app", b"{}")
+        listed = json.loads(manifest(layer(data, signature)))
+        listed["config"]["digest"] = f"sha256:{hashlib.sha256(b'{}').hexdigest()}"
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        put(f"{base}/manifests/{cosign.tag(digest)}", json.dumps(listed).encode(), kind)
+        case.keystore.add_cosign(case.key.pem, name)
+        assert image_signatures.authorize(case.config, case.keystore, image, source).fingerprint == case.key.fingerprint
