@@ -4,7 +4,8 @@
     CONFIG/trustedkeys/prefix.d/IDENTIFIER/FINGERPRINT  trusted for IDENTIFIER and the names below it
 
 CONFIG is the local directory (/etc/rkpy) or the system's (/usr/lib/rkpy). IDENTIFIER's slashes are directories.
-FINGERPRINT is 40 lower-case hex digits and must be that of the one primary key inside. An empty file under the local
+FINGERPRINT is that of the one key inside, and its length says of which kind that is: 40 lower-case hex digits for the
+primary key of an OpenPGP key, 64 for the key of a cosign key pair (`stage0.spki`). An empty file under the local
 directory masks the system's file of the same name. Names beginning with a dot are not looked at.
 
 A file that is none of this is an error for the images it would apply to, and for no others.
@@ -21,12 +22,16 @@ from typing import NamedTuple
 
 from aci.types import ac_identifier
 from common.errors import ManifestError, TrustError, reason
-from stage0 import openpgp
+from stage0 import openpgp, spki
 
+OPENPGP, COSIGN = "openpgp", "cosign"
+"""Kinds of keys."""
 MAX_KEY_SIZE = 1 << 20
 """Octets of a key file. A key grows past this only by being flooded with other people's signatures."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{40}")
+_COSIGN_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+_REMEDY = "correct or remove that file; for a file of the system, an empty file of that name in /etc masks it"
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -37,10 +42,15 @@ class KeyFile(NamedTuple):
     prefix: str
     """The identifier it is trusted for; empty for a root key."""
     fingerprint: str
-    """Its name, which must be the primary key's fingerprint."""
+    """Its name, which must be the key's fingerprint."""
     system: bool
     masked_by: str = ""
     """The empty local file that disables this system key."""
+
+    @property
+    def kind(self) -> str:
+        """COSIGN or OPENPGP; the latter for names that are no fingerprint at all, too."""
+        return COSIGN if _COSIGN_FINGERPRINT.fullmatch(self.fingerprint) else OPENPGP
 
     def applies_to(self, name: str) -> bool:
         """Whether images called `name` are this key's to sign: whole components, so `a/foo` is not over `a/foobar`."""
@@ -68,12 +78,18 @@ class Keystore:
         return [file for file in self.files() if not file.masked_by]
 
     def trusted_for(self, name: str) -> list[tuple[KeyFile, openpgp.PublicKey]]:
-        """The keys that may sign images called `name`, the longest prefix first and root keys last.
+        """The OpenPGP keys that may sign images called `name`, the longest prefix first and root keys last.
 
         Raises TrustError for a file that would apply to `name` and cannot be used."""
-        files = [file for file in self.active() if file.applies_to(name)]
-        files.sort(key=lambda file: len(file.prefix), reverse=True)
-        return [(file, load(file)) for file in files]
+        return [(file, load(file)) for file in self._applying(OPENPGP, name)]
+
+    def cosign_trusted_for(self, name: str) -> list[tuple[KeyFile, spki.PublicKey]]:
+        """As `trusted_for`, of cosign keys."""
+        return [(file, load_cosign(file)) for file in self._applying(COSIGN, name)]
+
+    def _applying(self, kind: str, name: str) -> list[KeyFile]:
+        files = [file for file in self.active() if file.kind == kind and file.applies_to(name)]
+        return sorted(files, key=lambda file: len(file.prefix), reverse=True)
 
     def place(self, prefix: str | None) -> str:
         """The local directory for keys of `prefix`, or for root keys when it is None. Raises TrustError."""
@@ -89,6 +105,16 @@ class Keystore:
         directory = self.place(prefix)
         key = _one_key(armored, "the key")
         _write(self.local, directory, key.fingerprint, armored)
+        return f"{directory}/{key.fingerprint}"
+
+    def add_cosign(self, pem: bytes, prefix: str | None) -> str:
+        """As `add`, for the public key of a cosign key pair."""
+        directory = self.place(prefix)
+        try:
+            key = spki.public_key(pem)
+        except spki.UnusableKey as e:
+            raise TrustError(f"the key is not a cosign public key: {e}") from e
+        _write(self.local, directory, key.fingerprint, key.pem)
         return f"{directory}/{key.fingerprint}"
 
     def remove(self, file: KeyFile) -> str:
@@ -119,8 +145,9 @@ def check_prefix(prefix: str) -> None:
 def normal_fingerprint(text: str) -> str:
     """A fingerprint as people write it (groups, upper case, 0x) in the keystore's form. Raises TrustError."""
     compact = text.replace(" ", "").lower().removeprefix("0x")
-    if not _FINGERPRINT.fullmatch(compact):
-        raise TrustError(f'"{openpgp.printable(text)}" is not a fingerprint', hint="it has 40 hexadecimal digits")
+    if not _is_fingerprint(compact):
+        hint = "it has 40 hexadecimal digits, or 64 if it is of a cosign key"
+        raise TrustError(f'"{openpgp.printable(text)}" is not a fingerprint', hint=hint)
     return compact
 
 
@@ -137,28 +164,49 @@ def read_limited(path: str, limit: int, *, flags: int = 0) -> bytes:
 
 
 def load(file: KeyFile) -> openpgp.PublicKey:
-    """Read a key file and hold it to the rules. Raises TrustError naming the file."""
-    remedy = "correct or remove that file; for a file of the system, an empty file of that name in /etc masks it"
-    try:
-        data = read_limited(file.path, MAX_KEY_SIZE, flags=os.O_NOFOLLOW)
-    except openpgp.PacketError as e:
-        raise TrustError(f"trusted key {file.path}: {e}", hint=remedy) from e
-    except OSError as e:
-        if os.path.islink(file.path):
-            raise TrustError(f"trusted key {file.path}: it is a symbolic link", hint="put the key itself there") from e
-        raise TrustError(f"trusted key {file.path}: {reason(e)}", hint="make it readable, or remove it") from e
+    """Read an OpenPGP key file and hold it to the rules. Raises TrustError naming the file."""
+    data = _read(file)
     if not _FINGERPRINT.fullmatch(file.fingerprint):
         raise TrustError(
             f"trusted key {openpgp.printable(file.path)}: the name is not a fingerprint of 40 lower-case hex digits",
             hint="add keys with rkpy trust; keep other files out of trustedkeys",
         )
-    key = _one_key(data, f"trusted key {file.path}", hint=remedy)
-    if key.fingerprint != file.fingerprint:
+    key = _one_key(data, f"trusted key {file.path}", hint=_REMEDY)
+    _require_name(file, key.fingerprint)
+    return key
+
+
+def load_cosign(file: KeyFile) -> spki.PublicKey:
+    """As `load`, of a cosign key."""
+    try:
+        key = spki.public_key(_read(file))
+    except spki.UnusableKey as e:
+        raise TrustError(f"trusted key {file.path} is not a cosign public key: {e}", hint=_REMEDY) from e
+    _require_name(file, key.fingerprint)
+    return key
+
+
+def _read(file: KeyFile) -> bytes:
+    try:
+        return read_limited(file.path, MAX_KEY_SIZE, flags=os.O_NOFOLLOW)
+    except openpgp.PacketError as e:
+        raise TrustError(f"trusted key {file.path}: {e}", hint=_REMEDY) from e
+    except OSError as e:
+        if os.path.islink(file.path):
+            raise TrustError(f"trusted key {file.path}: it is a symbolic link", hint="put the key itself there") from e
+        raise TrustError(f"trusted key {file.path}: {reason(e)}", hint="make it readable, or remove it") from e
+
+
+def _require_name(file: KeyFile, fingerprint: str) -> None:
+    if fingerprint != file.fingerprint:
         raise TrustError(
-            f"trusted key {file.path}: the key inside has the fingerprint {key.fingerprint}",
+            f"trusted key {file.path}: the key inside has the fingerprint {fingerprint}",
             hint="the file's name must be the fingerprint; check where the key came from before renaming it",
         )
-    return key
+
+
+def _is_fingerprint(text: str) -> bool:
+    return bool(_FINGERPRINT.fullmatch(text) or _COSIGN_FINGERPRINT.fullmatch(text))
 
 
 def _one_key(data: bytes, what: str, *, hint: str = "") -> openpgp.PublicKey:
@@ -193,7 +241,7 @@ def _walk_directory(directory: str, prefix: str, *, system: bool, nested: bool) 
         below = f"{prefix}/{entry.name}" if prefix else entry.name
         if nested and entry.is_dir(follow_symlinks=False):
             yield from _walk_directory(entry.path, below, system=system, nested=True)
-        elif nested and entry.is_symlink() and not _FINGERPRINT.fullmatch(entry.name):
+        elif nested and entry.is_symlink() and not _is_fingerprint(entry.name):
             yield KeyFile(entry.path, below, entry.name, system)  # stood for a directory, perhaps
         elif prefix or not nested:
             yield KeyFile(entry.path, prefix, entry.name, system)

@@ -10,7 +10,7 @@ import binascii
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SIGNATURE, SECRET_KEY, PUBLIC_KEY, SECRET_SUBKEY = 2, 5, 6, 7
+SIGNATURE, ONE_PASS, SECRET_KEY, PUBLIC_KEY, SECRET_SUBKEY, COMPRESSED, LITERAL = 2, 4, 5, 6, 7, 8, 11
 MARKER, TRUST, USER_ID, PUBLIC_SUBKEY, USER_ATTRIBUTE = 10, 12, 13, 14, 17
 _NAMES = {1: "an encrypted message", 3: "an encrypted message", 4: "a signed message with its data", 5: "a secret key",
           6: "a public key", 7: "a secret key", 8: "compressed data", 9: "an encrypted message",
@@ -57,6 +57,13 @@ class Signature(NamedTuple):
         return max(self.issuers, key=len, default="").upper()
 
 
+class Message(NamedTuple):
+    """A signed message: data and the one signature over it. Nothing is known yet of what that is worth."""
+
+    signature: Signature
+    data: bytes
+
+
 class PublicKey(NamedTuple):
     """A primary key with everything that came with it; user ids as bytes, because a key may claim anything."""
 
@@ -101,6 +108,68 @@ def public_keys(data: bytes) -> list[PublicKey]:
     if not blocks:
         raise PacketError("it is empty")
     return [_public_key(block) for block in blocks]
+
+
+def signed_message(data: bytes, limit: int) -> Message:
+    """What `gpg --sign` makes, armoured or not: data in binary mode with one signature, compressed as a whole or not at
+    all (RFC 4880 §11.3). Taken apart like that, gpg can verify the signature as a detached one over exactly this data.
+
+    Raises WrongKindError for every other arrangement of packets, and PacketError when it is damaged, or larger than
+    `limit` octets when unpacked."""
+    packets = list(_message_packets(_dearmor(data, "MESSAGE")))
+    if len(packets) == 1 and packets[0].tag == COMPRESSED:
+        packets = list(_message_packets(_decompressed(packets[0].body, limit)))
+    tags = [packet.tag for packet in packets]
+    if tags != [ONE_PASS, LITERAL, SIGNATURE]:
+        raise WrongKindError(_other_message(tags))
+    return Message(_signature(packets[2]), _literal(packets[1].body))
+
+
+def _other_message(tags: list[int]) -> str:
+    if not tags:
+        return "it is empty"
+    if tags.count(SIGNATURE) > 1 and LITERAL in tags:
+        return f"it has {tags.count(SIGNATURE)} signatures, and it takes one"
+    if set(tags) <= {LITERAL, MARKER}:
+        return "it contains data without a signature"
+    strange = [tag for tag in tags if tag not in (ONE_PASS, LITERAL, SIGNATURE)]
+    if strange or LITERAL not in tags:
+        return f"it contains {_kind(strange[0] if strange else tags[0])}"
+    return "its parts are in an order that gpg does not write"
+
+
+def _literal(body: bytes) -> bytes:
+    """The data of a literal packet (RFC 4880 §5.9): a format octet, a name with its length before it, a date, data."""
+    if body[:1] != b"b":
+        raise WrongKindError("its data is not in binary mode")
+    start = 2 + (body[1] if len(body) > 1 else 0) + 4
+    if len(body) < start:
+        raise PacketError("it is cut short")
+    return body[start:]
+
+
+def _decompressed(body: bytes, limit: int) -> bytes:
+    """The content of a compressed packet (RFC 4880 §5.6), which is packets again."""
+    import bz2
+    import zlib
+
+    kind, packed = body[:1], body[1:]
+    if kind == b"\x00":
+        return packed
+    if kind not in (b"\x01", b"\x02", b"\x03"):
+        raise PacketError("it is compressed in a way that is not known")
+    unpack = bz2.BZ2Decompressor() if kind == b"\x03" else zlib.decompressobj(-15 if kind == b"\x01" else 15)
+    try:
+        found = unpack.decompress(packed, limit + 1)
+    except (zlib.error, OSError):
+        raise PacketError("it is damaged") from None
+    if len(found) > limit:
+        raise PacketError(f"it is larger than {limit >> 10} KiB")
+    if not unpack.eof:
+        raise PacketError("it is cut short")
+    if unpack.unused_data:
+        raise WrongKindError("there is more in it than one message")
+    return found
 
 
 def _kind(tag: int) -> str:
@@ -180,6 +249,47 @@ def _packets(data: bytes) -> Iterator[Packet]:
             raise PacketError("it is cut short")
         yield Packet(tag, data[header:end], data[:end])
         data = data[end:]
+
+
+def _message_packets(data: bytes) -> Iterator[Packet]:
+    """As `_packets`, and data may have the lengths gpg gives it while it does not know the end: in instalments, or up
+    to the end of the input (RFC 4880 §4.2)."""
+    while data:
+        kind = data[0] & 0xC0
+        if kind == 0x80 and data[0] & 3 == 3:
+            packet = Packet(_streamable((data[0] >> 2) & 0x0F), data[1:], data)
+        elif kind == 0xC0 and b"\xe0" <= data[1:2] < b"\xff":
+            body, end = _instalments(data, 1)
+            packet = Packet(_streamable(data[0] & 0x3F), body, data[:end])
+        else:
+            packet = next(_packets(data))
+        yield packet
+        data = data[len(packet.raw) :]
+
+
+def _streamable(tag: int) -> int:
+    if tag not in (COMPRESSED, LITERAL):
+        raise WrongKindError(f"it contains {_kind(tag)}, streamed")
+    return tag
+
+
+def _instalments(data: bytes, start: int) -> tuple[bytes, int]:
+    """A body in parts, each with its length before it, of which the last has another form; and where it ends."""
+    parts = []
+    while True:
+        try:
+            first = data[start]
+            last = not 224 <= first < 255
+            length, size = _new_length(data[start : start + 5]) if last else (1 << (first & 0x1F), 1)
+        except IndexError:
+            raise PacketError("it is cut short") from None
+        part = data[start + size : start + size + length]
+        if len(part) != length:
+            raise PacketError("it is cut short")
+        parts.append(part)
+        start += size + length
+        if last:
+            return b"".join(parts), start
 
 
 def _packet_header(data: bytes) -> tuple[int, int, int]:

@@ -24,17 +24,24 @@ class Candidate(NamedTuple):
     armored: bytes
 
 
-def read(location: str, client: Callable[[], Client]) -> list[openpgp.PublicKey]:
-    """The keys at `location`, a path or a URL. No credentials are sent for a key. Raises TrustError and FetchError."""
-    shown = openpgp.printable(location)
+def content(location: str, client: Callable[[], Client]) -> bytes:
+    """What lies at `location`, a path or a URL. No credentials are sent for a key. Raises TrustError and FetchError."""
     try:
         if "://" in location:
-            data = client().content(location, what="public key", limit=MAX_KEY_SIZE, credentials=False)
-        else:
-            data = read_limited(location, MAX_KEY_SIZE)
-        return openpgp.public_keys(data)
+            return client().content(location, what="public key", limit=MAX_KEY_SIZE, credentials=False)
+        return read_limited(location, MAX_KEY_SIZE)
     except OSError as e:
-        raise TrustError(f"open {shown}: {reason(e)}", hint="name a file made with gpg --export") from e
+        hint = "name a file made with gpg --export, or cosign.pub"
+        raise TrustError(f"open {openpgp.printable(location)}: {reason(e)}", hint=hint) from e
+    except openpgp.PacketError as e:
+        raise TrustError(f"{openpgp.printable(location)} is not a public key: {e}") from e
+
+
+def openpgp_keys(data: bytes, location: str) -> list[openpgp.PublicKey]:
+    """The OpenPGP keys in `data`, which came from `location`. Raises TrustError."""
+    shown = openpgp.printable(location)
+    try:
+        return openpgp.public_keys(data)
     except openpgp.SecretKeyError as e:
         hint = "give the public key: gpg --armor --export; whoever could read this file has the secret"
         raise TrustError(f"{shown} is not a public key: {e}", hint=hint) from e
@@ -81,7 +88,7 @@ def trust_first_seen(config: Config, keystore: Keystore, name: str, say: Say) ->
     client = Client(config, insecure=kept)
     masked = {file.fingerprint for file in keystore.files() if file.masked_by and file.applies_to(name)}
     for url in discovery.keys(client, name):
-        for key in read(url, lambda: client):
+        for key in openpgp_keys(content(url, lambda: client), url):
             if key.fingerprint in masked:
                 continue
             path = keystore.add(examine(keystore, key, url, name).armored, name)

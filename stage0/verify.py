@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aci.store import Verification
 from common.errors import TrustError, reason
 from stage0 import openpgp
-from stage0.keystore import KeyFile, Keystore, load, read_limited
+from stage0.keystore import OPENPGP, KeyFile, Keystore, load, read_limited
 
 if TYPE_CHECKING:
     from stage0.gpg import KeyInfo, Status
@@ -115,12 +115,25 @@ def verify_detached(
 
     Always at least one: when none is good, the TrustError says why the most telling one is not. A file that someone
     may replace meanwhile can be given as /proc/PID/fd/N of the caller."""
-    signatures = read_signatures(signature_path)
+    return verify_packets(keystore, data_path, read_signatures(signature_path), signature_path, called=called)
+
+
+def verify_packets(
+    keystore: Keystore,
+    data_path: str,
+    signatures: list[openpgp.Signature],
+    origin: str,
+    *,
+    called: str = "",
+    name: str = "",
+) -> tuple[Signature, ...]:
+    """As `verify_detached`, with signature packets that were found in `origin`; `name` is the image's, if it is known
+    already, for the command that would trust the signer."""
     keys, problems = _usable_keys(keystore)
-    shown = openpgp.printable(signature_path)
+    shown = openpgp.printable(origin)
     claims = [claim for signature in signatures for claim in _claims(keys, signature, data_path, called, shown)]
     if not claims:
-        raise _unknown(keystore, signatures, signature_path, problems)
+        raise _unknown(keystore, signatures, origin, problems, name)
     _require_readable(data_path)
     good: list[Signature] = []
     failures: list[TrustError] = []
@@ -130,7 +143,7 @@ def verify_detached(
         except TrustError as e:
             failures.append(e)
     if not good:
-        raise min(failures, key=_weight)
+        raise min(failures, key=weight)
     return tuple(good)
 
 
@@ -144,7 +157,7 @@ def require_trusted(keystore: Keystore, signatures: tuple[Signature, ...], name:
                 return Verification(key.fingerprint, signature.signer, file.prefix, signature.signed_at)
     if not signatures:
         raise SignatureMissing(f"{name} has no good signature")
-    raise _untrusted(keystore, signatures[0].fingerprint, signatures[0].signer, name)
+    raise untrusted(keystore, signatures[0].fingerprint, signatures[0].signer, name)
 
 
 def check_signer(keystore: Keystore, signature_path: str, name: str) -> None:
@@ -162,7 +175,7 @@ def check_signer(keystore: Keystore, signature_path: str, name: str) -> None:
         if any(key.made(signature) for signature in signatures):
             if not name:
                 return
-            raise _untrusted(keystore, key.fingerprint, _first_user_id(key), name)
+            raise untrusted(keystore, key.fingerprint, _first_user_id(key), name)
     raise _unknown(keystore, signatures, signature_path, problems, name)
 
 
@@ -207,6 +220,8 @@ def _usable_keys(keystore: Keystore) -> tuple[list[tuple[KeyFile, openpgp.Public
     images they have nothing to do with. `Keystore.trusted_for` refuses them where they do."""
     keys, problems = [], []
     for file in keystore.active():
+        if file.kind != OPENPGP:
+            continue
         try:
             keys.append((file, load(file)))
         except TrustError as e:
@@ -320,7 +335,8 @@ def _first_user_id(key: openpgp.PublicKey) -> str:
     return openpgp.printable(key.user_ids[0]) if key.user_ids else key.fingerprint
 
 
-def _weight(error: TrustError) -> int:
+def weight(error: TrustError) -> int:
+    """For `min`: the refusal that tells most comes first."""
     kinds = [isinstance(error, kind) for kind in _BY_WEIGHT]
     return kinds.index(True) if True in kinds else len(kinds)
 
@@ -358,16 +374,17 @@ def _unknown(
 ) -> TrustError:
     shown = openpgp.printable(path)
     for file in keystore.files():
-        if file.masked_by and any(_names(file, signature) for signature in signatures):
+        if file.kind == OPENPGP and file.masked_by and any(_names(file, signature) for signature in signatures):
             return _masked(file, shown)
     made_by = ", ".join(signature.key_id or "a key it does not name" for signature in signatures)
-    hint = f"get the signer's key, check its fingerprint, and run {_trust_command(name or 'PREFIX', 'KEYFILE')}"
+    hint = f"get the signer's key, check its fingerprint, and run {trust_command(name or 'PREFIX', 'KEYFILE')}"
     if problems:
         hint += f"; and this file is of no use: {problems[0].message}"
     return UnknownKey(f"{shown} was made by {made_by}, which is not in the keystore", hint=hint)
 
 
-def _untrusted(keystore: Keystore, fingerprint: str, signer: str, name: str) -> TrustError:
+def untrusted(keystore: Keystore, fingerprint: str, signer: str, name: str) -> TrustError:
+    """What to raise when a key of the keystore, not trusted for images called `name`, has signed one."""
     files = [file for file in keystore.files() if file.fingerprint == fingerprint]
     for file in files:
         if file.masked_by and file.applies_to(name):
@@ -377,7 +394,7 @@ def _untrusted(keystore: Keystore, fingerprint: str, signer: str, name: str) -> 
     path = known[0].path if known else "KEYFILE"
     return KeyUntrusted(
         f"{openpgp.printable(name)} is signed by {signer} ({fingerprint}), which is not trusted for it",
-        hint=f"{only}to trust it for this image, run {_trust_command(name, path)}",
+        hint=f"{only}to trust it for this image, run {trust_command(name, path)}",
     )
 
 
@@ -396,7 +413,8 @@ def _names(file: KeyFile, signature: openpgp.Signature) -> bool:
         return file.fingerprint in signature.issuers or file.fingerprint[-16:] in signature.issuers
 
 
-def _trust_command(prefix: str, path: str) -> str:
+def trust_command(prefix: str, path: str) -> str:
+    """The command line that would trust the key in `path` for `prefix`."""
     import shlex
 
     return f"rkpy trust --prefix={shlex.quote(openpgp.printable(prefix))} {shlex.quote(openpgp.printable(path))}"

@@ -20,6 +20,7 @@ ALLOWED = {
 HEAVY = {
     "click", "dataclasses", "pathlib", "uuid", "subprocess", "logging", "gnupg", "isal", "zstandard", "tempfile",
     "shutil", "hashlib", "tarfile", "datetime", "urllib", "asyncio", "inspect", "socket", "threading", "random",
+    "cryptography", "yaml",
 }  # fmt: skip
 
 

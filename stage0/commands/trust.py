@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common.errors import RkpyError, TrustError, UsageError
-from stage0 import openpgp, pubkeys, render
+from stage0 import openpgp, pubkeys, render, spki
 from stage0.config import Config
+from stage0.cosign import signer
 from stage0.flags import go_bool
 from stage0.gpg import KeyInfo, Subkey
-from stage0.keystore import KeyFile, Keystore, load, normal_fingerprint
+from stage0.keystore import COSIGN, KeyFile, Keystore, load, load_cosign, normal_fingerprint
 
 if TYPE_CHECKING:
     from stage0.http import Client
@@ -52,9 +53,10 @@ def command(
 ) -> None:
     """Trust keys for verifying images.
 
-    PUBKEY is a file or an https URL with OpenPGP public keys; without one, the keys that PREFIX announces on its web
-    page are taken. Each is shown and asked about, and then trusted for every image whose name begins with PREFIX in
-    whole components (example.com/app is not over example.com/apple), or with --root for every image.
+    PUBKEY is a file or an https URL with OpenPGP public keys, or cosign's cosign.pub; without one, the keys that PREFIX
+    announces on its web page are taken. Each is shown and asked about, and then trusted for every image whose name
+    begins with PREFIX in whole components (example.com/app is not over example.com/apple), or with --root for every
+    image.
     """
     keystore = Keystore(config.local_config, config.system_config)
     if prefix is not None and root:
@@ -100,33 +102,55 @@ def _locations(prefix: str | None, client: Callable[[], Client]) -> tuple[str, .
 def _trust(
     keystore: Keystore, location: str, prefix: str | None, client: Callable[[], Client], *, review: bool
 ) -> None:
-    keys = pubkeys.read(location, client)
+    data = pubkeys.content(location, client)
+    if spki.is_pem(data):
+        _trust_cosign(keystore, location, data, prefix, review=review)
+        return
+    keys = pubkeys.openpgp_keys(data, location)
     for number, key in enumerate(keys, 1):
         where = f"{location} (key {number} of {len(keys)})" if len(keys) > 1 else location
         candidate = pubkeys.examine(keystore, key, where, prefix)
-        if review and not _reviewed(candidate.info, where, prefix):
-            click.echo(f'Not trusting "{openpgp.printable(where)}"', err=True)
-            continue
-        path = keystore.add(candidate.armored, prefix)
-        what = "root key" if prefix is None else f'key for prefix "{prefix}"'
-        click.echo(f'Added {what} at "{path}"')
+        if not review or _reviewed(describe(candidate.info, where, prefix), where):
+            _say_added(keystore.add(candidate.armored, prefix), prefix)
 
 
-def _reviewed(info: KeyInfo, where: str, prefix: str | None) -> bool:
+def _trust_cosign(keystore: Keystore, location: str, data: bytes, prefix: str | None, *, review: bool) -> None:
+    shown = openpgp.printable(location)
+    try:
+        key = spki.public_key(data)
+    except spki.SecretKey as e:
+        hint = "give cosign.pub: cosign public-key --key cosign.key; whoever could read this file has the secret"
+        raise TrustError(f"{shown} is not a public key: {e}", hint=hint) from e
+    except spki.UnusableKey as e:
+        hint = "make one with cosign generate-key-pair, or openssl pkey -pubout"
+        raise TrustError(f"{shown} is not a cosign public key: {e}", hint=hint) from e
+    if not review or _reviewed(_describe_cosign(key, location, prefix), location):
+        _say_added(keystore.add_cosign(key.pem, prefix), prefix)
+
+
+def _say_added(path: str, prefix: str | None) -> None:
+    what = "root key" if prefix is None else f'key for prefix "{prefix}"'
+    click.echo(f'Added {what} at "{path}"')
+
+
+def _reviewed(description: str, where: str) -> bool:
+    """Show what is to be trusted and ask. Raises TrustError when there is nobody to answer."""
     if not sys.stdin.isatty():
         raise TrustError(
             f"cannot ask whether to trust {openpgp.printable(where)}: standard input is not a terminal",
             hint="check the fingerprint yourself and pass --skip-fingerprint-review",
         )
-    click.echo(describe(info, where, prefix), err=True)
-    return _accepted()
+    click.echo(description, err=True)
+    accepted = _accepted()
+    if not accepted:
+        click.echo(f'Not trusting "{openpgp.printable(where)}"', err=True)
+    return accepted
 
 
 def describe(info: KeyInfo, where: str, prefix: str | None) -> str:
     """The text to judge a key by. User ids are whatever the key's maker wrote, so they are made fit to print."""
     lines = [
-        f'prefix: "{prefix or ""}"' if prefix is not None else "prefix: none, the key will be trusted for every image",
-        f'key: "{openpgp.printable(where)}"',
+        *_heading(where, prefix),
         f"gpg key fingerprint is: {grouped(info.primary)}",
         *(f"\tSubkey fingerprint: {grouped(subkey)}" for subkey in info.subkeys),
         *(f"\t{openpgp.printable(user_id)}" for user_id in info.user_ids),
@@ -134,10 +158,30 @@ def describe(info: KeyInfo, where: str, prefix: str | None) -> str:
     return "\n".join(lines)
 
 
+def _describe_cosign(key: spki.PublicKey, where: str, prefix: str | None) -> str:
+    """As `describe`; the digits are what `openssl pkey -pubin -outform DER | sha256sum` prints, and nobody's name is in
+    such a key."""
+    lines = [
+        *_heading(where, prefix),
+        f"cosign key fingerprint is: {in_fours(key.fingerprint)}",
+        f"\t{key.algorithm}, SHA-256 of the public key",
+    ]
+    return "\n".join(lines)
+
+
+def _heading(where: str, prefix: str | None) -> tuple[str, str]:
+    everything = "prefix: none, the key will be trusted for every image"
+    return everything if prefix is None else f'prefix: "{prefix}"', f'key: "{openpgp.printable(where)}"'
+
+
 def grouped(key: Subkey) -> str:
-    """A fingerprint in fours, as people compare it, and what is known against the key."""
-    digits = key.fingerprint.upper()
-    return " ".join(digits[i : i + 4] for i in range(0, len(digits), 4)) + _NOTES.get(key.validity, "")
+    """A fingerprint as people compare it, and what is known against the key."""
+    return in_fours(key.fingerprint) + _NOTES.get(key.validity, "")
+
+
+def in_fours(fingerprint: str) -> str:
+    digits = fingerprint.upper()
+    return " ".join(digits[i : i + 4] for i in range(0, len(digits), 4))
 
 
 def _accepted() -> bool:
@@ -178,8 +222,7 @@ def _list(keystore: Keystore, format_: str) -> None:
 def _row(file: KeyFile) -> dict[str, str]:
     state, user_id = "trusted", ""
     try:
-        user_ids = load(file).user_ids
-        user_id = openpgp.printable(user_ids[0]) if user_ids else ""
+        user_id = _owner(file)
     except RkpyError as e:
         state = f"unusable: {e.message}"
     if file.masked_by:
@@ -187,8 +230,17 @@ def _row(file: KeyFile) -> dict[str, str]:
     return {
         "prefix": openpgp.printable(file.prefix),
         "fingerprint": openpgp.printable(file.fingerprint),
+        "kind": file.kind,
         "from": "system" if file.system else "local",
         "state": state,
         "user_id": user_id,
         "path": openpgp.printable(file.path),
     }
+
+
+def _owner(file: KeyFile) -> str:
+    """Who a key is said to belong to; with cosign there is nobody, so it is told by its kind."""
+    if file.kind == COSIGN:
+        return signer(load_cosign(file))
+    user_ids = load(file).user_ids
+    return openpgp.printable(user_ids[0]) if user_ids else ""

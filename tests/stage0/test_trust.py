@@ -18,6 +18,7 @@ from common.errors import TrustError
 from stage0.keystore import Keystore
 from stage0.verify import require_trusted, verify_detached
 from tests.gpg import Signer, signer
+from tests.openssl import KeyPair
 
 QUESTION = "Are you sure you want to trust this key (yes/no)?"
 ROOM = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -201,6 +202,7 @@ def test_a_secret_key_is_refused(case: Case, alice: str) -> None:
         (("--root", "/etc/hostname"), "is not an OpenPGP public key: it is not OpenPGP data"),
         (("--list", "KEY"), "--list and --remove stand alone"),
         (("--remove=1234",), "is not a fingerprint"),
+        ((f"--remove={'0' * 64}",), "no trusted key has the fingerprint"),
         (("--remove=0123456789012345678901234567890123456789",), "no trusted key has the fingerprint"),
     ],
 )
@@ -265,6 +267,78 @@ def test_listing_and_removing(case: Case, alice: str) -> None:
     assert "masked" in case.trust("--list").out
     assert case.trust(f"--remove={alice}").status == 0
     assert not [file for file in case.keystore.active() if file.fingerprint == alice]
+
+
+# Keys of cosign
+
+
+def sixty_four(fingerprint: str) -> str:
+    return " ".join(fingerprint.upper()[i : i + 4] for i in range(0, 64, 4))
+
+
+def test_a_cosign_key(case: Case) -> None:
+    key = KeyPair(case.directory)
+    done = case.trust("--prefix=registry.example.com/app", "--skip-fingerprint-review", key.public)
+    path = f"{case.keystore.local}/prefix.d/registry.example.com/app/{key.fingerprint}"
+    assert done == (0, f'Added key for prefix "registry.example.com/app" at "{path}"\n', "")
+    with open(path, "rb") as file:
+        assert file.read() == key.pem
+    assert os.stat(path).st_mode & 0o777 == 0o644
+    ((file_, found),) = case.keystore.cosign_trusted_for("registry.example.com/app")
+    assert (file_.prefix, found.fingerprint) == ("registry.example.com/app", key.fingerprint)
+
+
+def test_the_review_of_a_cosign_key(case: Case) -> None:
+    key = KeyPair(case.directory)
+    done = case.ask("no\n", "--prefix=registry.example.com/app", key.public)
+    assert (done.status, case.written()) == (0, [])
+    shown = done.out.replace("\r\n", "\n")
+    assert f'prefix: "registry.example.com/app"\nkey: "{key.public}"\n' in shown
+    assert (
+        f"cosign key fingerprint is: {sixty_four(key.fingerprint)}\n\tECDSA P-256, SHA-256 of the public key\n" in shown
+    )
+    assert f'Not trusting "{key.public}"' in shown
+    assert case.ask("yes\n", "--root", key.public).status == 0
+    assert case.written() == [f"root.d/{key.fingerprint}"]
+
+
+def test_listing_and_removing_a_cosign_key(case: Case, alice: str) -> None:
+    key = KeyPair(case.directory, "Ed25519")
+    case.trust("--prefix=example.com", "--skip-fingerprint-review", key.public, case.key_file(alice))
+    rows = json.loads(case.trust("--list", "--format=json").out)
+    assert sorted((row["kind"], row["fingerprint"], row["state"], row["user_id"]) for row in rows) == [
+        ("cosign", key.fingerprint, "trusted", "cosign key (Ed25519)"),
+        ("openpgp", alice, "trusted", "Alice <alice@example.com>"),
+    ]
+    path = f"{case.keystore.local}/prefix.d/example.com/{key.fingerprint}"
+    system = path.replace("/etc/", "/usr/")
+    os.makedirs(os.path.dirname(system))
+    os.rename(path, system)
+    assert case.trust(f"--remove={sixty_four(key.fingerprint)}").out == f'Masked "{system}" by "{path}"\n'
+    assert case.keystore.cosign_trusted_for("example.com") == []
+    assert "masked" in case.trust("--list").out
+    assert case.trust("--prefix=example.com", "--skip-fingerprint-review", key.public).status == 0
+    assert [file.path for file, _ in case.keystore.cosign_trusted_for("example.com")] == [path, system]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"-----BEGIN ENCRYPTED COSIGN PRIVATE KEY-----\nAAAA\n", "is not a public key: it contains a secret key"),
+        (
+            b"-----BEGIN CERTIFICATE-----\nAAAA\n",
+            "is not a cosign public key: it holds a certificate, not a public key",
+        ),
+        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "is not a cosign public key: it is damaged"),
+    ],
+)
+def test_files_that_are_no_cosign_key(case: Case, content: bytes, message: str) -> None:
+    path = f"{case.directory}/cosign.pub"
+    with open(path, "wb") as file:
+        file.write(content)
+    done = case.trust("--root", "--skip-fingerprint-review", path)
+    assert (done.status, done.out, case.written()) == (254, "", [])
+    assert message in done.err and done.err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
