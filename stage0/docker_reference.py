@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from aci import oci_config, types
 from aci.types import quote
 from common.errors import UsageError
 
 SCHEME = "docker"
 DOCKER_HUB = "docker.io"
-HUB_ALIASES = ("docker.io", "index.docker.io", "registry-1.docker.io")
+API_HUB = "registry-1.docker.io"
+HUB_ALIASES = (DOCKER_HUB, "index.docker.io", API_HUB)
 _LENGTH = 255
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
@@ -63,6 +65,14 @@ def parse(text: str) -> DockerReference:
     registry, repository = _split_registry(name)
     _check(text, registry, repository)
     return DockerReference(registry, repository, tag or ("" if digest else "latest"), digest)
+
+
+def image_name(reference: DockerReference) -> oci_config.Name:
+    """What the store calls the image: registry and repository, and the tag as its version. An image that was asked for
+    by digest alone has that as its version."""
+    host = API_HUB if reference.registry == DOCKER_HUB else reference.registry
+    name = types.sanitise_identifier(f"{host}/{reference.repository}")
+    return oci_config.Name(name, reference.tag or reference.digest, str(reference))
 
 
 def _split_tag(text: str) -> tuple[str, str | None]:

@@ -7,15 +7,20 @@ is checked against the name inside, and only then is anything unpacked.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from aci.store import ImageRecord, Store, Verification
-from common.errors import ImageError, TrustError, UsageError
+from common.errors import ImageError, UsageError
 from stage0 import reference
 from stage0.config import Config
 from stage0.grammar import ImageArguments
 from stage0.notices import warn
 from stage0.options import Values
 from stage0.reference import Reference
+
+if TYPE_CHECKING:
+    from stage0.keystore import Keystore
+    from stage0.progress import Progress
 
 POLICIES = ("new", "never", "update")
 
@@ -31,60 +36,106 @@ def pull_policy(flags: Values, default: str) -> str:
     return policy
 
 
-def image(config: Config, store: Store, arguments: ImageArguments, policy: str) -> ImageRecord:
-    """The stored image that `arguments` names, imported first when it is a file. Marks it as used now.
+def image(config: Config, store: Store, arguments: ImageArguments, policy: str, *, quiet: bool = False) -> ImageRecord:
+    """The stored image that `arguments` names, fetched first when that is needed. Marks it as used now.
 
-    Raises UsageError, ImageError, TrustError or StoreError."""
+    Raises UsageError, ImageError, TrustError, StoreError or FetchError."""
     wanted = reference.parse(arguments.reference)
     signature = arguments.flags.get("signature")
-    if wanted.kind == "id":
-        record = store.find_by_id(wanted.value)
-    elif wanted.kind == "name":
-        record = _by_name(store, wanted, arguments.reference)
-    elif wanted.kind == "remote" and wanted.value.startswith("docker:"):
-        return _from_registry(config, store, wanted.value, policy)
-    elif wanted.kind == "remote":
-        raise UsageError(
-            f"{arguments.reference}: this version fetches from files only",
-            hint="save the image with `skopeo copy … oci-archive:FILE` and give oci-archive:FILE",
-        )
-    else:
+    if wanted.kind in reference.FILES:
         return _import(config, store, wanted, signature)
+    record = _stored(store, wanted) if wanted.kind == "id" or policy != "update" else None
+    if record is None:
+        with _progress(quiet) as progress:
+            return _fetch(config, store, wanted, arguments, policy, progress)
     if signature is not None:
         raise UsageError(f"--signature={signature}: {arguments.reference} is in the store already")
     store.touch(record.id)
     return record
 
 
-def _from_registry(config: Config, store: Store, text: str, policy: str) -> ImageRecord:
-    """The image `docker://…`, from the store as far as `policy` and the registry allow that."""
-    from stage0 import docker_reference, registry
+def _stored(store: Store, wanted: Reference) -> ImageRecord | None:
+    """What the store has for an ID or a name; None for a name it does not know."""
+    if wanted.kind == "id":
+        return store.find_by_id(wanted.value)
+    if wanted.kind == "name":
+        return store.find(wanted.value, reference.wanted_labels(wanted))
+    if wanted.kind == "docker":
+        from stage0 import docker_reference
 
-    wanted = docker_reference.parse(text)
-    if "image" not in config.insecure:
-        raise TrustError(
-            f"{wanted}: this version cannot verify images of registries", hint="--insecure-options=image does without"
+        name = docker_reference.image_name(docker_reference.parse(wanted.value))
+        return store.find(name.name, reference.platform_labels() | {"version": name.version})
+    return None
+
+
+def _progress(quiet: bool) -> Progress:
+    from stage0.progress import Progress
+
+    return Progress(quiet=quiet)
+
+
+def _fetch(
+    config: Config, store: Store, wanted: Reference, arguments: ImageArguments, policy: str, progress: Progress
+) -> ImageRecord:
+    """Get the image from where it is published."""
+    import gc
+
+    from stage0 import remote
+    from stage0.keystore import Keystore
+
+    if policy == "never":
+        raise ImageError(f'no image "{arguments.reference}" in the store', hint="--pull-policy=never forbids fetching")
+    if wanted.kind == "name" and looks_like_uuid(wanted.value):
+        hint = "this looks like a pod's UUID; see `rkpy list` and `rkpy run-prepared`"
+        raise ImageError(f'discovery failed: no image "{wanted.value}" in the store', hint=hint)
+    gc.enable()  # `rkpy.main` switched it off, but a fetch may run for long.
+    keystore = Keystore(config.local_config, config.system_config)
+    signature = arguments.flags.get("signature") or ""
+    if wanted.kind == "docker":
+        return _pull(config, store, keystore, wanted.value, signature, progress)
+    return remote.fetch_aci(
+        config,
+        store,
+        keystore,
+        wanted,
+        policy=policy,
+        signature=signature,
+        say=progress.say,
+        warn=warn,
+        on_progress=progress.of(arguments.reference),
+    )
+
+
+def looks_like_uuid(text: str) -> bool:
+    return len(text) >= 8 and set(text) <= set("0123456789abcdef-")
+
+
+def _pull(
+    config: Config, store: Store, keystore: Keystore, text: str, signature: str, progress: Progress
+) -> ImageRecord:
+    """An image of a registry. The order is the point: what the name means, who signed that, and then its layers."""
+    from stage0 import docker_reference, http, registry
+    from stage0.image_signatures import authorize_registry_image
+
+    if signature:
+        raise UsageError(
+            f"--signature={signature}: signatures of registry images are looked for beside the image",
+            hint="see docs/trust.md: cosign, or simple signing by registries.d",
         )
-    name = registry.image_name(wanted)
-    labels = reference.wanted_labels(Reference("name", name.name, labels=(("version", name.version),)))
-    record = None if policy == "update" else store.find(name.name, labels)
-    if record is None and policy == "never":
-        raise ImageError(f"{wanted} is not in the store", hint="fetch it first, or leave out the pull policy never")
-    if record is None:
-        client = registry.Client(config)
-        record = registry.stored(client, store, wanted) if policy == "update" else None
-        record = record or registry.pull(client, store, client.resolve(wanted), authorize=lambda name: None)
+    asked = docker_reference.parse(text)
+    client = registry.Client(config)
+    unverified = "image" in config.insecure
+    record = registry.stored(client, store, asked)
+    if record is None or not (unverified or record.verification):
+        resolved = client.resolve(asked)
+        verification = None
+        if not unverified:
+            verification = authorize_registry_image(config, keystore, client, resolved, http.Client(config))
+        progress.say(f"fetching {resolved.reference}")
+        record = registry.pull(
+            client, store, resolved, authorize=lambda name: verification, progress=progress.layer, warn=warn
+        )
     store.touch(record.id)
-    return record
-
-
-def _by_name(store: Store, wanted: Reference, text: str) -> ImageRecord:
-    record = store.find(wanted.value, reference.wanted_labels(wanted))
-    if record is None:
-        hint = "fetch it from a file first: `rkpy fetch FILE`"
-        if len(wanted.value) >= 8 and set(wanted.value) <= set("0123456789abcdef-"):
-            hint = "this looks like a pod's UUID; see `rkpy list` and `rkpy run-prepared`"
-        raise ImageError(f'discovery failed: no image "{text}" in the store', hint=hint)
     return record
 
 

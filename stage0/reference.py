@@ -12,12 +12,13 @@ from aci.types import ac_identifier, host_platform
 from common.errors import UsageError
 
 ARCHIVES = {"oci": "oci-layout", "oci-archive": "oci-archive", "docker-archive": "docker-archive"}
-REMOTE = ("docker", "http", "https", "cimd")
+REMOTE = ("http", "https")
+FILES = ("file", *ARCHIVES.values())
 
 
 class Reference(NamedTuple):
-    """`kind`: "id", "file" (format still to be looked at), "oci-layout", "oci-archive", "docker-archive", "name" or
-    "remote"."""
+    """`kind`: "id", "file" (format still to be looked at), "oci-layout", "oci-archive", "docker-archive", "name",
+    "docker" (an image of a registry) or "remote" (an ACI at a URL)."""
 
     kind: str
     value: str
@@ -38,7 +39,9 @@ def parse(text: str) -> Reference:
         return Reference("file", os.path.abspath(rest.removeprefix("//")))
     if colon and scheme in ARCHIVES:
         return _archive(ARCHIVES[scheme], rest)
-    if colon and scheme in REMOTE:
+    if colon and scheme == "docker":
+        return Reference("docker", text)
+    if colon and scheme in REMOTE and rest.startswith("//"):
         return Reference("remote", text)
     if ":" not in text and ("./" in text or text.endswith(".aci")):
         return Reference("file", os.path.abspath(text))
@@ -70,5 +73,10 @@ def app_name(text: str) -> tuple[str, dict[str, str]]:
 
 def wanted_labels(reference: Reference) -> dict[str, str]:
     """The labels a stored image must have to satisfy `reference`: those asked for, and this host's os and arch."""
+    return {**platform_labels(), **dict(reference.labels)}
+
+
+def platform_labels() -> dict[str, str]:
+    """What an image says that is for this host."""
     os_name, arch = host_platform()
-    return {"os": os_name, "arch": arch, **dict(reference.labels)}
+    return {"os": os_name, "arch": arch}

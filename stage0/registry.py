@@ -27,7 +27,7 @@ from stage0 import http, registries_conf
 from stage0.blobs import Downloads, Progress
 from stage0.config import Config
 from stage0.docker_auth import Login, Logins
-from stage0.docker_reference import DOCKER_HUB, DockerReference
+from stage0.docker_reference import DockerReference, image_name
 from stage0.http import FetchError, Response
 from stage0.registries_conf import Endpoint, Registries
 
@@ -80,14 +80,6 @@ class Resolved(NamedTuple):
     @property
     def name(self) -> oci_config.Name:
         return image_name(self.reference)
-
-
-def image_name(reference: DockerReference) -> oci_config.Name:
-    """What the store calls the image: registry and repository, and the tag as its version. An image that was asked for
-    by digest alone has that as its version."""
-    host = _API_HUB if reference.registry == DOCKER_HUB else reference.registry
-    name = types.sanitise_identifier(f"{host}/{reference.repository}")
-    return oci_config.Name(name, reference.tag or reference.digest, str(reference))
 
 
 class Client:

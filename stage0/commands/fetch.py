@@ -17,6 +17,7 @@ FLAGS = {
         options.IMAGE,
         [
             options.Flag("full", options.BOOL, "print the full image hash"),
+            options.Flag("quiet", options.BOOL, "say nothing of what is being fetched"),
             options.Flag("signature", options.STRING, "file with the signature of the image before it"),
         ],
     )
@@ -33,7 +34,7 @@ def fetch(words: Sequence[str]) -> int:
     store = Store(settings.store)
     with store.lock():
         for image in request.images:
-            record = fetching.image(settings, store, image, policy)
+            record = fetching.image(settings, store, image, policy, quiet=request.flags.boolean("quiet"))
             shown = record.id if request.flags.boolean("full") else record.id[:SHORT_ID]
             sys.stdout.write(f"{shown}\n")
             sys.stdout.flush()
