@@ -382,6 +382,17 @@ def test_the_app_gets_one_descriptor_more_the_lock_it_lives_by(rkpy: Rkpy, aci: 
     assert [name.rpartition("/")[2] for name in others] == ["lock"], names
 
 
+def test_a_stored_image_is_marked_as_used_and_takes_no_signature(rkpy: Rkpy, aci: str) -> None:
+    image_id = rkpy.ok("--insecure-options=image", "fetch", "--full", aci).strip()
+    mark = rkpy.data / "cas" / "used" / image_id
+    for reference in ("example.com/app", image_id):
+        os.utime(mark, (1, 1))
+        assert rkpy("run", "--stage1=fly", reference).status == 0
+        assert mark.stat().st_mtime > 1
+        refusal = rkpy.refused("run", "--stage1=fly", reference, f"--signature={aci}.asc")
+        assert f"{reference} is in the store already" in refusal
+
+
 def test_removed_images_stay_for_pods_that_use_them(rkpy: Rkpy, aci: str) -> None:
     process, uuid = _running(rkpy, aci, "--exec=/bin/sh", "--", "-c", "echo up; exec sleep 1000")
     rkpy.ok("image", "rm", "example.com/app")
