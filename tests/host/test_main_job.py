@@ -141,15 +141,24 @@ def test_volumes_and_mounts(rkpy: Rkpy, aci: str, tmp_path: Path) -> None:
     host = tmp_path / "host"
     host.mkdir()
     (host / "file").write_text("of the host\n")
-    script = "cat /data/file; echo x > /data/new; touch /other/here && stat -c %a /other; ls /twice"
+    script = "cat /data/file; echo x > /data/new; touch /other/here && stat -c '%a %u %g' /other; ls /twice"
     done = rkpy.fly(
-        f"--volume=data,kind=host,source={host},readOnly=true", "--volume=other,kind=empty,mode=1777",
+        f"--volume=data,kind=host,source={host},readOnly=true", "--volume=other,kind=empty,mode=1777,uid=5,gid=6",
         "--mount=volume=data,target=/twice", aci, "--mount=volume=other,target=/other",
         "--exec=/bin/sh", "--", "-c", script,
     )  # fmt: skip
-    assert done.out == "of the host\n1777\nfile\n"
+    assert done.out == "of the host\n1777 5 6\nfile\n"
     assert "Read-only file system" in done.err
     assert sorted(os.listdir(host)) == ["file"]
+
+
+def test_a_mount_point_of_the_image_can_be_read_only(rkpy: Rkpy, tmp_path: Path) -> None:
+    points = [{"name": "data", "path": "/data", "readOnly": True}]
+    app = {"exec": ["/bin/touch", "/data/new"], "user": "0", "group": "0", "mountPoints": points}
+    path = images.make_aci(str(tmp_path / "a.aci"), images.manifest(app=app), images.busybox_files())
+    volume = "--volume=data,kind=empty"
+    assert "Read-only file system" in rkpy.fly(volume, path).err
+    assert "Read-only file system" in rkpy.fly(volume, path, "--mount=volume=data,target=/data").err
 
 
 def test_no_overlay_copies_the_files(rkpy: Rkpy, aci: str) -> None:
