@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -15,8 +16,7 @@ FOR_EVER = -1
 
 
 def go_bool(text: str) -> bool:
-    """A Go boolean. For an option made with
-    `type=go_bool, is_flag=False, flag_value="true"`: `--x`, `--x=false`."""
+    """A Go boolean, as a click type."""
     if text not in TRUE and text not in FALSE:
         raise click.BadParameter(f'"{text}" is neither true nor false')
     return text in TRUE
@@ -46,6 +46,19 @@ class OptionalValue(click.Option):
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self._flag_needs_value = False
+
+
+def switch(name: str, text: str, default: str = "false") -> Callable[[Any], Any]:
+    """A boolean option as Go's are: `--x`, `--x=false`. A second word in `name` names the parameter."""
+    return click.option(
+        *name.split(),
+        type=go_bool,
+        is_flag=False,
+        flag_value="true",
+        default=default,
+        help=text,
+        cls=OptionalValue,
+    )
 
 
 def require_root() -> None:

@@ -15,15 +15,7 @@ from stage0.render import write_json
 
 
 @click.command("cat-manifest")
-@click.option(
-    "--pretty-print",
-    type=flags.go_bool,
-    is_flag=False,
-    flag_value="true",
-    default="true",
-    show_default=True,
-    help="indent the JSON",
-)
+@flags.switch("--pretty-print", "indent the JSON", default="true")
 @click.option("--uuid-file", metavar="FILE", help="read pod UUID from file instead of argument")
 @click.argument("uuid", nargs=-1)
 @click.pass_obj

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
+from stage0 import flags
 from stage0.config import Config, effective, read
-from stage0.flags import go_bool
 from stage0.render import write_json
 
 
 @click.command("config")
-@click.option("--pretty-print", type=go_bool, is_flag=False, flag_value="true", default="true", help="indent the JSON")
+@flags.switch("--pretty-print", "indent the JSON", default="true")
 @click.pass_obj
 def command(config: Config, pretty_print: bool) -> None:
     """Print configuration for each stage in JSON format."""

@@ -34,7 +34,7 @@ def command(config: Config, app: str, uuid: str, words: tuple[str, ...]) -> None
     _wait_until_ready(pod)
     prepared = prepare.load(pod, Store(config.store))
     flavour = flavours.load(pod.flavour() or "")
-    flavour.enter(EnterRequest(pod.path, _choose(prepared.apps, app), words[1:] if words[:1] == ("--",) else words))
+    flavour.enter(EnterRequest(pod.path, choose(prepared.apps, app), words[1:] if words[:1] == ("--",) else words))
 
 
 def _find(pods: Pods, uuid: str) -> Pod:
@@ -56,8 +56,8 @@ def _wait_until_ready(pod: Pod) -> None:
     raise PodError(f'pod "{pod.uuid}" isn\'t currently running')
 
 
-def _choose(apps: tuple[PreparedApp, ...], name: str) -> PreparedApp:
-    """The app called `name`; without a name, the only one."""
+def choose(apps: tuple[PreparedApp, ...], name: str) -> PreparedApp:
+    """The app called `name`; without a name, the only one. Raises UsageError."""
     known = {app.name: app for app in apps}
     if name:
         if name not in known:

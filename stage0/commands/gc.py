@@ -25,14 +25,7 @@ from stage0.pods import Pods
     show_default=True,
     help="how long a prepared pod waits to be run before it is removed",
 )
-@click.option(
-    "--mark-only",
-    type=flags.go_bool,
-    is_flag=False,
-    flag_value="true",
-    default="false",
-    help="only move what has exited to the garbage, which starts the grace period; remove nothing",
-)
+@flags.switch("--mark-only", "only move what has exited to the garbage, which starts the grace period; remove nothing")
 @click.pass_obj
 def command(config: Config, grace_period: int, expire_prepared: int, mark_only: bool) -> int:
     """Garbage collect rkpy pods no longer in use.

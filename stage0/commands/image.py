@@ -37,13 +37,6 @@ _KEYS: dict[str, Callable[[ImageRecord], Any]] = {
 }
 
 
-def switch(name: str, text: str, default: str = "false") -> Callable[[Any], Any]:
-    """A Go boolean as rkt's flags are: `--x`, `--x=false`."""
-    return click.option(
-        name, type=flags.go_bool, is_flag=False, flag_value="true", default=default, help=text, cls=flags.OptionalValue
-    )
-
-
 def find(store: Store, argument: str) -> ImageRecord:
     """The image an argument of these commands means: an ID or its beginning, or a name with labels."""
     if argument.startswith(types.ID_PREFIX):
@@ -62,8 +55,8 @@ def find(store: Store, argument: str) -> ImageRecord:
 @click.option("--fields", default=_DEFAULT_FIELDS, show_default=True, help=f"columns, of: {', '.join(_COLUMNS)}")
 @click.option("--sort", default="importtime", show_default=True, help=f"fields to sort by, of: {', '.join(_KEYS)}")
 @click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True, help="order of the sort")
-@switch("--no-legend", "leave out the header")
-@switch("--full", "whole IDs, bytes and times")
+@flags.switch("--no-legend", "leave out the header")
+@flags.switch("--full", "whole IDs, bytes and times")
 @click.option("--format", "form", type=click.Choice(["", "json", "json-pretty"]), default="", help="print JSON instead")
 @click.pass_obj
 def list_images(config: Config, fields: str, sort: str, order: str, no_legend: bool, full: bool, form: str) -> None:
@@ -127,7 +120,7 @@ def _to_json(record: ImageRecord) -> dict[str, Any]:
 
 
 @click.command("cat-manifest")
-@switch("--pretty-print", "indent the manifest", default="true")
+@flags.switch("--pretty-print", "indent the manifest", default="true")
 @click.argument("image")
 @click.pass_obj
 def cat_manifest(config: Config, image: str, pretty_print: bool) -> None:

@@ -12,13 +12,13 @@ from aci.store import ImageRecord, Store
 from common import files
 from common.errors import StoreError, UsageError, reason
 from stage0 import flags
-from stage0.commands.image import find, switch
+from stage0.commands.image import find
 from stage0.config import Config
 
 _COPY = 1 << 20
 
-_overwrite = switch("--overwrite", "replace what is there")
-_rootfs_only = switch("--rootfs-only", "write the root alone, without the manifest")
+_overwrite = flags.switch("--overwrite", "replace what is there")
+_rootfs_only = flags.switch("--rootfs-only", "write the root alone, without the manifest")
 
 
 @click.command("export")

@@ -17,17 +17,8 @@ _FULL_HEADER = (*_HEADER[:3], "IMAGE ID", *_HEADER[3:])
 
 
 @click.command("list")
-@click.option(
-    "--full",
-    type=flags.go_bool,
-    is_flag=False,
-    flag_value="true",
-    default="false",
-    help="whole UUIDs, image IDs and times",
-)
-@click.option(
-    "--no-legend", type=flags.go_bool, is_flag=False, flag_value="true", default="false", help="leave out the header"
-)
+@flags.switch("--full", "whole UUIDs, image IDs and times")
+@flags.switch("--no-legend", "leave out the header")
 @click.option("--format", "form", type=click.Choice(["", "json", "json-pretty"]), default="", help="print JSON instead")
 @click.pass_obj
 def command(config: Config, full: bool, no_legend: bool, form: str) -> None:

@@ -18,14 +18,7 @@ _PATIENCE = 20
 
 
 @click.command("stop")
-@click.option(
-    "--force",
-    type=flags.go_bool,
-    is_flag=False,
-    flag_value="true",
-    default="false",
-    help="kill instead of asking to end",
-)
+@flags.switch("--force", "kill instead of asking to end")
 @click.option("--uuid-file", metavar="FILE", help="read pod UUID from file instead of argument")
 @click.argument("uuid", nargs=-1)
 @click.pass_obj

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+<<<<<<< HEAD
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +20,27 @@ from stage0.keystore import COSIGN, KeyFile, Keystore, load, load_cosign, normal
 
 if TYPE_CHECKING:
     from stage0.http import Client
+=======
+from typing import NamedTuple
 
-_BOOL: dict[str, Any] = {"type": go_bool, "is_flag": False, "flag_value": "true", "default": "false"}
+import click
+
+from common.errors import RkpyError, TrustError, UsageError, reason
+from stage0 import flags, openpgp, render
+from stage0.config import Config
+from stage0.gpg import KeyInfo, Subkey, isolated
+from stage0.keystore import MAX_KEY_SIZE, KeyFile, Keystore, load, normal_fingerprint, read_limited
+>>>>>>> newcomer
+
 _NOTES = {"r": " (revoked)", "e": " (expired)", "i": " (invalid)"}
 
 
 @click.command("trust")
 @click.option("--prefix", metavar="PREFIX", help="trust the keys for images of this name and below it")
-@click.option("--root", **_BOOL, help="trust the keys for every image")
-@click.option("--skip-fingerprint-review", **_BOOL, help="do not ask; the fingerprints were checked elsewhere")
-@click.option("--insecure-allow-http", **_BOOL, help="allow keys to be fetched over plain http")
-@click.option("--list", "list_keys", **_BOOL, help="list the keys of the keystore")
+@flags.switch("--root", "trust the keys for every image")
+@flags.switch("--skip-fingerprint-review", "do not ask; the fingerprints were checked elsewhere")
+@flags.switch("--insecure-allow-http", "allow keys to be fetched over plain http")
+@flags.switch("--list list_keys", "list the keys of the keystore")
 @click.option("--remove", metavar="FINGERPRINT", help="stop trusting a key; a key of the system is masked")
 @click.option(
     "--format",

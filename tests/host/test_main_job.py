@@ -141,15 +141,24 @@ def test_volumes_and_mounts(rkpy: Rkpy, aci: str, tmp_path: Path) -> None:
     host = tmp_path / "host"
     host.mkdir()
     (host / "file").write_text("of the host\n")
-    script = "cat /data/file; echo x > /data/new; touch /other/here && stat -c %a /other; ls /twice"
+    script = "cat /data/file; echo x > /data/new; touch /other/here && stat -c '%a %u %g' /other; ls /twice"
     done = rkpy.fly(
-        f"--volume=data,kind=host,source={host},readOnly=true", "--volume=other,kind=empty,mode=1777",
+        f"--volume=data,kind=host,source={host},readOnly=true", "--volume=other,kind=empty,mode=1777,uid=5,gid=6",
         "--mount=volume=data,target=/twice", aci, "--mount=volume=other,target=/other",
         "--exec=/bin/sh", "--", "-c", script,
     )  # fmt: skip
-    assert done.out == "of the host\n1777\nfile\n"
+    assert done.out == "of the host\n1777 5 6\nfile\n"
     assert "Read-only file system" in done.err
     assert sorted(os.listdir(host)) == ["file"]
+
+
+def test_a_mount_point_of_the_image_can_be_read_only(rkpy: Rkpy, tmp_path: Path) -> None:
+    points = [{"name": "data", "path": "/data", "readOnly": True}]
+    app = {"exec": ["/bin/touch", "/data/new"], "user": "0", "group": "0", "mountPoints": points}
+    path = images.make_aci(str(tmp_path / "a.aci"), images.manifest(app=app), images.busybox_files())
+    volume = "--volume=data,kind=empty"
+    assert "Read-only file system" in rkpy.fly(volume, path).err
+    assert "Read-only file system" in rkpy.fly(volume, path, "--mount=volume=data,target=/data").err
 
 
 def test_no_overlay_copies_the_files(rkpy: Rkpy, aci: str) -> None:
@@ -216,7 +225,7 @@ def test_arguments_follow_the_exec_of_an_aci(rkpy: Rkpy, tmp_path: Path) -> None
         (["run-prepared"], "must provide exactly one pod UUID"),
         (["run-prepared", "abcd"], 'no matches found for "abcd"'),
         (["fetch"], "must provide at least one image"),
-        (["fetch", "docker://busybox"], "fetches from files only"),
+        (["fetch", "docker://127.0.0.1:1/app"], "127.0.0.1:1"),
         (["fetch", "ACI", "--", "x"], "have no meaning here"),
     ],
 )
@@ -380,6 +389,17 @@ def test_the_app_gets_one_descriptor_more_the_lock_it_lives_by(rkpy: Rkpy, aci: 
     names = [line.split(" -> ")[1] for line in done.out.splitlines() if " -> " in line]
     others = [name for name in names if not name.startswith(("pipe:", "/dev/null", "/proc/"))]
     assert [name.rpartition("/")[2] for name in others] == ["lock"], names
+
+
+def test_a_stored_image_is_marked_as_used_and_takes_no_signature(rkpy: Rkpy, aci: str) -> None:
+    image_id = rkpy.ok("--insecure-options=image", "fetch", "--full", aci).strip()
+    mark = rkpy.data / "cas" / "used" / image_id
+    for reference in ("example.com/app", image_id):
+        os.utime(mark, (1, 1))
+        assert rkpy("run", "--stage1=fly", reference).status == 0
+        assert mark.stat().st_mtime > 1
+        refusal = rkpy.refused("run", "--stage1=fly", reference, f"--signature={aci}.asc")
+        assert f"{reference} is in the store already" in refusal
 
 
 def test_removed_images_stay_for_pods_that_use_them(rkpy: Rkpy, aci: str) -> None:
