@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import functools
 import sys
-<<<<<<< HEAD
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from common.errors import RkpyError, TrustError, UsageError
-from stage0 import openpgp, pubkeys, render, spki
+from stage0 import flags, openpgp, pubkeys, render, spki
 from stage0.config import Config
 from stage0.cosign import signer
-from stage0.flags import go_bool
 from stage0.gpg import KeyInfo, Subkey
 from stage0.keystore import COSIGN, KeyFile, Keystore, load, load_cosign, normal_fingerprint
 
 if TYPE_CHECKING:
     from stage0.http import Client
-=======
-from typing import NamedTuple
-
-import click
-
-from common.errors import RkpyError, TrustError, UsageError, reason
-from stage0 import flags, openpgp, render
-from stage0.config import Config
-from stage0.gpg import KeyInfo, Subkey, isolated
-from stage0.keystore import MAX_KEY_SIZE, KeyFile, Keystore, load, normal_fingerprint, read_limited
->>>>>>> newcomer
 
 _NOTES = {"r": " (revoked)", "e": " (expired)", "i": " (invalid)"}
 
