@@ -143,7 +143,7 @@ def verify_packets(
         except TrustError as e:
             failures.append(e)
     if not good:
-        raise min(failures, key=weight)
+        raise min(failures, key=_weight)
     return tuple(good)
 
 
@@ -335,8 +335,7 @@ def _first_user_id(key: openpgp.PublicKey) -> str:
     return openpgp.printable(key.user_ids[0]) if key.user_ids else key.fingerprint
 
 
-def weight(error: TrustError) -> int:
-    """For `min`: the refusal that tells most comes first."""
+def _weight(error: TrustError) -> int:
     kinds = [isinstance(error, kind) for kind in _BY_WEIGHT]
     return kinds.index(True) if True in kinds else len(kinds)
 
