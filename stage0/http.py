@@ -430,7 +430,8 @@ def _redirected(request: _Request, response: Response) -> _Request:
         url = urljoin(request.url, location.strip())
         same = origin(url) == origin(request.url)
     except ValueError as error:
-        raise FetchError(f"get {request.what} {shown(request.url)}: redirect to no URL", hint="tell its operator", url=request.url) from error
+        said = f"get {request.what} {shown(request.url)}: redirect to no URL"
+        raise FetchError(said, hint="tell the server's operator", url=request.url) from error
     headers = {name: value for name, value in request.headers.items() if same or name.lower() not in _SECRETS}
     return request._replace(url=url, headers=headers)
 

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 NAMES = ("example.com", "mirror.example.com", "evil.example.net", "localhost")
 DRIP = 0.02
@@ -83,7 +84,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = self.path.partition("?")[0]
+        path = urlsplit(self.path).path or "/"  # to a proxy, the whole URL
         host = self.headers.get("Host", "").partition(":")[0]
         self.server.seen.append(
             Seen(self.command, host, self.path, {name.lower(): value for name, value in self.headers.items()})
