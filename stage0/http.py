@@ -202,7 +202,7 @@ class Client:
         request = _Request(url, what, method, dict(headers or {}), body, ok, limit, credentials)
         for _ in range(MAX_REDIRECTS + 1):
             response = self._persist(request)
-            if response.status not in _REDIRECTS or method not in ("GET", "HEAD"):
+            if response.status in ok:
                 self._require_short(response, request)
                 return response
             response.discard()
@@ -273,7 +273,8 @@ class Client:
                     raise
                 self.pause(attempt)
                 continue
-            if response.status in request.ok or response.status in _REDIRECTS:
+            follows = response.status in _REDIRECTS and request.method in ("GET", "HEAD")
+            if response.status in request.ok or follows:
                 return response
             wait = _retry_after(response)
             response.discard()
@@ -391,7 +392,7 @@ def split(url: str) -> SplitResult:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise FetchError(f"{shown(url)} is no URL: {error}", url=url) from error
+        raise FetchError(f"{shown(url)} is no URL: {error}", hint="check the address", url=url) from error
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
         raise FetchError(f"{shown(url)} is no URL with https and a host", hint="check the address", url=url)
     if "@" in parts.netloc:
@@ -429,7 +430,8 @@ def _redirected(request: _Request, response: Response) -> _Request:
         url = urljoin(request.url, location.strip())
         same = origin(url) == origin(request.url)
     except ValueError as error:
-        raise FetchError(f"get {request.what} {shown(request.url)}: redirect to no URL", url=request.url) from error
+        said = f"get {request.what} {shown(request.url)}: redirect to no URL"
+        raise FetchError(said, hint="tell the server's operator", url=request.url) from error
     headers = {name: value for name, value in request.headers.items() if same or name.lower() not in _SECRETS}
     return request._replace(url=url, headers=headers)
 

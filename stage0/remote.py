@@ -21,8 +21,8 @@ from aci.image_manifest import Dependency, ImageManifest
 from aci.sources import opened
 from aci.store import TMP, ImageRecord, Store, Verification
 from common import files, locks
-from common.errors import ImageError, RkpyError, StoreError, TrustError, UsageError, reason
-from stage0 import discovery, httpcache, pubkeys, verify
+from common.errors import ImageError, ManifestError, RkpyError, StoreError, TrustError, UsageError, reason
+from stage0 import discovery, httpcache, openpgp, pubkeys, verify
 from stage0.config import Config
 from stage0.discovery import Endpoint
 from stage0.http import Client, FetchError, OnProgress, Response, read_all, shown
@@ -381,7 +381,11 @@ def _examine(wanted: Wanted, path: str, url: str) -> ImageManifest:
     """The manifest in the file `path`, if that is the image we want."""
     where = shown(url)
     with opened(path) as fd:
-        manifest = archive.read_manifest(fd, where)
+        try:
+            manifest = archive.read_manifest(fd, where)
+        except (ImageError, ManifestError) as error:
+            remedy = error.hint or "see what the address leads to"
+            raise ImageError(f"{where} is no ACI: {error.message}", hint=remedy) from error
         _require_same(wanted, manifest, where)
         if wanted.image_id:
             _require_id(fd, wanted.image_id, where)
