@@ -116,7 +116,7 @@ def run(jobs: Sequence[Job], feed: Feed | None = None, awaited: Sequence[int] = 
                 if source is feed and feed is not None:
                     arrived = [awaited[position] for position in feed.ready()]
                     absent -= set(arrived)
-                    waiting += arrived
+                    waiting = sorted((*waiting, *arrived))
                     continue
                 source.receive()
                 if source.ended:
