@@ -57,8 +57,11 @@ def image(config: Config, store: Store, arguments: ImageArguments, policy: str) 
 
 def _from_registry(config: Config, store: Store, text: str, policy: str) -> ImageRecord:
     """The image `docker://…`, from the store as far as `policy` and the registry allow that."""
+    import gc
+
     from stage0 import docker_reference, registry
 
+    gc.enable()  # `rkpy.main` switched it off, but a download may run for long.
     wanted = docker_reference.parse(text)
     if "image" not in config.insecure:
         raise TrustError(

@@ -188,6 +188,8 @@ class Answer(NamedTuple):
     body: bytes = b""
     cut: int | None = None
     """Break the connection after so many bytes of the body."""
+    hold: threading.Event | None = None
+    """Wait for it before the connection is broken."""
 
 
 class Fake:
@@ -251,6 +253,8 @@ class Fake:
         if answer.cut is not None:
             handler.close_connection = True
             handler.wfile.flush()
+            if answer.hold is not None:
+                answer.hold.wait(DEADLINE)
             handler.connection.shutdown(socket.SHUT_RDWR)
 
     def _honest(self, asked: Asked) -> Answer:

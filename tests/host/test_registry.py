@@ -7,12 +7,18 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aci.store import Store
+from common.errors import TrustError
+from stage0 import docker_reference, registry
+from stage0.config import Config
 from tests.host import registries
 from tests.host.commands import Done, Rkpy
 from tests.host.conftest import unavailable
@@ -506,3 +512,110 @@ def test_never_and_new_do_not_ask_when_the_image_is_stored(guest: Host, fake: Fa
     guest.fetch(reference, "--pull-policy=never")
     guest.fetch(reference, "--pull-policy=new")
     assert fake.asked == []
+
+
+def test_an_index_that_changed_for_others_only_is_noted(guest: Host, fake: Fake, made: Made) -> None:
+    def publish(other: str) -> None:
+        entries = [
+            {"mediaType": registries.MANIFEST, "digest": digest, "size": size, "platform": platform}
+            for digest, size, platform in (
+                (made.digest, len(made.manifest), {"os": "linux", "architecture": "amd64"}),
+                (f"sha256:{other * 64}", 999, {"os": "linux", "architecture": "s390x"}),
+            )
+        ]
+        fake.tags["1"] = (registries.INDEX, json.dumps({"schemaVersion": 2, "manifests": entries}).encode())
+
+    publish("a")
+    first = guest.fetch(f"docker://{fake.host}/app:1")
+    publish("b")
+    fake.asked.clear()
+    assert guest.fetch(f"docker://{fake.host}/app:1")["id"] == first["id"]
+    assert not [path for path in fake.paths() if "/blobs/" in path]
+    fake.asked.clear()
+    guest.fetch(f"docker://{fake.host}/app:1")
+    assert [asked.method for asked in fake.asked] == ["HEAD"]
+
+
+def test_killed_in_the_middle_it_goes_on_later(guest: Host, fake: Fake, made: Made) -> None:
+    digest = made.layers()[0]
+    data = fake.blobs[digest]
+    held = threading.Event()
+
+    def stall(asked: Asked) -> Answer | None:
+        if asked.path.endswith(digest) and "Range" not in asked.headers:
+            return Answer(200, {"Content-Length": str(len(data))}, data, cut=200_000, hold=held)
+        return None
+
+    fake.rules.append(stall)
+    environment = {**guest.rkpy.environment(), **guest.environment}
+    command = guest.rkpy.command("--insecure-options=image", "fetch", f"docker://{fake.host}/app:1")
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = guest.store / "tmp" / f"partial-{digest.replace(':', '-')}" / "blob"
+    deadline = time.monotonic() + registries.DEADLINE
+    while not partial.exists() or partial.stat().st_size < 100_000:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    held.set()
+    assert read(guest, guest.fetch(f"docker://{fake.host}/app:1"), 0, "big") == BIG
+    ranges = [asked.headers.get("Range") for asked in fake.asked if asked.path.endswith(digest)]
+    assert ranges[0] is None
+    assert ranges[1] is not None
+
+
+def test_two_at_once_download_once(guest: Host, fake: Fake, made: Made) -> None:
+    environment = {**guest.rkpy.environment(), **guest.environment}
+    command = guest.rkpy.command("--insecure-options=image", "fetch", f"docker://{fake.host}/app:1")
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [process.wait(registries.DEADLINE) for process in processes] == [0, 0, 0]
+    assert sorted(path.rpartition("/")[2] for path in fake.paths() if path.endswith(tuple(made.layers()))) == sorted(
+        made.layers()
+    )
+
+
+# The parts, as the checking of signatures uses them
+
+
+@pytest.fixture
+def client(guest: Host, fake: Fake, made: Made, monkeypatch: pytest.MonkeyPatch) -> registry.Client:
+    for name, value in guest.environment.items():
+        monkeypatch.setenv(name, value)
+    return registry.Client(Config(local_config=str(guest.rkpy.config), system_config=str(guest.directory / "usr")))
+
+
+def test_nothing_is_downloaded_before_the_name_is_agreed_to(
+    guest: Host, fake: Fake, made: Made, client: registry.Client
+) -> None:
+    resolved = client.resolve(docker_reference.parse(f"{fake.host}/app:1"))
+    assert (resolved.digest, resolved.manifest_digest, resolved.manifest) == (made.digest, made.digest, made.manifest)
+    asked: list[str] = []
+
+    def refuse(name: str) -> None:
+        asked.append(name)
+        raise TrustError("no")
+
+    with pytest.raises(TrustError):
+        registry.pull(client, Store(str(guest.store)), resolved, authorize=refuse)
+    assert asked == [resolved.name.name]
+    assert not [path for path in fake.paths() if path.endswith(tuple(made.layers()))]
+
+
+def test_progress_ends_with_every_layer_whole(guest: Host, fake: Fake, made: Made, client: registry.Client) -> None:
+    resolved = client.resolve(docker_reference.parse(f"{fake.host}/app:1"))
+    seen: dict[str, tuple[int, int]] = {}
+
+    def progress(digest: str, done: int, total: int) -> None:
+        seen[digest] = (done, total)
+
+    registry.pull(client, Store(str(guest.store)), resolved, authorize=lambda name: None, progress=progress)
+    assert seen == {digest: (len(made.blobs[digest]), len(made.blobs[digest])) for digest in made.layers()}
+
+
+def test_manifests_and_blobs_beside_the_image_can_be_read(fake: Fake, made: Made, client: registry.Client) -> None:
+    resolved = client.resolve(docker_reference.parse(f"{fake.host}/app:1"))
+    with pytest.raises(registry.NotFound):
+        client.get_manifest(resolved.endpoint, f"{made.digest.replace(':', '-')}.sig")
+    assert client.get_manifest(resolved.endpoint, made.digest).data == made.manifest
+    config = json.loads(made.manifest)["config"]["digest"]
+    assert client.get_blob(resolved.endpoint, config) == made.blobs[config]
