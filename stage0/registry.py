@@ -308,8 +308,8 @@ class Client:
         """Do what a 401 asks for. Raises RegistryError when that is impossible, or has been done without success."""
         challenges = {kind.lower(): _parameters(text) for kind, text in _CHALLENGE.findall(header)}
         login = self.logins.find(place.host, place.repository)
-        if self._schemes.get(place.host) == "http" and "bearer" not in challenges:
-            raise self._denied(place, what, login, "passwords are sent over TLS only")
+        if self._schemes.get(place.host) == "http":
+            raise self._denied(place, what, login, "passwords and tokens are sent over TLS only")
         if not again or ("bearer" not in challenges and (login is None or self._authorizations.get(place))):
             raise self._denied(place, what, login)
         if "bearer" in challenges:

@@ -349,7 +349,10 @@ def test_plain_http_needs_configuration_and_carries_no_password(tmp_path: Path, 
         assert plain.paths() == []
         guest.configure(f'[[registry]]\nlocation = "{plain.host}"\ninsecure = true\n')
         guest.fetch(f"docker://{plain.host}/app:1")
+        plain.rules.append(bearer(plain, "abc"))
+        assert "over TLS only" in guest("fetch", f"docker://{plain.host}/app:2").err
         assert not any("Authorization" in asked.headers for asked in plain.asked)
+        assert not [path for path in plain.paths() if path.startswith("/token")]
     finally:
         plain.close()
 
