@@ -495,13 +495,7 @@ def _existing(store: Store, image_id: str) -> ImageRecord | None:
         record = store.get(image_id)
     except StoreError:
         return None  # Not stored, or its record is damaged: it is written anew.
-    return record if is_whole(store, record) else None
-
-
-def is_whole(store: Store, record: ImageRecord) -> bool:
-    """Whether all layers and blobs of the image are there."""
-    layers = all(os.path.isdir(store.layer_path(name)) for name in record.layers)
-    return layers and all(os.path.exists(store.blob_path(digest)) for digest in record.blobs)
+    return record if store.is_whole(record) else None
 
 
 def _renewed(

@@ -74,7 +74,7 @@ class Process:
         if self._outcome is None:
             code = os.waitstatus_to_exitcode(status)
             hint = "it may have run out of memory" if code == -signal.SIGKILL else ""
-            raise StoreError(f"a process that unpacked a layer died (exit status {code})", hint=hint)
+            raise StoreError(f"a process that fetched or unpacked a layer died (exit status {code})", hint=hint)
         if "result" in self._outcome:
             return self._outcome["result"]
         if "bug" in self._outcome:
@@ -116,7 +116,7 @@ def run(jobs: Sequence[Job], feed: Feed | None = None, awaited: Sequence[int] = 
                 if source is feed and feed is not None:
                     arrived = [awaited[position] for position in feed.ready()]
                     absent -= set(arrived)
-                    waiting += arrived
+                    waiting = sorted((*waiting, *arrived))
                     continue
                 source.receive()
                 if source.ended:

@@ -146,6 +146,11 @@ class Store:
         assert record is not None
         return record
 
+    def is_whole(self, record: ImageRecord) -> bool:
+        """Whether all layers and blobs of the image are there."""
+        layers = all(os.path.isdir(self.layer_path(name)) for name in record.layers)
+        return layers and all(os.path.exists(self.blob_path(digest)) for digest in record.blobs)
+
     def find(self, name: str, labels: dict[str, str]) -> ImageRecord | None:
         """The best image called `name` that has all of `labels`; one that names no os or arch is for any. Among several
         the one marked `latest` wins unless a version is asked for, then the newest import."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stage0.registries_conf import Endpoint
     from stage0.registry import Client
 
-THREADS = 4
+THREADS = 3
 _READ = 1 << 20
 _TELL_EVERY = 0.1
 """Seconds between reports of progress."""

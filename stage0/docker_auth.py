@@ -113,7 +113,9 @@ def _document(path: str) -> dict[str, Any]:
 
 
 def _object(document: dict[str, Any], key: str, path: str) -> dict[str, Any]:
-    value = document.get(key) or {}
+    value = document.get(key)
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {key} has to be an object")
     return value

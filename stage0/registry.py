@@ -16,15 +16,14 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
-from aci import importer, oci, oci_config, types
+from aci import oci, oci_config, types
 from aci.oci import Descriptor
 from aci.store import ImageRecord, Store, Verification
 from common.errors import ConfigError, ImageError
 from stage0 import http, registries_conf
-from stage0.blobs import Downloads, Progress
 from stage0.config import Config
 from stage0.docker_auth import Login, Logins
 from stage0.docker_reference import DockerReference, image_name
@@ -46,6 +45,9 @@ _NAMELESS_TYPES = ("", "application/json", "application/octet-stream", "text/pla
 _CHALLENGE = re.compile(r'(\w+)\s+((?:\w+\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^\s,"]+)\s*,?\s*)+)')
 _PARAMETER = re.compile(r'(\w+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 
+
+if TYPE_CHECKING:
+    from stage0.blobs import Progress
 
 T = TypeVar("T")
 
@@ -98,6 +100,7 @@ class Client:
         self.logins = logins or Logins(config, environment)
         self._environment = environment
         self._http: dict[tuple[str, bool], http.Client] = {}
+        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
         self._schemes: dict[str, str] = {}
         self._authorizations: dict[Endpoint, str] = {}
         self._lock = threading.RLock()
@@ -107,8 +110,7 @@ class Client:
         client = Client(self.config, self.registries, self.logins, self._environment)
         client._schemes = dict(self._schemes)
         client._authorizations = dict(self._authorizations)
-        for (host, insecure), known in self._http.items():
-            client._http[host, insecure] = http.Client(self.config, insecure=known.insecure, context=known._context)
+        client._contexts = dict(self._contexts)
         return client
 
     # What images are made of
@@ -221,12 +223,13 @@ class Client:
 
     def _client(self, place: Endpoint) -> http.Client:
         with self._lock:
-            known = self._http.get((place.host, place.insecure))
+            key = (place.host, place.insecure)
+            known = self._http.get(key)
             if known is None:
                 insecure = self.config.insecure | ({"tls", "http"} if place.insecure else set())
-                context = self._context(place.host, verify="tls" not in insecure)
-                known = http.Client(self.config, insecure=insecure, context=context)
-                self._http[place.host, place.insecure] = known
+                if key not in self._contexts:
+                    self._contexts[key] = self._context(place.host, verify="tls" not in insecure)
+                known = self._http[key] = http.Client(self.config, insecure=insecure, context=self._contexts[key])
             return known
 
     def _context(self, host: str, *, verify: bool) -> ssl.SSLContext:
@@ -297,8 +300,8 @@ class Client:
         """Do what a 401 asks for. Raises RegistryError when that is impossible, or has been done without success."""
         challenges = {kind.lower(): _parameters(text) for kind, text in _CHALLENGE.findall(header)}
         login = self.logins.find(place.host, place.repository)
-        if self._schemes.get(place.host) == "http" and "bearer" not in challenges:
-            raise self._denied(place, what, login, "passwords are sent over TLS only")
+        if self._schemes.get(place.host) == "http":
+            raise self._denied(place, what, login, "passwords and tokens are sent over TLS only")
         if not again or ("bearer" not in challenges and (login is None or self._authorizations.get(place))):
             raise self._denied(place, what, login)
         if "bearer" in challenges:
@@ -421,7 +424,7 @@ def stored(client: Client, store: Store, reference: DockerReference) -> ImageRec
     name = image_name(reference)
     system, arch = types.host_platform()
     record = store.find(name.name, {"version": name.version, "os": system, "arch": arch})
-    if record is None or not importer.is_whole(store, record):
+    if record is None or not store.is_whole(record):
         return None
     digest = dict(record.manifest.annotations).get(DIGEST, "")
     wanted = reference.digest or client.digest_of(reference)
@@ -441,6 +444,9 @@ def pull(
     layers that the store lacks. `progress` is called with digest, bytes there are and bytes there will be of each.
 
     Raises FetchError, ImageError, StoreError and what `authorize` raises."""
+    # Not at the top: to see that the store is up to date takes none of it.
+    from aci import importer
+    from stage0.blobs import Downloads
 
     def read(wanted: Descriptor, what: str) -> bytes:
         return _from_store(store, wanted) or client.read(resolved.endpoint, wanted, what)
