@@ -90,7 +90,7 @@ def find(source: Source, reference: str) -> Image:
     index = _read_document(source.span("index.json"), f"{source.name}: index.json")
     candidates = [entry for entry in _manifests(index, f"{source.name}: index.json") if not _is_attachment(entry)]
     named = _called(source, candidates, reference)
-    chosen = _for_host(source, list(_flattened(source, named, 0)))
+    chosen = _for_host(source, list(_flattened(source, named, 0, set())))
     data = read_blob(source, chosen, "manifest")
     # An index that was selected by name lends its name to what is in it.
     return _image(source, data, chosen.digest, chosen.name or named[0].name)
@@ -201,15 +201,19 @@ def _matches(entry: Descriptor, reference: str, path: str) -> bool:
     return bool(entry.name) and name_of(entry.name, path)[:2] == name_of(reference, path)[:2]
 
 
-def _flattened(source: Source, entries: Sequence[Descriptor], depth: int) -> Iterator[Descriptor]:
-    """The manifests among `entries` and in the indexes among them."""
+def _flattened(source: Source, entries: Sequence[Descriptor], depth: int, seen: set[str]) -> Iterator[Descriptor]:
+    """The manifests among `entries` and in the indexes among them. Each index is read once, and its digest goes into
+    `seen`: a few that name each other a thousand times over come to billions of entries."""
     if depth > _MAX_NESTING or len(entries) > _MAX_CANDIDATES:
         raise ImageError(f"{source.name}: its indexes are nested too deeply or too large")
     for entry in entries:
+        if entry.digest in seen:
+            continue
         if entry.media_type in INDEXES:
+            seen.add(entry.digest)
             index = _decoded(read_blob(source, entry, "index"), f"{source.name}: index {entry.digest[:19]}")
             inner = _manifests(index, f"{source.name}: index {entry.digest[:19]}")
-            yield from _flattened(source, [item for item in inner if not _is_attachment(item)], depth + 1)
+            yield from _flattened(source, [item for item in inner if not _is_attachment(item)], depth + 1, seen)
         elif entry.media_type in MANIFESTS:
             yield entry
         else:
