@@ -228,6 +228,16 @@ def test_a_layer_must_be_what_the_configuration_says(store: Store, tmp_path: pat
     assert nothing_stored(store)
 
 
+def test_a_layer_that_is_stored_already_must_be_the_blobs_as_well(store: Store, tmp_path: pathlib.Path) -> None:
+    """Else it could never be verified, nor unpacked where the other image is not."""
+    load(store, layouts.simple(str(tmp_path / "a"), "example.com/a:1", layer("a")).path)
+    layout = Layout(str(tmp_path / "b"))
+    layout.add(layout.image(layer("b"), diff_ids=[layouts.sha256(layer("a"))]))
+    with pytest.raises(ImageError, match="unpacked it is not what the configuration says"):
+        load(store, layout.path)
+    assert len(store.images()) == 1
+
+
 def test_a_hostile_layer_takes_the_others_down_with_it(store: Store, tmp_path: pathlib.Path) -> None:
     layers = [layer("a"), tars.pack(tars.file("../../escape", b"x")), layer("c"), layer("d")]
     with pytest.raises(ImageError, match=r"'\.\.' is not allowed"):
