@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aci import oci, oci_config, types
 from aci.image_manifest import ImageManifest
 from aci.oci_config import Name, name_of
 from aci.sources import Archive, Directory
-from common.errors import ImageError, ManifestError
+from common.errors import ImageError, ManifestError, RkpyError
 from tests import layouts
 from tests.layouts import Layout, layer
 
@@ -74,6 +76,8 @@ def test_docker_fills_in_what_a_short_name_leaves_out() -> None:
 
 
 def test_a_name_that_cannot_be_one_is_refused() -> None:
+    with refused("longer than 1024"):
+        name_of("a/" * 600, "/srv/a.tar")
     with refused("no image name can be made"):
         name_of("", "/srv/---.tar")
 
@@ -100,6 +104,14 @@ def test_several_images_have_to_be_told_apart(layout: Layout) -> None:
     with pytest.raises(ImageError, match='no image "three" in it') as caught:
         find(layout, "three")
     assert "example.com/two:2, one" in caught.value.hint
+
+
+def test_images_that_nothing_tells_apart(layout: Layout) -> None:
+    layout.add(layout.image(layer("a")))
+    wanted = layout.add(layout.image(layer("b")))
+    with refused("there are 2 images for this host in it, and nothing tells them apart"):
+        find(layout)
+    assert find(layout, wanted["digest"]).manifest_digest == wanted["digest"]
 
 
 def test_two_names_of_one_image_are_no_choice(layout: Layout) -> None:
@@ -455,3 +467,65 @@ def test_accounts_are_not_looked_up_through_links(tmp_path: pathlib.Path) -> Non
     found = oci_config.with_accounts(manifest, {}, layers)
     assert found.app is not None
     assert found.app.group == "0"
+
+
+# Anything at all
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 70000) | st.floats() | st.text(max_size=8) | st.just(ZEROS)
+    | st.sampled_from(["layers", "linux", "amd64", layouts.GZIP, layouts.MANIFEST, "/var", "80/tcp", "A=b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+MANIFEST_KEYS = ["schemaVersion", "mediaType", "config", "layers", "annotations"]
+CONFIG_KEYS = ["os", "architecture", "variant", "config", "rootfs", "created", "author"]
+PROCESS_KEYS = [
+    "User", "Env", "Cmd", "Entrypoint", "Volumes", "WorkingDir", "Labels", "StopSignal", "ExposedPorts", "Healthcheck",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(MANIFEST_KEYS), VALUES, max_size=2),
+    st.dictionaries(st.sampled_from(CONFIG_KEYS), VALUES, max_size=2),
+    st.dictionaries(st.sampled_from(PROCESS_KEYS), VALUES, max_size=3),
+    st.text(max_size=20),
+)
+def test_whatever_is_in_the_documents_is_an_image_or_an_error(
+    manifest: dict[str, Any], config: dict[str, Any], process: dict[str, Any], reference: str
+) -> None:
+    whole = {
+        "os": "linux",
+        "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": [ZEROS]},
+        "config": process,
+        **config,
+    }
+    warnings: list[str] = []
+    good = {
+        "schemaVersion": 2,
+        "config": {"mediaType": layouts.CONFIG, "digest": ZEROS, "size": 1},
+        "layers": [{"mediaType": layouts.GZIP, "digest": ZEROS, "size": 1}],
+    }
+    try:
+        oci.parse(json.dumps({**good, **manifest}).encode("utf-8", "surrogatepass"), "it")
+        value, _ = oci.parse_config(json.dumps(whole).encode("utf-8", "surrogatepass"), "it")
+        made = oci_config.describe(
+            value, name_of(reference, "/a.tar", docker=len(reference) % 2 > 0), ZEROS, {}, warnings.append
+        )
+        types.ac_identifier(made.name)
+    except RkpyError:
+        pass
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(["mediaType", "digest", "size", "annotations", "platform"]), VALUES, max_size=2))
+def test_whatever_is_in_an_index_is_an_image_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any]
+) -> None:
+    layout = Layout(str(tmp_path_factory.mktemp("fuzz") / "layout"))
+    layout.add(layout.image(layer("a")), **fields)
+    try:
+        find(layout)
+    except RkpyError:
+        pass

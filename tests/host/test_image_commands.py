@@ -278,3 +278,37 @@ def test_verify_mends_layers_and_refuses_damaged_blobs(bench: Bench) -> None:
     assert (broken.status, broken.out) == (254, "")
     assert "is damaged" in broken.err
     assert bench.rkpy("image", "verify", "example.com/nothing").status == 254
+
+
+# export, extract, render
+
+
+def test_an_exported_image_is_the_same_image(bench: Bench) -> None:
+    record = bench.aci()
+    path = str(bench.top / "out.aci")
+    assert bench.rkpy("image", "export", "example.com/app", path) == Done("", "", 0)
+    assert subprocess.check_output(["sha512sum", path], text=True).split()[0] == record.id.removeprefix("sha512-")
+    again = bench.rkpy("image", "export", "example.com/app", path)
+    assert (again.status, "exists already" in again.err) == (254, True)
+    assert bench.rkpy("image", "export", "--overwrite", "example.com/app", path).status == 0
+    bench.oci("example.com/oci:1", layouts.layer("a"))
+    refused = bench.rkpy("image", "export", "example.com/oci", str(bench.top / "other.aci"))
+    assert (refused.status, "OCI image" in refused.err) == (254, True)
+    assert bench.rkpy("image", "export", "example.com/app", str(bench.top / "no" / "dir.aci")).status == 254
+
+
+def test_extract_leaves_dependencies_out_and_render_does_not(bench: Bench) -> None:
+    bench.oci("example.com/base:1", layouts.layer("etc/base"))
+    record = bench.aci(dependencies=[{"imageName": "example.com/base"}])
+    extracted, rendered, root = (bench.top / name for name in ("extracted", "rendered", "root"))
+    assert bench.rkpy("image", "extract", record.id, str(extracted)) == Done("", "", 0)
+    assert bench.rkpy("image", "render", record.id, str(rendered)) == Done("", "", 0)
+    assert bench.rkpy("image", "render", "--rootfs-only", record.id, str(root)) == Done("", "", 0)
+    assert json.loads((extracted / "manifest").read_text())["name"] == "example.com/app"
+    assert sorted(os.listdir(extracted / "rootfs" / "etc")) == ["version"]
+    assert sorted(os.listdir(rendered / "rootfs" / "etc")) == ["base", "version"]
+    assert os.listdir(root) == ["etc"]
+    assert bench.rkpy("image", "render", record.id, str(root)).status == 254
+    assert bench.rkpy("image", "render", "--overwrite", record.id, str(root)).status == 0
+    assert sorted(os.listdir(root)) == ["manifest", "rootfs"]
+    assert bench.rkpy("image", "extract", "--overwrite", record.id, "/").status == 254

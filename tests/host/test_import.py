@@ -433,6 +433,21 @@ def test_many_imports_at_once_end_the_same(store: Store, tmp_path: pathlib.Path)
     is_sound(store)
 
 
+def test_only_one_of_many_does_the_work(store: Store, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = layouts.simple(str(tmp_path / "layout")).path
+    work_of = importer._process
+
+    def noted(store: Store, layer: Any, staged: str) -> dict[str, object]:
+        with open(tmp_path / "notes", "a") as notes:
+            notes.write(f"{layer.name}\n")
+        return work_of(store, layer, staged)
+
+    monkeypatch.setattr(importer, "_process", noted)
+    children = [_child(lambda: load(store, path) and None) for _ in range(6)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 6
+    assert sorted((tmp_path / "notes").read_text().split()) == sorted(store.images()[0].layers)
+
+
 def test_a_collection_waits_for_imports(store: Store, tmp_path: pathlib.Path) -> None:
     path = layouts.simple(str(tmp_path / "layout")).path
     store.make()

@@ -12,7 +12,6 @@ import pytest
 
 from aci import check, importer, tree
 from aci.store import ImageRecord, Store
-from tests.host.conftest import unavailable
 from tests.host.unpacking import tree as contents
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -27,7 +26,7 @@ class Tools:
         self.top = top
         for tool in ("buildah", "skopeo", "umoci"):
             if shutil.which(tool) is None:
-                unavailable(f"needs {tool}")
+                pytest.skip(f"needs {tool}")
 
     def run(self, *command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(self.top)})
@@ -145,7 +144,7 @@ def test_docker_archives_of_skopeo_and_podman(tools: Tools, store: Store, tmp_pa
     record = load(store, by_skopeo)
     assert (record.manifest.name, record.manifest.label("version")) == ("example.com/bb", "1")
     if shutil.which("podman") is None:
-        unavailable("needs podman")
+        pytest.skip("needs podman")
     podman = ["podman", "--root", f"{tools.top}/storage", "--runroot", f"{tools.top}/run", "--storage-driver", "vfs"]
     tools.run(*podman, "save", "-q", "--format", "docker-archive", "-o", by_podman, NAME)
     assert load(store, by_podman).layers == record.layers
