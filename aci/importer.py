@@ -98,22 +98,31 @@ def _stage_layout(path: str, target: str) -> None:
             if source.has(name):
                 _copy_to(f"{target}/{name}", source.span(name), f"{path}/{name}")
         for algorithm in ("sha256", "sha512"):
-            if os.path.isdir(f"{path}/blobs/{algorithm}"):
+            blobs = source.open_directory(f"blobs/{algorithm}")
+            if blobs is None:
+                continue
+            try:
                 os.mkdir(f"{target}/blobs/{algorithm}")
-                for digits in os.listdir(f"{path}/blobs/{algorithm}"):
-                    _share(source, f"blobs/{algorithm}/{digits}", f"{target}/blobs/{algorithm}/{digits}")
+                for digits in os.listdir(blobs):
+                    _share(blobs, digits, f"{target}/blobs/{algorithm}/{digits}")
+            finally:
+                os.close(blobs)
     finally:
         source.close()
 
 
-def _share(source: Directory, name: str, target: str) -> None:
-    """Link where that is possible, else copy."""
+def _share(directory: int, name: str, target: str) -> None:
+    """Link the regular file `name` where that is possible, else copy it. What is none of these is left out."""
+    if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+        return
     try:
-        found = os.lstat(f"{source.name}/{name}")
-        if stat.S_ISREG(found.st_mode):
-            os.link(f"{source.name}/{name}", target, follow_symlinks=False)
+        os.link(name, target, src_dir_fd=directory, follow_symlinks=False)
     except OSError:
-        _copy_to(target, source.span(name), f"{source.name}/{name}")
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            _copy_to(target, Span(fd, 0, os.fstat(fd).st_size), f"blob {name[:12]}")
+        finally:
+            os.close(fd)
 
 
 def _copy_to(target: str, span: Span, what: str) -> int:
@@ -423,6 +432,12 @@ def _process(store: Store, layer: Layer, staged: str) -> dict[str, object]:
             with _store_errors(f"copy {what}"):
                 _copy_to(blob, layer.span, what)
             verify_blob(blob, layer.digest, what)
+        with (
+            opened(new or store.blob_path(layer.digest)) as fd,
+            open_stream(fd, content_digest="sha256", name=what) as stream,
+        ):
+            stream.drain()
+            _check_diff_id(stream, layer.diff_id, what)
         return {"blob": new, "layer": "", "size": tree_size(present), "warnings": ()}
     with _store_errors(f"unpack {what}"):
         files.make_directory(target, 0o755)

@@ -108,7 +108,7 @@ def find(source: Source, reference: str) -> Image:
 def choose(name: str, entries: Sequence[Descriptor], read: Read) -> Descriptor:
     """The manifest among `entries`, or inside the indexes among them, that suits this host best. `name` is the
     source's, for messages. Raises ImageError."""
-    return _for_host(name, list(_flattened(name, entries, read, 0)))
+    return _for_host(name, list(_flattened(name, entries, read, 0, set())))
 
 
 def index_entries(index: bytes, what: str) -> tuple[Descriptor, ...]:
@@ -243,14 +243,20 @@ def _matches(entry: Descriptor, reference: str, path: str) -> bool:
     return bool(entry.name) and name_of(entry.name, path)[:2] == name_of(reference, path)[:2]
 
 
-def _flattened(name: str, entries: Sequence[Descriptor], read: Read, depth: int) -> Iterator[Descriptor]:
-    """The manifests among `entries` and in the indexes among them."""
+def _flattened(
+    name: str, entries: Sequence[Descriptor], read: Read, depth: int, seen: set[str]
+) -> Iterator[Descriptor]:
+    """The manifests among `entries` and in the indexes among them. Each index is read once, and its digest goes into
+    `seen`: a few that name each other a thousand times over come to billions of entries."""
     if depth > _MAX_NESTING or len(entries) > _MAX_CANDIDATES:
         raise ImageError(f"{name}: its indexes are nested too deeply or too large")
     for entry in entries:
+        if entry.digest in seen:
+            continue
         if entry.media_type in INDEXES:
+            seen.add(entry.digest)
             inner = index_entries(read(entry, "index"), f"{name}: index {entry.digest[:19]}")
-            yield from _flattened(name, inner, read, depth + 1)
+            yield from _flattened(name, inner, read, depth + 1, seen)
         elif entry.media_type in MANIFESTS:
             yield entry
         else:

@@ -112,6 +112,17 @@ class Directory:
             fd = self._open[path] = self._open_file(path)
         return Span(fd, 0, os.fstat(fd).st_size)
 
+    def open_directory(self, path: str) -> int | None:
+        """A descriptor of the directory `path` in it, the caller's to close; None when there is none. ImageError."""
+        try:
+            return openat2(
+                self._root, path, os.O_RDONLY | os.O_DIRECTORY, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise ImageError(f"open {self.name}/{path}: {reason(error)}") from error
+
     def _open_file(self, path: str) -> int:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
         try:

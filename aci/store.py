@@ -374,7 +374,7 @@ class Store:
 
     def _remove_tree(self, kind: str, name: str) -> None:
         try:
-            fd = os.open(f"{self.root}/{kind}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(f"{self.root}/{kind}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 files.remove_tree(name, dir_fd=fd)
             finally:

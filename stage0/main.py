@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from common.errors import EXIT_FAILURE, RkpyError, UsageError
+from common.errors import EXIT_FAILURE, RkpyError, UsageError, reason
 from stage0 import options
 
 EXIT_NO_COMMAND = 2
@@ -52,7 +53,9 @@ VERBS = {
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one command; the exit status. Nothing but RkpyError is expected to end here; all else is a bug."""
+    """Run one command; the exit status. What ends here is a RkpyError, or the kernel refusing something that nobody
+    expects to fail, such as a write to a full disk; all else is a bug."""
+    _open_standard_streams()
     name = ""
     debug = "--debug" in words
     try:
@@ -67,10 +70,32 @@ def main(words: Sequence[str]) -> int:
         _report(name, error, debug)
         return error.exit_status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_output()
+        return EXIT_FAILURE
+    except OSError as error:
+        if debug:
+            raise
+        what = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        _report(name, RkpyError(f"{what}{reason(error)}"), debug)
+        _discard_output()
         return EXIT_FAILURE
     except KeyboardInterrupt:
         return 130
+
+
+def _open_standard_streams() -> None:
+    """/dev/null for each of descriptors 0 to 2 that the caller has closed. The next file opened would get its number
+    otherwise: error messages would be written into the store, and the app's input would be its pod's lock."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False, errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Forget what could not be written: Python would try again at its end, and fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -107,7 +132,7 @@ def _refuse_unknown(words: Sequence[str]) -> None:
 
 def _command_at(words: Sequence[str], at: int) -> tuple[str, int]:
     """The command that begins at `words[at]` and how many words name it; unambiguous prefixes will do, as in rkt."""
-    first = _complete(words[at], {verb.split()[0] for verb in VERBS} | {"help"})
+    first = _complete(words[at], _first_words())
     if first is None:
         raise UsageError(f'unknown command "{words[at]}" for "rkpy"', hint="run 'rkpy --help' for usage")
     if first in VERBS or first == "help":
@@ -120,6 +145,10 @@ def _command_at(words: Sequence[str], at: int) -> tuple[str, int]:
         known = ", ".join(sorted(group))
         raise UsageError(f'unknown command "{words[at + 1]}" for "rkpy {first}"', hint=f"there is: {known}")
     return f"{first} {second}", 2
+
+
+def _first_words() -> set[str]:
+    return {verb.split()[0] for verb in VERBS} | {"help"}
 
 
 def _complete(word: str, names: set[str]) -> str | None:
@@ -151,7 +180,7 @@ def _help(words: Sequence[str]) -> int:
     named = [word for word in words if not options.is_flag(word)]
     if named:
         name, _ = _command_at(named, 0)
-        print_help(name if name != "help" else named[0])
+        print_help(name if name != "help" else _complete(named[0], _first_words()) or "")
     else:
         print_help("")
     return 0
@@ -165,4 +194,12 @@ def _report(name: str, error: RkpyError, debug: bool) -> None:
     while debug and cause is not None:
         lines.append(f"{indent}└─{type(cause).__name__}: {cause}")
         cause, indent = cause.__cause__, indent + "  "
-    print(*lines, sep="\n", file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(OSError):  # The exit status still says that it failed.
+        print(*map(_printable, lines), sep="\n", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _printable(text: str) -> str:
+    """One line, whatever is in the names it repeats."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

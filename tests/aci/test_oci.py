@@ -165,6 +165,15 @@ def test_indexes_in_indexes_end_somewhere(layout: Layout) -> None:
         find(layout)
 
 
+def test_an_index_that_is_named_again_and_again_is_read_once(layout: Layout) -> None:
+    """Read each time, these six small files come to 10^12 entries."""
+    entry = wanted = layout.image(layer("a"))
+    for _ in range(4):
+        entry = layout.index(*[entry] * 1000)
+    layout.add(entry)
+    assert find(layout).manifest_digest == wanted["digest"]
+
+
 # What is wrong
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -228,6 +230,16 @@ def test_a_layer_must_be_what_the_configuration_says(store: Store, tmp_path: pat
     assert nothing_stored(store)
 
 
+def test_a_layer_that_is_stored_already_must_be_the_blobs_as_well(store: Store, tmp_path: pathlib.Path) -> None:
+    """Else it could never be verified, nor unpacked where the other image is not."""
+    load(store, layouts.simple(str(tmp_path / "a"), "example.com/a:1", layer("a")).path)
+    layout = Layout(str(tmp_path / "b"))
+    layout.add(layout.image(layer("b"), diff_ids=[layouts.sha256(layer("a"))]))
+    with pytest.raises(ImageError, match="unpacked it is not what the configuration says"):
+        load(store, layout.path)
+    assert len(store.images()) == 1
+
+
 def test_a_hostile_layer_takes_the_others_down_with_it(store: Store, tmp_path: pathlib.Path) -> None:
     layers = [layer("a"), tars.pack(tars.file("../../escape", b"x")), layer("c"), layer("d")]
     with pytest.raises(ImageError, match=r"'\.\.' is not allowed"):
@@ -306,6 +318,45 @@ def test_a_staged_layout_is_not_filled_through_links(store: Store, tmp_path: pat
     with store.staging() as staged:
         copy = importer.stage(layout.path, staged, "oci-layout")
         assert not os.path.lexists(f"{copy}/blobs/sha256/{'0' * 64}")
+
+
+@pytest.mark.parametrize("linked", ["blobs", "blobs/sha512"])
+def test_a_staged_layout_does_not_reach_through_a_linked_directory(
+    store: Store, tmp_path: pathlib.Path, linked: str
+) -> None:
+    """A hard link would change the file it is made of, if only its link count, and keep it after its removal."""
+    layout = layouts.simple(str(tmp_path / "layout"))
+    outside = tmp_path / "outside" / "sha512"
+    outside.mkdir(parents=True)
+    (outside / ("0" * 128)).write_text("not of the layout")
+    before = os.stat(outside / ("0" * 128))
+    if linked == "blobs":
+        os.rename(f"{layout.path}/blobs", tmp_path / "aside")
+    os.symlink(outside if linked.endswith("sha512") else outside.parent, f"{layout.path}/{linked}")
+    with store.staging() as staged, pytest.raises(ImageError, match="too many levels of symbolic links"):
+        importer.stage(layout.path, staged, "oci-layout")
+    assert os.stat(outside / ("0" * 128)) == before
+
+
+def test_a_layout_of_many_blobs_is_copied_from_another_file_system(store: Store, tmp_path: pathlib.Path) -> None:
+    """One after the other: they need not all be open at once."""
+    layout = layouts.simple(str(tmp_path / "mount" / "layout"))
+    names = [f"{number:064x}" for number in range(40)]
+    for name in names:
+        pathlib.Path(f"{layout.path}/blobs/sha256/{name}").write_bytes(b"x")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with store.staging() as staged, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "link", _no_link)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, hard))
+        try:
+            copy = importer.stage(layout.path, staged, "oci-layout")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert set(names) <= set(os.listdir(f"{copy}/blobs/sha256"))
+
+
+def _no_link(*_: object, **__: object) -> None:
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
 
 def test_latest_is_what_a_name_without_version_means(store: Store, tmp_path: pathlib.Path) -> None:
@@ -436,6 +487,21 @@ def test_only_one_of_many_does_the_work(store: Store, tmp_path: pathlib.Path, mo
     children = [_child(lambda: load(store, path) and None) for _ in range(6)]
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 6
     assert sorted((tmp_path / "notes").read_text().split()) == sorted(store.images()[0].layers)
+
+
+def test_a_collection_removes_what_may_not_be_removed(store: Store) -> None:
+    """chattr +i on the very directory that is garbage: what an archive can hold further down is seen to elsewhere."""
+    store.make()
+    garbage = f"{store.root}/tmp/garbage"
+    os.mkdir(garbage)
+    if subprocess.run(["chattr", "+i", garbage], check=False, capture_output=True).returncode:
+        pytest.skip("the file system has no attributes")
+    try:
+        with store.lock(exclusive=True):
+            assert store.collect().removed == ("tmp/garbage",)
+        assert not os.path.lexists(garbage)
+    finally:
+        subprocess.run(["chattr", "-i", garbage], check=False, capture_output=True)
 
 
 def test_a_collection_waits_for_imports(store: Store, tmp_path: pathlib.Path) -> None:

@@ -426,3 +426,39 @@ def test_the_demo_shows_the_main_job(tmp_path: Path) -> None:
     assert len(refusals) == 2, done.stderr
     assert "hello.aci" in refusals[0]
     assert "tampered.aci" in refusals[1]
+
+
+def test_an_app_does_not_get_the_lock_of_its_pod_for_a_closed_stream(rkpy: Rkpy, aci: str) -> None:
+    words = rkpy.command("--insecure-options=image", "run", "--stage1=fly", aci, "--exec=/bin/sh", "--", "-c")
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&- 2>&-', "sh", *words, "ls -l /proc/$$/fd"], stdout=subprocess.PIPE, text=True,
+        env=rkpy.environment(), timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0
+    streams = dict(re.findall(r" ([02]) -> (\S+)", done.stdout))
+    assert streams == {"0": "/dev/null", "2": "/dev/null"}
+
+
+def test_a_disk_without_room_for_another_file_is_one_line(rkpy: Rkpy) -> None:
+    """Wherever on the way to the app the file system has no inode left."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=300", "rkpy-test", rkpy.directory], check=True)
+    try:
+        image = images.make_aci(str(rkpy.directory / "app.aci"), images.manifest(), images.busybox_files())
+        rkpy.ok("--insecure-options=image", "fetch", image)
+        assert rkpy.fly("example.com/app", "--exec=/bin/true").status == 0
+        for free in range(0, 20, 2):
+            filling = [rkpy.directory / f"filling-{n}" for n in range(os.statvfs(rkpy.directory).f_ffree - free)]
+            for file in filling:
+                file.touch()
+            done = rkpy.fly("example.com/app", "--exec=/bin/sh", "--", "-c", "exit 7")
+            for file in filling:
+                file.unlink()
+            if done.status == 7:  # That was enough.
+                break
+            assert (done.status, done.err.count("\n")) == (254, 1), done
+            assert "no space left on device" in done.err.lower()
+        assert free > 8, done
+        rkpy.ok("gc", "--grace-period=0s")
+        rkpy.ok("gc", "--grace-period=0s")
+    finally:
+        subprocess.run(["umount", rkpy.directory], check=True)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from common.errors import UsageError
 from stage0 import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -66,3 +73,44 @@ def test_errors_are_one_line_and_254(capsys: pytest.CaptureFixture[str]) -> None
     error = capsys.readouterr().err
     assert error.startswith("rkpy: unknown command")
     assert error.count("\n") == 1
+
+
+def _shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """A shell command with `rkpy` for one with an empty data directory."""
+    rkpy = f"{sys.executable} -P {ROOT / 'rkpy.py'} --dir={directory} --local-config={directory}"
+    script = f'rkpy() {{ {rkpy} "$@"; }}; {command}'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.mark.parametrize("words", ["im", "help image", "help im"])
+def test_a_group_of_commands_explains_itself_by_any_prefix(words: str, tmp_path: Path) -> None:
+    done = _shell(f"rkpy {words}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "image cat-manifest" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["list", "image list --format=json", "version", "--help", "trust --list"])
+def test_output_that_cannot_be_written_is_one_line(command: str, tmp_path: Path) -> None:
+    done = _shell(f"rkpy {command} >/dev/full", tmp_path)
+    assert done.returncode == 254
+    assert done.stderr.endswith("no space left on device\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_good_as_the_null_device(closed: str, tmp_path: Path) -> None:
+    assert _shell(f"rkpy --help {closed}", tmp_path).returncode == 0
+    failed = _shell(f"rkpy bogus {closed}", tmp_path)
+    assert (failed.returncode, failed.stdout) == (254, "")
+    assert "Traceback" not in failed.stderr
+
+
+def test_an_error_that_cannot_be_said_is_still_an_error(tmp_path: Path) -> None:
+    assert _shell("rkpy bogus 2>/dev/full", tmp_path).returncode == 254
+
+
+def test_a_name_with_a_newline_stays_on_the_line(tmp_path: Path) -> None:
+    failed = _shell("rkpy \"$(printf 'a\\nrkpy: b\\033[2J')\"", tmp_path)
+    assert failed.stderr.startswith(r'rkpy: unknown command "a\nrkpy: b\x1b[2J"')
+    assert failed.stderr.count("\n") == 1

@@ -20,7 +20,7 @@ from stage0 import reference
         ("oci-archive:/srv/a.tar", "oci-archive", "/srv/a.tar", ""),
         ("oci-archive:/srv/a.tar:example.com/a:1", "oci-archive", "/srv/a.tar", "example.com/a:1"),
         ("docker-archive:/srv/a.tar", "docker-archive", "/srv/a.tar", ""),
-        ("docker://busybox", "remote", "docker://busybox", ""),
+        ("docker://busybox", "docker", "docker://busybox", ""),
         ("https://example.com/a.aci", "remote", "https://example.com/a.aci", ""),
         ("example.com/app", "name", "example.com/app", ""),
     ],
