@@ -57,9 +57,9 @@ class Wanted(NamedTuple):
     """A file with its signature, instead of the one beside it on the server."""
 
     def __str__(self) -> str:
-        return (self.name and ",".join([self.name, *(f"{key}={value}" for key, value in self.labels)])) or shown(
-            self.url
-        )
+        if not self.name:
+            return shown(self.url)
+        return openpgp.printable(",".join([self.name, *(f"{key}={value}" for key, value in self.labels)]))
 
 
 class _Session(NamedTuple):
@@ -155,8 +155,13 @@ def _fetch_dependencies(session: _Session, manifest: ImageManifest, above: tuple
         circle = " → ".join((*above[above.index(own) :], own))
         raise ImageError(f"{above[0]}: its dependencies go in a circle: {circle}", hint="the images have to be mended")
     for dependency in manifest.dependencies:
-        record = _fetch(session, _of_dependency(dependency), (*above, own))
-        _require_same(_of_dependency(dependency), record.manifest, str(manifest.name))
+        wanted = _of_dependency(dependency)
+        try:
+            record = _fetch(session, wanted, (*above, own))
+        except FetchError as error:
+            # Not a FetchError: another place for this image would not help.
+            raise ImageError(f"{own} needs {wanted}: {error.message}", hint=error.hint) from error
+        _require_same(wanted, record.manifest, own)
 
 
 def _identity(manifest: ImageManifest) -> str:

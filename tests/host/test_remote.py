@@ -584,7 +584,8 @@ def test_dependencies_of_a_fresh_image_are_fetched_as_well(world: World) -> None
 def test_a_dependency_that_is_missing_keeps_the_image_out(world: World) -> None:
     world.trust()
     world.publish(**depends("example.com/base"))
-    world.refused(FetchError, "no ac-discovery tag for example.com/base")
+    error = world.refused(ImageError, f"{NAME},arch=amd64,os=linux,version=1 needs example.com/base: ")
+    assert "no ac-discovery tag for example.com/base" in error.message
 
 
 def test_a_dependency_signed_by_somebody_else_keeps_the_image_out(world: World) -> None:
@@ -636,7 +637,7 @@ def test_another_size_is_refused(world: World) -> None:
     size = world.publish("example.com/base").stat().st_size
     for wrong in (size - 1, size + 1):
         world.publish(**depends("example.com/base", size=wrong))
-        world.refused(FetchError, f"it has {size} octets, and ")
+        world.refused(ImageError, f"it has {size} octets, and ")
 
 
 def test_another_id_is_refused(world: World) -> None:
@@ -652,6 +653,13 @@ def test_an_id_of_another_image_is_refused(world: World) -> None:
     other = world.fetch("example.com/other")
     world.publish(**depends("example.com/base", imageID=other.id))
     world.refused(ImageError, 'is the image "example.com/other", not example.com/base')
+
+
+def test_hostile_labels_do_not_reach_the_terminal(world: World) -> None:
+    world.trust()
+    world.publish(**depends("example.com/base", labels=[{"name": "flavour", "value": "\x1b[31m\n\u202e"}]))
+    error = world.refused(ImageError, "needs example.com/base,flavour=")
+    assert not {"\x1b", "\u202e"} & set(str(error))
 
 
 def test_labels_of_a_dependency(world: World) -> None:
