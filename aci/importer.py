@@ -225,9 +225,6 @@ def _import_aci(job: _Import) -> ImageRecord:
         contents = archive.unpack(fd, target, manifest, name)
     for text in contents.warnings:
         job.warn(text)
-    existing = _existing(job.store, contents.id)
-    if existing is not None:
-        return _renewed(job, existing, manifest, verification)
     record = ImageRecord(
         id=contents.id,
         format="aci",
@@ -244,7 +241,11 @@ def _import_aci(job: _Import) -> ImageRecord:
         _Piece(blob, job.store.blob_path(contents.blob)),
         _Piece(target, job.store.layer_path(contents.id)),
     ]
-    return _publish(job, record, pieces)
+    with _alone(job.store, contents.id):
+        existing = _existing(job.store, contents.id)
+        if existing is not None:
+            return _renewed(job, existing, manifest, verification)
+        return _publish(job, record, pieces)
 
 
 def _take_file(job: _Import, target: str) -> None:

@@ -266,7 +266,14 @@ def _for_host(name: str, entries: list[Descriptor]) -> Descriptor:
         system, arch = types.host_platform()
         there = ", ".join(sorted({_platform_text(entry.platform) for entry in entries})) or "nothing"
         raise ImageError(f"{name}: no image for {system}/{arch} in it", hint=f"there is: {there}")
-    return max(ranked, key=lambda pair: pair[0])[1]
+    best = max(rank for rank, _ in ranked)
+    chosen = {entry.digest: entry for rank, entry in ranked if rank == best}
+    if len(chosen) > 1:
+        raise ImageError(
+            f"{name}: there are {len(chosen)} images for this host in it, and nothing tells them apart",
+            hint=f"give the digest of one: {', '.join(sorted(chosen))}",
+        )
+    return next(iter(chosen.values()))
 
 
 def _rank(platform: dict[str, Any] | None) -> int | None:

@@ -23,6 +23,7 @@ _KEPT_AS_JSON = ("Healthcheck", "Shell", "OnBuild")
 _DOCKER_HUB = "registry-1.docker.io"
 _HUB_ALIASES = ("docker.io", "index.docker.io", _DOCKER_HUB)
 _ACCOUNTS_LIMIT = 1 << 20
+_NAME_LIMIT = 1024
 
 Warn = Callable[[str], None]
 
@@ -42,6 +43,8 @@ def name_of(reference: str, path: str, *, docker: bool = False) -> Name:
 
     Docker Hub goes by the name rkt gave it. With `docker`, names follow docker's rule that `busybox` is a short form of
     `docker.io/library/busybox`; the OCI specification knows no such rule. ImageError when no name can be made."""
+    if len(reference) > _NAME_LIMIT:
+        raise ImageError(f"{path}: the name of the image is longer than {_NAME_LIMIT} characters")
     base, tag = _split(reference)
     if not docker and "/" not in reference and ":" not in reference:
         base, tag = "", reference

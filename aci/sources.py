@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from aci.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Member, Reader, show
 from aci.unpack import clean_path
-from common.errors import ImageError, StoreError, reason
+from common.errors import ImageError, reason
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 MAX_ENTRIES = 100_000
@@ -54,7 +54,8 @@ class Span(NamedTuple):
         return os.pread(self.fd, min(size, self.size), self.offset)
 
     def copy(self, target: int, what: str) -> None:
-        """Append it to the file open as `target`, inside the kernel and where possible without moving bytes."""
+        """Append it to the file open as `target`, inside the kernel and where possible without moving bytes. Raises
+        OSError for what the file system does, ImageError for a source that is too short."""
         done = 0
         while done < self.size:
             wanted = min(_COPY, self.size - done)
@@ -62,17 +63,11 @@ class Span(NamedTuple):
                 count = os.copy_file_range(self.fd, target, wanted, offset_src=self.offset + done)
             except OSError as error:
                 if error.errno not in _NO_COPY:
-                    raise StoreError(f"cannot copy {what}: {reason(error)}") from error
-                count = self._send(target, done, wanted, what)
+                    raise
+                count = os.sendfile(target, self.fd, self.offset + done, wanted)
             if count == 0:
                 raise ImageError(f"{what} is truncated")
             done += count
-
-    def _send(self, target: int, done: int, wanted: int, what: str) -> int:
-        try:
-            return os.sendfile(target, self.fd, self.offset + done, wanted)
-        except OSError as error:
-            raise StoreError(f"cannot copy {what}: {reason(error)}") from error
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ from common.errors import ImageError, TrustError, UsageError
 from stage0 import reference
 from stage0.config import Config
 from stage0.grammar import ImageArguments
+from stage0.notices import warn
 from stage0.options import Values
 from stage0.reference import Reference
 
@@ -101,7 +102,9 @@ def _import(config: Config, store: Store, wanted: Reference, signature: str | No
         raise ImageError(f"open {path}: no such file or directory")
     kind = importer.sniff(path) if wanted.kind == "file" else wanted.kind
     if "image" in config.insecure:
-        return importer.import_image(store, path, format=kind, reference=wanted.image, authorize=lambda name: None)
+        return importer.import_image(
+            store, path, format=kind, reference=wanted.image, authorize=lambda name: None, warn=warn
+        )
     return _verified(config, store, kind, wanted, signature or _signature_beside(path, kind))
 
 
@@ -126,4 +129,4 @@ def _verified(config: Config, store: Store, kind: str, wanted: Reference, signat
         def authorize(name: str) -> Verification:
             return verify.require_trusted(keystore, signatures, name)
 
-        return importer.import_image(store, copy, format=kind, reference=wanted.image, authorize=authorize)
+        return importer.import_image(store, copy, format=kind, reference=wanted.image, authorize=authorize, warn=warn)

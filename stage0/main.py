@@ -29,8 +29,13 @@ VERBS = {
     "fetch": Verb("fetch", "Fetch image(s) and store them in the local store", fast=True),
     "gc": Verb("gc", "Garbage collect rkpy pods no longer in use"),
     "image cat-manifest": Verb("image", "Inspect and print the image manifest", attribute="cat_manifest"),
+    "image export": Verb("image_files", "Export a stored image to an ACI file", attribute="export"),
+    "image extract": Verb("image_files", "Extract a stored image to a directory", attribute="extract"),
     "image gc": Verb("image", "Garbage collect local store", attribute="gc"),
     "image list": Verb("image", "List images in the local store", attribute="list_images"),
+    "image render": Verb(
+        "image_files", "Render a stored image to a directory with all its dependencies", attribute="render"
+    ),
     "image rm": Verb("image", "Remove images from the local store", attribute="rm"),
     "image verify": Verb("image", "Verify one or more rendered images in the local store", attribute="verify"),
     "list": Verb("list", "List pods"),
@@ -52,8 +57,11 @@ def main(words: Sequence[str]) -> int:
     debug = "--debug" in words
     try:
         name, rest = find_command(words)
-        if name in ("", "help"):
-            return _help(rest, no_command=not words)
+        if not name:
+            _help([])
+            return 0 if {"-h", "--help"} & set(words) else EXIT_NO_COMMAND
+        if name == "help":
+            return _help(rest[_leading_flags(rest) :])
         return _dispatch(name, rest)
     except RkpyError as error:
         _report(name, error, debug)
@@ -68,23 +76,30 @@ def main(words: Sequence[str]) -> int:
 def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
     """The command among `words` and everything else in order. Flags may come before the command's name, those of the
     command too. Raises UsageError for a name that is no command, or a prefix of several."""
-    flags = options.table(options.GLOBAL, options.PREPARE, options.RUNTIME, options.APP)
-    before: list[str] = []
+    at = _leading_flags(words)
+    if at >= len(words):
+        _refuse_unknown(words)
+        return "", list(words)
+    name, used = _command_at(words, at)
+    return name, [*words[:at], *words[at + used :]]
+
+
+def _known_flags() -> dict[str, options.Flag]:
+    return options.table(options.GLOBAL, options.PREPARE, options.RUNTIME, options.APP)
+
+
+def _leading_flags(words: Sequence[str]) -> int:
+    """How many words at the beginning are flags and their values."""
+    flags = _known_flags()
     at = 0
     while at < len(words) and options.is_flag(words[at]):
         flag = flags.get(words[at].removeprefix("--"))
-        takes_value = flag is not None and flag.kind in (options.STRING, options.LIST)
-        end = at + 1 + takes_value
-        before.extend(words[at:end])
-        at = end
-    if at >= len(words):
-        _refuse_unknown(before, flags)
-        return "", before
-    name, used = _command_at(words, at)
-    return name, before + list(words[at + used :])
+        at += 2 if flag is not None and flag.kind in (options.STRING, options.LIST) else 1
+    return at
 
 
-def _refuse_unknown(words: Sequence[str], flags: dict[str, options.Flag]) -> None:
+def _refuse_unknown(words: Sequence[str]) -> None:
+    flags = _known_flags()
     for word in words:
         if options.is_flag(word) and word not in ("-h", "--help") and word[2:].partition("=")[0] not in flags:
             raise UsageError(f"unknown flag: {word.partition('=')[0]}", hint="run 'rkpy --help' for usage")
@@ -121,7 +136,7 @@ def _dispatch(name: str, words: list[str]) -> int:
     module = import_module(f"stage0.commands.{verb.module}")
     if verb.fast:
         if "--help" in words[: words.index("--") if "--" in words else len(words)]:
-            return _help([name], no_command=False)
+            return _help([name])
         status: int = getattr(module, verb.attribute if verb.attribute != "command" else verb.module)(words)
         return status
     from stage0.clickrun import run_click
@@ -129,7 +144,8 @@ def _dispatch(name: str, words: list[str]) -> int:
     return run_click(getattr(module, verb.attribute), name, words)
 
 
-def _help(words: Sequence[str], *, no_command: bool) -> int:
+def _help(words: Sequence[str]) -> int:
+    """Print the help of the command `words` name, or rkpy's own."""
     from stage0.help import print_help
 
     named = [word for word in words if not options.is_flag(word)]
@@ -138,7 +154,7 @@ def _help(words: Sequence[str], *, no_command: bool) -> int:
         print_help(name if name != "help" else named[0])
     else:
         print_help("")
-    return EXIT_NO_COMMAND if no_command else 0
+    return 0
 
 
 def _report(name: str, error: RkpyError, debug: bool) -> None:

@@ -51,7 +51,13 @@ class PreparedPod(NamedTuple):
     apps: tuple[PreparedApp, ...]
     net: tuple[str, ...] | None
     """Networks asked for, None when the user said nothing."""
+    ports: tuple[str, ...]
+    """Names of the ports to be published on the host."""
+    name_options: tuple[str, ...]
+    """Command-line options about /etc/resolv.conf and /etc/hosts (`--dns`, …) that the user typed for this run."""
     hostname: str
+    ipc: str
+    """IPC namespace: "auto" leaves it to the flavour, "private" or "parent"."""
     private_users: bool
     isolators: tuple[str, ...]
     """Names of pod-level isolators."""

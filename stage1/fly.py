@@ -86,6 +86,8 @@ def check(pod: PreparedPod) -> list[str]:
         if port.socket_activated
     ]
     warnings += [f'fly ignores network "{name}": apps use the host\'s' for name in pod.net or () if name != "host"]
+    warnings += [f'fly ignores --port of "{name}": apps listen on the host itself' for name in pod.ports]
+    warnings += [f"fly ignores {option}: apps have the image's files or the host's" for option in pod.name_options]
     if pod.hostname:
         warnings.append(f'fly ignores hostname "{pod.hostname}": apps have the host\'s')
     return warnings
@@ -96,6 +98,8 @@ def _refuse(pod: PreparedPod) -> None:
         raise UsageError(f"fly runs one app per pod, not {len(pod.apps)}", hint="use another --stage1")
     if not pod.apps[0].app.exec:
         raise UsageError(f'app "{pod.apps[0].name}" has nothing to execute', hint="name a program with --exec")
+    if pod.ipc == "private":
+        raise UsageError("fly has no IPC namespaces", hint="leave out --ipc=private, or use another --stage1")
     if pod.private_users:
         raise UsageError("fly has no user namespaces", hint="leave out --private-users, or use another --stage1")
     if "none" in (pod.net or ()):

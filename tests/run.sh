@@ -6,8 +6,7 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 cd "$ROOT"
 . tests/setup.sh
 install_packages python3-venv gnupg gcc libc6-dev libcap2-bin attr busybox-static buildah skopeo umoci podman runc \
-    bubblewrap hyperfine mmdebstrap strace tar xz-utils zstd shellcheck \
-    docker-registry apache2-utils openssl
+    bubblewrap hyperfine mmdebstrap strace tar xz-utils zstd shellcheck systemd docker-registry apache2-utils openssl
 install_rkpy -e "${ROOT}[dev]"
 
 "$BIN/ruff" check .

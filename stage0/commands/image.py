@@ -37,7 +37,7 @@ _KEYS: dict[str, Callable[[ImageRecord], Any]] = {
 }
 
 
-def _switch(name: str, text: str, default: str = "false") -> Callable[[Any], Any]:
+def switch(name: str, text: str, default: str = "false") -> Callable[[Any], Any]:
     """A Go boolean as rkt's flags are: `--x`, `--x=false`."""
     return click.option(
         name, type=flags.go_bool, is_flag=False, flag_value="true", default=default, help=text, cls=flags.OptionalValue
@@ -62,8 +62,8 @@ def find(store: Store, argument: str) -> ImageRecord:
 @click.option("--fields", default=_DEFAULT_FIELDS, show_default=True, help=f"columns, of: {', '.join(_COLUMNS)}")
 @click.option("--sort", default="importtime", show_default=True, help=f"fields to sort by, of: {', '.join(_KEYS)}")
 @click.option("--order", type=click.Choice(["asc", "desc"]), default="asc", show_default=True, help="order of the sort")
-@_switch("--no-legend", "leave out the header")
-@_switch("--full", "whole IDs, bytes and times")
+@switch("--no-legend", "leave out the header")
+@switch("--full", "whole IDs, bytes and times")
 @click.option("--format", "form", type=click.Choice(["", "json", "json-pretty"]), default="", help="print JSON instead")
 @click.pass_obj
 def list_images(config: Config, fields: str, sort: str, order: str, no_legend: bool, full: bool, form: str) -> None:
@@ -127,7 +127,7 @@ def _to_json(record: ImageRecord) -> dict[str, Any]:
 
 
 @click.command("cat-manifest")
-@_switch("--pretty-print", "indent the manifest", default="true")
+@switch("--pretty-print", "indent the manifest", default="true")
 @click.argument("image")
 @click.pass_obj
 def cat_manifest(config: Config, image: str, pretty_print: bool) -> None:

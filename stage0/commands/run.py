@@ -17,6 +17,7 @@ from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
 from stage0.grammar import Request
+from stage0.notices import warn
 from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
 from stage0.values import RESTRICTIONS
@@ -31,7 +32,11 @@ FLAGS = {
     "run-prepared": options.table(options.RUNTIME),
 }
 _RKT_FLAVOURS = {"fly": "fly", "coreos": "nspawn", "host": "nspawn", "src": "nspawn", "kvm": "kvm"}
-_MANIFEST_EXCLUDES = ("volume", "mount", "port", "inherit-env", "set-env", "set-env-file", "pull-policy")
+_MANIFEST_EXCLUDES = (
+    "volume", "mount", "port", "inherit-env", "set-env", "set-env-file", "user-annotation", "user-label",
+    "pull-policy", "store-only", "no-store",
+)  # fmt: skip
+_NAME_OPTIONS = ("dns", "dns-search", "dns-opt", "dns-domain", "hosts-entry")
 
 
 def run(words: Sequence[str]) -> int:
@@ -54,7 +59,10 @@ def prepare_pod(words: Sequence[str]) -> int:
     with store.lock():
         pod = _prepare(request, settings, store, flavour_name)
         with _discarded_on_failure(pod):
-            _warn(flavour.check(prepare.load(pod, store, asked=_asked(request))))
+            private_users = request.flags.boolean("private-users")
+            prepared = prepare.load(pod, store, private_users=private_users, asked=_asked(request))
+            for warning in flavour.check(prepared):
+                warn(warning)
             pod.to_prepared()
     sys.stdout.write(f"{pod.uuid}\n")
     return 0
@@ -80,6 +88,8 @@ def _parse(name: str, words: Sequence[str], *, arguments: bool = True) -> tuple[
     settings = config.load(request.flags)
     if os.geteuid() != 0:
         raise UsageError("cannot run as unprivileged user", hint="run it as root")
+    if name != "run-prepared" and not request.images and request.flags.get("pod-manifest") is None:
+        raise UsageError("must provide at least one image or specify the pod manifest")
     return request, settings
 
 
@@ -118,8 +128,6 @@ def _manifest(request: Request, settings: Config, store: Store) -> tuple[PodMani
     path = request.flags.get("pod-manifest")
     if path is not None:
         return _given_manifest(path, request, store)
-    if not request.images:
-        raise UsageError("must provide at least one image or specify the pod manifest")
     policy = fetching.pull_policy(request.flags, "new")
     images = [Selected(image, fetching.image(settings, store, image, policy)) for image in request.images]
     manifest = assemble.pod_manifest(request.flags, images, os.environ)
@@ -153,25 +161,30 @@ def _checked(
         pod,
         store,
         net=flags.get("net"),
+        name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
         hostname=flags.get("hostname") or "",
+        ipc=_ipc(flags),
         private_users=flags.boolean("private-users"),
         asked=asked,
         debug=settings.debug,
     )
-    _warn(flavour.check(prepared))
+    for warning in flavour.check(prepared):
+        warn(warning)
     _save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
+
+
+def _ipc(flags: Values) -> str:
+    ipc = flags.get("ipc") or "auto"
+    if ipc not in ("auto", "private", "parent"):
+        raise UsageError(f"--ipc={ipc}: not one of auto, private, parent")
+    return ipc
 
 
 def _start(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
     """Let `flavour` become the pod."""
     pod.to_run()
     flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        sys.stderr.write(f"rkpy: warning: {warning}\n")
 
 
 def _save_uuid(path: str | None, uuid: str) -> None:

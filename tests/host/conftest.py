@@ -10,21 +10,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests import leaks
+from tests.conftest import MUST_RUN
 
 PAYLOAD = pathlib.Path(__file__).parent / "payload"
-MUST_RUN = os.environ.get("RKPY_TESTS_MUST_RUN") == "1"
-
-
-def unavailable(reason: str) -> None:
-    """Skip, or fail where every test has to run."""
-    (pytest.fail if MUST_RUN else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No mount, network namespace, cgroup, interface, firewall rule or process of ours outlives the session."""
     if os.geteuid() != 0:
-        unavailable("needs root")
+        pytest.skip("needs root")
     leaks.become_subreaper()
     before = leaks.take()
     yield
@@ -41,5 +36,5 @@ def inspector(tmp_path_factory: pytest.TempPathFactory) -> str:
     try:
         subprocess.run(["cc", "-static", "-O1", "-o", path, PAYLOAD / "inspect.c"], check=True)
     except FileNotFoundError:
-        unavailable("needs a C compiler")
+        pytest.skip("needs a C compiler")
     return str(path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from tests import images
 from tests.gpg import Signer, signer
 from tests.host.commands import ROOT, Rkpy
+from tests.host.oci import build_oci
 
 DEADLINE = 60.0
 
@@ -189,8 +192,8 @@ def test_arguments_follow_the_exec_of_an_aci(rkpy: Rkpy, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "no stage1 flavour was chosen"),
-        (["run", "--stage1=fly"], "must provide at least one image or specify the pod manifest"),
+        (["run", "ACI"], "no stage1 flavour was chosen"),
+        (["run"], "must provide at least one image or specify the pod manifest"),
         (["run", "--stage1=warp", "x"], 'no stage1 flavour called "warp"'),
         (["run", "--stage1=fly", "/nonexistent.aci"], "open /nonexistent.aci: no such file or directory"),
         (["run", "--stage1=fly", "no-such-image-here"], "discovery failed"),
@@ -200,6 +203,11 @@ def test_arguments_follow_the_exec_of_an_aci(rkpy: Rkpy, tmp_path: Path) -> None
         (["run", "--stage1=fly", "ACI", "ACI"], 'app name "app" is used twice'),
         (["run", "--stage1=fly", "ACI", "ACI", "--name=two"], "fly runs one app per pod"),
         (["run", "--stage1=fly", "--private-users", "ACI"], "fly has no user namespaces"),
+        (["prepare", "--stage1=fly", "--private-users", "ACI"], "fly has no user namespaces"),
+        (["run", "--stage1=fly", "--ipc=private", "ACI"], "fly has no IPC namespaces"),
+        (["run", "--stage1=fly", "--ipc=host", "ACI"], "--ipc=host"),
+        (["run", "--stage1=fly", "--pod-manifest=x", "--user-label=a=b"], "cannot be combined with --user-label"),
+        (["run", "--stage1=fly", "--pod-manifest=x", "--no-store"], "cannot be combined with --no-store"),
         (["run", "--stage1=fly", "ACI", "--caps-retain=CAP_KILL"], "fly cannot enforce --caps-retain"),
         (["run", "--stage1=fly", "ACI", "--memory=16m"], "--memory=16m"),
         (["run", "--stage1=fly", "--port=no:80", "ACI"], "no image of this pod has a port of that name"),
@@ -224,12 +232,29 @@ def test_ignored_fields_are_warned_about(rkpy: Rkpy, tmp_path: Path) -> None:
         {"name": "resource/memory", "value": {"limit": "64M"}},
         {"name": "example.com/unknown", "value": {"any": "thing"}},
     ]
-    app = {"exec": ["/bin/true"], "user": "0", "group": "0", "isolators": isolators}
+    ports = [{"name": "http", "protocol": "tcp", "port": 80}]
+    app = {"exec": ["/bin/true"], "user": "0", "group": "0", "isolators": isolators, "ports": ports}
     path = images.make_aci(str(tmp_path / "a.aci"), images.manifest(app=app), images.busybox_files())
-    done = rkpy.fly("--hostname=elsewhere", path)
+    done = rkpy.fly("--hostname=elsewhere", "--dns=192.0.2.1", "--hosts-entry=192.0.2.1=a", "--port=http:80", path)
     assert done.status == 0
-    for word in ("resource/memory", "example.com/unknown", "elsewhere"):
+    for word in ("resource/memory", "example.com/unknown", "elsewhere", "--dns", "--hosts-entry", '--port of "http"'):
         assert any(word in line and "warning" in line for line in done.err.splitlines()), done.err
+
+
+def test_what_an_import_could_not_keep_is_said(rkpy: Rkpy, tmp_path: Path) -> None:
+    path = tmp_path / "a.aci"
+    with tarfile.open(path, "w") as archive:
+        for name, content, xattrs in (
+            ("manifest", json.dumps(images.manifest()).encode(), {}),
+            ("rootfs/file", b"", {"SCHILY.xattr.trusted.overlay.opaque": "y"}),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.pax_headers = len(content), xattrs
+            archive.addfile(entry, io.BytesIO(content))
+    done = rkpy("--insecure-options=image", "fetch", path)
+    assert done.status == 0, done
+    assert done.err.startswith("rkpy: warning: "), done
+    assert "trusted.overlay.opaque" in done.err
 
 
 # Trust
@@ -289,21 +314,6 @@ def oci_archive(tmp_path_factory: pytest.TempPathFactory) -> str:
             place.write_bytes(content if isinstance(content, bytes) else content.encode())
             place.chmod(0o755)
     return build_oci(directory, str(root), ["--entrypoint", '["/bin/echo", "entry"]', "--cmd", "cmd"])
-
-
-def build_oci(directory: Path, root: str, config: list[str]) -> str:
-    """An OCI archive of the tree `root`, called example.com/oci:1."""
-    storage = ["buildah", "--root", str(directory / "storage"), "--runroot", str(directory / "run")]
-    container = subprocess.run([*storage, "from", "scratch"], check=True, capture_output=True, text=True).stdout.strip()
-    archive = str(directory / "image.tar")
-    for words in (
-        ["add", "-q", container, root, "/"],
-        ["config", *config, container],
-        ["commit", "-q", container, f"oci-archive:{archive}:example.com/oci:1"],
-        ["rm", container],
-    ):
-        subprocess.run([*storage, *words], check=True, capture_output=True)
-    return archive
 
 
 def test_arguments_take_the_place_of_an_oci_images_cmd(rkpy: Rkpy, oci_archive: str) -> None:
@@ -368,9 +378,8 @@ def test_kill_9_at_any_moment_leaves_nothing_gc_cannot_clean(rkpy: Rkpy, aci: st
 def test_the_app_gets_one_descriptor_more_the_lock_it_lives_by(rkpy: Rkpy, aci: str) -> None:
     done = rkpy.fly(aci, "--user=root", "--exec=/bin/sh", "--", "-c", "ls -l /proc/self/fd")
     names = [line.split(" -> ")[1] for line in done.out.splitlines() if " -> " in line]
-    assert [name for name in names if not name.startswith(("pipe:", "/dev/null", "/proc/"))] == [
-        name for name in names if name.endswith("/lock")
-    ]
+    others = [name for name in names if not name.startswith(("pipe:", "/dev/null", "/proc/"))]
+    assert [name.rpartition("/")[2] for name in others] == ["lock"], names
 
 
 def test_removed_images_stay_for_pods_that_use_them(rkpy: Rkpy, aci: str) -> None:

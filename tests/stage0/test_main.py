@@ -44,9 +44,15 @@ def test_unknown_commands_and_flags(words: list[str], message: str) -> None:
         main.find_command(words)
 
 
-def test_no_command_prints_help_and_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main([]) == 2
+@pytest.mark.parametrize("words", [[], ["--debug"], ["--dir", "/d"]])
+def test_no_command_prints_help_and_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(words) == 2
     assert "USAGE:" in capsys.readouterr().out
+
+
+def test_flags_may_stand_before_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--dir", "/d", "help", "gc"]) == 0
+    assert "rkpy gc" in capsys.readouterr().out
 
 
 def test_help_shows_every_command(capsys: pytest.CaptureFixture[str]) -> None:

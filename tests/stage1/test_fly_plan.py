@@ -28,7 +28,8 @@ DEFAULTS = (
 
 def pod(app: Mapping[str, Any] | None = None, prepared: Mapping[str, Any] | None = None, **fields: Any) -> PreparedPod:
     one = PreparedApp("web", "sha512-0", App(**{"exec": ("/bin/web",), **(app or {})}), ("/l/1", "/l/2"), False, ())
-    base = PreparedPod("the-uuid", "/pods/x", 3, (one._replace(**prepared or {}),), None, "", False, (), (), False)
+    apps = (one._replace(**prepared or {}),)
+    base = PreparedPod("the-uuid", "/pods/x", 3, apps, None, (), (), "", "auto", False, (), (), False)
     return base._replace(**fields)
 
 
@@ -123,6 +124,9 @@ WARNINGS: dict[str, tuple[PreparedPod, list[str]]] = {
     "host network": (pod(net=("host",)), []),
     "network": (pod(net=("default", "lan")), [f'fly ignores network "{name}"' for name in ("default", "lan")]),
     "hostname": (pod(hostname="box"), ['fly ignores hostname "box"']),
+    "published ports": (pod(ports=("http", "ssh")), [f'fly ignores --port of "{name}"' for name in ("http", "ssh")]),
+    "names": (pod(name_options=("--dns", "--hosts-entry")), ["fly ignores --dns:", "fly ignores --hosts-entry:"]),
+    "the host's IPC": (pod(ipc="parent"), []),
     "pod isolators": (pod(isolators=("os/unix/sysctl",)), ['fly ignores isolator "os/unix/sysctl" of the pod']),
     "isolators": (
         pod({"isolators": (Isolator("resource/memory", {"limit": "1M"}), Isolator("example.com/unknown", 1))}),
@@ -153,6 +157,7 @@ REFUSED: dict[str, tuple[PreparedPod, str]] = {
     "no apps": (pod(apps=()), "one app per pod, not 0"),
     "nothing to execute": (pod({"exec": ()}), 'app "web" has nothing to execute'),
     "user namespaces": (pod(private_users=True), "no user namespaces"),
+    "an IPC namespace": (pod(ipc="private"), "no IPC namespaces"),
     "asked for": (pod(asked=("--caps-retain", "--memory")), "cannot enforce --caps-retain, --memory"),
     "no network": (pod(net=("none",)), "cannot take the network away"),
 }

@@ -1,0 +1,42 @@
+"""The units an administrator installs: systemd understands them, and rkpy understands the commands in them."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+from stage0 import main
+from stage0.commands import gc
+
+UNITS = pathlib.Path(__file__).parent.parent / "systemd-units"
+COMMANDS = {"gc": gc.command}
+
+
+def commands(unit: pathlib.Path) -> list[list[str]]:
+    """The words of every Exec line."""
+    return [line.partition("=")[2].split() for line in unit.read_text().splitlines() if line.startswith("Exec")]
+
+
+def test_systemd_accepts_the_units(tmp_path: pathlib.Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("needs systemd-analyze")
+    for unit in UNITS.iterdir():
+        # A program that is there, whether rkpy is installed or not: systemd looks for it as well.
+        (tmp_path / unit.name).write_text(unit.read_text().replace("=rkpy ", "=true "))
+    units = sorted(tmp_path.iterdir())
+    done = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda path: path.name)
+def test_rkpy_accepts_the_commands_in_the_units(unit: pathlib.Path) -> None:
+    assert commands(unit)
+    for program, *words in commands(unit):
+        # Not an absolute path: systemd finds it below /usr/local too (systemd.service(5), "Command lines").
+        assert program == "rkpy"
+        name, rest = main.find_command(words)
+        COMMANDS[name].make_context(name, rest)
