@@ -7,38 +7,27 @@ socket's own timeout starts anew with each byte. Bodies are streamed; nothing he
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import re
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Self
 from urllib.parse import SplitResult, urljoin, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import urllib3
 from urllib3 import exceptions
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import BaseHTTPResponse
-from urllib3.response import HTTPResponse as Urllib3Response
 
-from common import files
 from common.errors import ConfigError, RkpyError, StoreError, reason
 from rkpy import VERSION
 from stage0 import auth
 from stage0.config import Config
+from stage0.connections import TIMEOUT, Watch, make_pool, proxy_for
 
 PIECE = 128 << 10
 """Octets read at once. One that takes longer than STEP_FACTOR timeouts is too slow: 1 KiB/s at the default."""
-TIMEOUT = 30.0
-"""Seconds a server may be silent."""
-STEP_FACTOR = 4
-"""Timeouts that the headers of an answer, or one PIECE of its body, may take."""
 ATTEMPTS = 4
 """Times a request is made before its failure counts."""
 MAX_REDIRECTS = 10
@@ -50,7 +39,6 @@ MAX_TEXT = 1 << 20
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SECRETS = frozenset({"authorization", "cookie"})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 OnProgress = Callable[[int, int | None], None]
 """Called with the octets there are so far, and how many there will be, if that is known."""
@@ -104,7 +92,7 @@ class Response:
         self.headers: Mapping[str, str] = raw.headers
         """Names in any case."""
         self._raw, self._what, self._limit, self._received = raw, what, limit, 0
-        self._watch: _Watch | None = getattr(raw, "watch", None)
+        self._watch: Watch | None = getattr(raw, "watch", None)
         self._secured = secured
         """Whether credentials went with the request."""
 
@@ -138,7 +126,7 @@ class Response:
         self._received += len(data)
         if self._received > self._limit:
             self.close()
-            raise _too_large(self.url, self._what, self._limit)
+            raise too_large(self.url, self._what, self._limit)
         if not data and self._watch is not None:
             self._watch.stop()
         return data
@@ -187,7 +175,8 @@ class Client:
         self.config = config
         self.insecure = config.insecure if insecure is None else insecure
         self._context = context or tls_context(verify="tls" not in self.insecure)
-        self._timeout, self._attempts, self._sleep = timeout, attempts, sleep
+        self.attempts = attempts
+        self._timeout, self._sleep = timeout, sleep
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._credentials: dict[str, auth.Credential] | None = None
         if self._context.verify_mode == ssl.CERT_NONE:
@@ -213,7 +202,7 @@ class Client:
         request = _Request(url, what, method, dict(headers or {}), body, ok, limit, credentials)
         for _ in range(MAX_REDIRECTS + 1):
             response = self._persist(request)
-            if response.status not in _REDIRECTS or method not in ("GET", "HEAD"):
+            if response.status in ok:
                 self._require_short(response, request)
                 return response
             response.discard()
@@ -257,15 +246,17 @@ class Client:
         `expect_size` is exact, `limit` is not. `check` sees an answer before its body and may raise. A broken
         connection is taken up again where that makes progress. After a FetchError `path` may be there, to be resumed by
         the next call or removed by the caller. Raises StoreError when `path` cannot be written."""
+        from stage0 import download
+
         bound = limit if expect_size is None else min(limit, expect_size)
-        job = _Download(
-            self, url, path, what, dict(headers or {}), ok, bound, expect_size, immutable, credentials, check,
-            on_progress, on_data,
+        job = download.Job(
+            self, url, path, what, headers or {}, ok, bound, expect_size, immutable, credentials, check, on_progress,
+            on_data,
         )  # fmt: skip
         try:
             if not resume:
-                job.forget()
-            return job.run()
+                download.forget(job)
+            return download.run(job)
         except OSError as error:
             raise StoreError(f"write {path}: {reason(error)}", hint="see whether there is space left") from error
 
@@ -273,8 +264,8 @@ class Client:
 
     def _persist(self, request: _Request) -> Response:
         """Make the request until it has an answer that counts."""
-        for attempt in range(1, self._attempts + 1):
-            last = attempt == self._attempts
+        for attempt in range(1, self.attempts + 1):
+            last = attempt == self.attempts
             try:
                 response = self._once(request)
             except FetchError as error:
@@ -282,7 +273,8 @@ class Client:
                     raise
                 self.pause(attempt)
                 continue
-            if response.status in request.ok or response.status in _REDIRECTS:
+            follows = response.status in _REDIRECTS and request.method in ("GET", "HEAD")
+            if response.status in request.ok or follows:
                 return response
             wait = _retry_after(response)
             response.discard()
@@ -337,14 +329,14 @@ class Client:
         return self._credentials.get(auth.normal_host(host))
 
     def _pool(self, parts: SplitResult) -> urllib3.PoolManager:
-        proxy = _proxy_for(parts)
+        proxy = proxy_for(parts)
         # setdefault: two threads may come here at once, and both have to use the same pool.
-        return self._pools.get(proxy) or self._pools.setdefault(proxy, _make_pool(proxy, self._context))
+        return self._pools.get(proxy) or self._pools.setdefault(proxy, make_pool(proxy, self._context))
 
     def _require_short(self, response: Response, request: _Request) -> None:
         if response.length is not None and response.length > request.limit and request.method != "HEAD":
             response.close()
-            raise _too_large(response.url, request.what, request.limit, response.length)
+            raise too_large(response.url, request.what, request.limit, response.length)
 
     def _refusal(self, request: _Request, response: Response) -> FetchError:
         status = response.status
@@ -370,134 +362,6 @@ class Client:
         if status in _TRANSIENT:
             return f"{host} has troubles; try again later"
         return f"{host} does not do what was asked for; check the address"
-
-
-class _Download:
-    """One `Client.download`."""
-
-    def __init__(
-        self,
-        client: Client,
-        url: str,
-        path: str,
-        what: str,
-        headers: dict[str, str],
-        ok: Collection[int],
-        limit: int,
-        expect_size: int | None,
-        immutable: bool,
-        credentials: bool,
-        check: Callable[[Response], None],
-        on_progress: OnProgress,
-        on_data: OnData,
-    ) -> None:
-        self._client, self._url, self._path, self._what, self._headers = client, url, path, what, headers
-        self._ok, self._limit, self._expect_size, self._immutable = ok, limit, expect_size, immutable
-        self._credentials, self._check, self._on_progress, self._on_data = credentials, check, on_progress, on_data
-
-    def run(self) -> Downloaded:
-        """Try until it is whole, or until several tries in a row brought nothing."""
-        fruitless = 0
-        while True:
-            before = self._present()
-            try:
-                return self._try(before)
-            except FetchError as error:
-                # What the answer says about a request is final; only a body that broke off is worth another.
-                if not error.transient or error.status:
-                    raise
-                fruitless = 0 if self._present() > before and self._validator() else fruitless + 1
-                if fruitless >= self._client._attempts - 1:
-                    raise
-                self._client.pause(max(fruitless, 1))
-
-    def forget(self) -> None:
-        for path in (self._path, f"{self._path}.state"):
-            if os.path.lexists(path):
-                os.unlink(path)
-
-    def _try(self, offset: int) -> Downloaded:
-        validator = self._validator()
-        if offset and not validator:
-            self.forget()
-            offset = 0
-        headers = dict(self._headers)
-        ok = set(self._ok)
-        if offset:
-            headers |= {"Range": f"bytes={offset}-", **({} if self._immutable else {"If-Range": validator})}
-            ok |= {206, 416}
-        with self._client.open(
-            self._url, what=self._what, headers=headers, ok=ok, limit=self._limit, credentials=self._credentials
-        ) as response:
-            self._check(response)
-            if response.status == 416 or (response.status == 206 and not self._continues(response, offset, validator)):
-                self.forget()
-                raise FetchError(
-                    f"get {self._what} {shown(self._url)}: the server does not go on where it stopped",
-                    url=self._url,
-                    transient=True,
-                )
-            if response.status not in (200, 206):
-                return Downloaded(response.url, response.status, response.headers, 0)
-            start = offset if response.status == 206 else 0
-            return self._receive(response, start)
-
-    def _continues(self, response: Response, offset: int, validator: str) -> bool:
-        """Whether a 206 is what was asked for, of the thing the beginning is of."""
-        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        same = self._immutable or response.headers.get("ETag", "") == validator
-        return found is not None and int(found[1]) == offset and same
-
-    def _receive(self, response: Response, start: int) -> Downloaded:
-        total = None if response.length is None else start + response.length
-        if self._expect_size is not None and total not in (None, self._expect_size):
-            raise self._wrong_size(total)
-        if not start:
-            self.forget()
-            self._remember(response)
-        done = start
-        with open(self._path, "ab") as file:
-            while data := response.read():
-                if done + len(data) > self._limit:
-                    raise _too_large(response.url, self._what, self._limit)
-                file.write(data)
-                self._on_data(done, data)
-                done += len(data)
-                self._on_progress(done, total)
-        if self._expect_size is not None and done != self._expect_size:
-            raise self._wrong_size(done)
-        return Downloaded(response.url, response.status, response.headers, done)
-
-    def _wrong_size(self, size: int | None) -> FetchError:
-        return FetchError(
-            f"get {self._what} {shown(self._url)}: it has {size} octets, and should have {self._expect_size}",
-            hint="the server has something else than what was announced",
-            url=self._url,
-        )
-
-    def _remember(self, response: Response) -> None:
-        """Keep what tells whether the server still has the same thing later. A weak validator, and a date, does not."""
-        tag = response.headers.get("ETag", "")
-        if tag.startswith('"') and not self._immutable:
-            state = {"url": self._url, "etag": tag}
-            files.replace(f"{self._path}.state", json.dumps(state).encode(), mode=0o600)
-
-    def _validator(self) -> str:
-        """The strong ETag of what is in the file; empty when going on is not safe."""
-        if self._immutable:
-            return "immutable"
-        try:
-            with open(f"{self._path}.state", encoding="utf-8") as file:
-                state = json.load(file)
-            return str(state["etag"]) if state["url"] == self._url else ""
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
-
-    def _present(self) -> int:
-        try:
-            return os.stat(self._path, follow_symlinks=False).st_size
-        except FileNotFoundError:
-            return 0
 
 
 def read_all(response: Response) -> bytes:
@@ -528,7 +392,7 @@ def split(url: str) -> SplitResult:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise FetchError(f"{shown(url)} is no URL: {error}", url=url) from error
+        raise FetchError(f"{shown(url)} is no URL: {error}", hint="check the address", url=url) from error
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
         raise FetchError(f"{shown(url)} is no URL with https and a host", hint="check the address", url=url)
     if "@" in parts.netloc:
@@ -566,7 +430,8 @@ def _redirected(request: _Request, response: Response) -> _Request:
         url = urljoin(request.url, location.strip())
         same = origin(url) == origin(request.url)
     except ValueError as error:
-        raise FetchError(f"get {request.what} {shown(request.url)}: redirect to no URL", url=request.url) from error
+        said = f"get {request.what} {shown(request.url)}: redirect to no URL"
+        raise FetchError(said, hint="tell the server's operator", url=request.url) from error
     headers = {name: value for name, value in request.headers.items() if same or name.lower() not in _SECRETS}
     return request._replace(url=url, headers=headers)
 
@@ -601,7 +466,8 @@ def _retry_after(response: Response) -> float | None:
         return None
 
 
-def _too_large(url: str, what: str, limit: int, size: int | None = None) -> FetchError:
+def too_large(url: str, what: str, limit: int, size: int | None = None) -> FetchError:
+    """What to raise when a body is more than was bargained for."""
     found = f"has {size} octets" if size is not None else "does not end"
     return FetchError(
         f"get {what} {shown(url)}: it {found}, and more than {limit} are not taken",
@@ -615,7 +481,9 @@ def _failure(error: Exception, url: str, what: str, *, late: bool = False) -> Fe
     said = f"get {what} {shown(url)}"
     host = urlsplit(url).netloc
     chain = _chain(error)
-    if late or any(isinstance(e, TimeoutError | exceptions.TimeoutError) for e in chain):
+    if any(isinstance(e, exceptions.ProxyError) for e in chain):
+        host = f"{host} through the proxy"
+    if late or any(_is_timeout(e) for e in chain):
         return FetchError(f"{said}: {host} is too slow", hint="try again later", url=url, transient=True)
     for found in chain:
         if isinstance(found, ssl.SSLCertVerificationError):
@@ -640,6 +508,13 @@ def _failure(error: Exception, url: str, what: str, *, late: bool = False) -> Fe
     return FetchError(f"{said}: {host} broke off: {_plain(str(error))}", hint="try again", url=url, transient=True)
 
 
+def _is_timeout(error: BaseException) -> bool:
+    # urllib3 counts a refused connection as one that timed out.
+    return isinstance(error, TimeoutError | exceptions.TimeoutError) and not isinstance(
+        error, exceptions.NewConnectionError
+    )
+
+
 def _distrusted(error: ssl.SSLCertVerificationError, said: str, host: str, url: str) -> FetchError:
     return FetchError(
         f"{said}: the certificate of {host} is not trusted: {error.verify_message}",
@@ -658,102 +533,6 @@ def _chain(error: BaseException) -> list[BaseException]:
         if here in found:
             continue
         found.append(here)
-        behind = (here.__cause__, here.__context__, getattr(here, "original_error", None), *here.args)
+        behind = (here.__cause__, getattr(here, "original_error", None), *here.args)
         queue.extend(item for item in behind if isinstance(item, BaseException))
     return found
-
-
-# Connections
-
-
-class _Watch:
-    """Ends a connection whose current step takes too long. A context manager around one step; used for many."""
-
-    def __init__(self, connection: Any, seconds: float) -> None:
-        self.expired = False
-        self._socket: socket.socket = getattr(connection, "socket", connection)  # of TLS inside of TLS
-        self._seconds = seconds
-        self._deadline: float | None = None
-        self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="http-watch", daemon=True).start()
-
-    def __enter__(self) -> Self:
-        self._deadline = time.monotonic() + self._seconds
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._deadline = None
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._seconds / 8):
-            deadline = self._deadline
-            if deadline is not None and time.monotonic() >= deadline:
-                self.expired = True
-                try:
-                    # Not SSLSocket's own method, which takes the TLS state away from the thread that is reading.
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-                except OSError:
-                    pass
-                return
-
-
-class _Watched(HTTPConnection):
-    """A connection whose answers come with a _Watch, as `watch`."""
-
-    def getresponse(self) -> Urllib3Response:  # type: ignore[override]
-        assert self.sock is not None
-        seconds = self.timeout if isinstance(self.timeout, int | float) else TIMEOUT
-        watch = _Watch(self.sock, STEP_FACTOR * seconds)
-        try:
-            with watch:
-                response = super().getresponse()
-        except BaseException as error:
-            watch.stop()
-            if watch.expired:
-                raise TimeoutError from error
-            raise
-        response.watch = watch  # type: ignore[attr-defined]
-        return response
-
-
-class _WatchedTLS(_Watched, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Watched
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLS
-
-
-def _make_pool(proxy: str, context: ssl.SSLContext) -> urllib3.PoolManager:
-    options: dict[str, Any] = {"ssl_context": context, "maxsize": 8, "retries": False}
-    if proxy:
-        parts = urlsplit(proxy)
-        if parts.scheme not in ("http", "https"):
-            raise FetchError(f"proxy {shown(proxy)}: only http and https proxies are supported", hint="see https_proxy")
-        login = parts.username and f"{parts.username}:{parts.password or ''}"
-        headers = urllib3.make_headers(proxy_basic_auth=login or None)
-        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        pool: urllib3.PoolManager = urllib3.ProxyManager(address, proxy_headers=headers, **options)
-    else:
-        pool = urllib3.PoolManager(**options)
-    pool.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-    return pool
-
-
-def _proxy_for(parts: SplitResult) -> str:
-    """The proxy the environment (http_proxy, https_proxy, no_proxy) wants for a URL; empty for none."""
-    proxies = getproxies_environment()
-    host = parts.hostname or ""
-    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-    if not proxy or host == "localhost" or host.startswith("127.") or host == "::1":
-        return ""
-    if proxy_bypass_environment(parts.netloc, proxies):
-        return ""
-    return proxy if "://" in proxy else f"http://{proxy}"

@@ -148,7 +148,8 @@ def require_trusted(keystore: Keystore, signatures: tuple[Signature, ...], name:
 
 
 def check_signer(keystore: Keystore, signature_path: str, name: str) -> None:
-    """Refuse a signature whose claimed maker is not trusted for `name`, so that the image need not be downloaded.
+    """Refuse a signature whose claimed maker is not trusted for `name`, so that the image need not be downloaded. An
+    empty name is one that only the image will tell: any key of the keystore may be for it.
 
     Runs no gpg and proves nothing: a claim that passes must still be verified. Raises what `verify_detached` and
     `require_trusted` would."""
@@ -159,6 +160,8 @@ def check_signer(keystore: Keystore, signature_path: str, name: str) -> None:
     keys, problems = _usable_keys(keystore)
     for _, key in keys:
         if any(key.made(signature) for signature in signatures):
+            if not name:
+                return
             raise _untrusted(keystore, key.fingerprint, _first_user_id(key), name)
     raise _unknown(keystore, signatures, signature_path, problems, name)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.errors import RkpyError, TrustError, UsageError, reason
-from stage0 import openpgp, render
+from common.errors import RkpyError, TrustError, UsageError
+from stage0 import openpgp, pubkeys, render
 from stage0.config import Config
 from stage0.flags import go_bool
-from stage0.gpg import KeyInfo, Subkey, isolated
-from stage0.keystore import MAX_KEY_SIZE, KeyFile, Keystore, load, normal_fingerprint, read_limited
+from stage0.gpg import KeyInfo, Subkey
+from stage0.keystore import KeyFile, Keystore, load, normal_fingerprint
+
+if TYPE_CHECKING:
+    from stage0.http import Client
 
 _BOOL: dict[str, Any] = {"type": go_bool, "is_flag": False, "flag_value": "true", "default": "false"}
 _NOTES = {"r": " (revoked)", "e": " (expired)", "i": " (invalid)"}
@@ -32,7 +37,7 @@ _NOTES = {"r": " (revoked)", "e": " (expired)", "i": " (invalid)"}
     default="table",
     help="how --list shows the keys: table, json or json-pretty",
 )
-@click.argument("pubkeys", metavar="[PUBKEY]...", nargs=-1)
+@click.argument("locations", metavar="[PUBKEY]...", nargs=-1)
 @click.pass_obj
 def command(
     config: Config,
@@ -43,19 +48,19 @@ def command(
     list_keys: bool,
     remove: str | None,
     format_: str,
-    pubkeys: tuple[str, ...],
+    locations: tuple[str, ...],
 ) -> None:
     """Trust keys for verifying images.
 
-    PUBKEY is a file with OpenPGP public keys. Each is shown and asked about, and then trusted for every image whose
-    name begins with PREFIX in whole components (example.com/app is not over example.com/apple), or with --root for
-    every image.
+    PUBKEY is a file or an https URL with OpenPGP public keys; without one, the keys that PREFIX announces on its web
+    page are taken. Each is shown and asked about, and then trusted for every image whose name begins with PREFIX in
+    whole components (example.com/app is not over example.com/apple), or with --root for every image.
     """
     keystore = Keystore(config.local_config, config.system_config)
     if prefix is not None and root:
         raise UsageError("--prefix and --root exclude each other", hint="a root key is trusted for every prefix")
     if list_keys or remove is not None:
-        if pubkeys or (list_keys and remove is not None):
+        if locations or (list_keys and remove is not None):
             raise UsageError("--list and --remove stand alone", hint="add keys with another call")
         if remove is not None:
             _remove(keystore, normal_fingerprint(remove), prefix, root)
@@ -64,12 +69,15 @@ def command(
         return
     _require_place(prefix, root)
     keystore.place(prefix)  # a bad prefix is an error before any question is asked
-    if not pubkeys:
-        raise UsageError(
-            "no key file given", hint="rkpy trust does not look for keys yet: get the key and name its file"
-        )
-    for pubkey in pubkeys:
-        _trust_file(keystore, pubkey, prefix, review=not skip_fingerprint_review)
+
+    @functools.cache
+    def client() -> Client:
+        from stage0.http import Client
+
+        return Client(config, insecure=config.insecure | {"http"} if insecure_allow_http else config.insecure)
+
+    for location in locations or _locations(prefix, client):
+        _trust(keystore, location, prefix, client, review=not skip_fingerprint_review)
 
 
 def _require_place(prefix: str | None, root: bool) -> None:
@@ -80,64 +88,28 @@ def _require_place(prefix: str | None, root: bool) -> None:
         )
 
 
-class _Candidate(NamedTuple):
-    info: KeyInfo
-    armored: bytes
+def _locations(prefix: str | None, client: Callable[[], Client]) -> tuple[str, ...]:
+    """The keys that the prefix announces."""
+    if prefix is None:
+        raise UsageError("no key given", hint="a root key is announced nowhere: name its file or its https URL")
+    from stage0 import discovery
+
+    return discovery.keys(client(), prefix)
 
 
-def _trust_file(keystore: Keystore, location: str, prefix: str | None, *, review: bool) -> None:
-    keys = _read(location)
+def _trust(
+    keystore: Keystore, location: str, prefix: str | None, client: Callable[[], Client], *, review: bool
+) -> None:
+    keys = pubkeys.read(location, client)
     for number, key in enumerate(keys, 1):
         where = f"{location} (key {number} of {len(keys)})" if len(keys) > 1 else location
-        candidate = _examine(keystore, key, where, prefix)
+        candidate = pubkeys.examine(keystore, key, where, prefix)
         if review and not _reviewed(candidate.info, where, prefix):
             click.echo(f'Not trusting "{openpgp.printable(where)}"', err=True)
             continue
         path = keystore.add(candidate.armored, prefix)
         what = "root key" if prefix is None else f'key for prefix "{prefix}"'
         click.echo(f'Added {what} at "{path}"')
-
-
-def _read(location: str) -> list[openpgp.PublicKey]:
-    shown = openpgp.printable(location)
-    if "://" in location:
-        raise TrustError(
-            f"{shown} is a URL, and keys are not downloaded yet",
-            hint="download the key, check its fingerprint, and give the file",
-        )
-    try:
-        return openpgp.public_keys(read_limited(location, MAX_KEY_SIZE))
-    except OSError as e:
-        raise TrustError(f"open {shown}: {reason(e)}", hint="name a file made with gpg --export") from e
-    except openpgp.SecretKeyError as e:
-        hint = "give the public key: gpg --armor --export; whoever could read this file has the secret"
-        raise TrustError(f"{shown} is not a public key: {e}", hint=hint) from e
-    except openpgp.PacketError as e:
-        raise TrustError(f"{shown} is not an OpenPGP public key: {e}", hint="make it with gpg --armor --export") from e
-
-
-def _examine(keystore: Keystore, key: openpgp.PublicKey, where: str, prefix: str | None) -> _Candidate:
-    """What gpg makes of `key`, joined with what is in its place already: a copy without a revocation that is known
-    here must not undo it."""
-    with isolated() as gpg:
-        accepted = gpg.import_keys([*_present(keystore, key, prefix), key.raw])
-        if key.fingerprint not in accepted:
-            raise TrustError(
-                f"gpg refuses the key in {openpgp.printable(where)}",
-                hint="it has no valid self-signature, perhaps only one with SHA-1; ask its owner for an updated key",
-            )
-        return _Candidate(gpg.describe(key.fingerprint), gpg.export(key.fingerprint))
-
-
-def _present(keystore: Keystore, key: openpgp.PublicKey, prefix: str | None) -> list[bytes]:
-    found = []
-    for file in keystore.files():
-        if (file.fingerprint, file.prefix) == (key.fingerprint, prefix or ""):
-            try:
-                found.append(load(file).raw)
-            except TrustError:
-                continue  # it is about to be replaced by one that can be used
-    return found
 
 
 def _reviewed(info: KeyInfo, where: str, prefix: str | None) -> bool:
