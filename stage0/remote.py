@@ -22,7 +22,7 @@ from aci.sources import opened
 from aci.store import TMP, ImageRecord, Store, Verification
 from common import files, locks
 from common.errors import ImageError, ManifestError, RkpyError, StoreError, TrustError, UsageError, reason
-from stage0 import discovery, httpcache, pubkeys, verify
+from stage0 import discovery, httpcache, openpgp, pubkeys, verify
 from stage0.config import Config
 from stage0.discovery import Endpoint
 from stage0.http import Client, FetchError, OnProgress, Response, read_all, shown
