@@ -76,7 +76,7 @@ def _from_registry(config: Config, store: Store, text: str, policy: str) -> Imag
     if record is None:
         client = registry.Client(config)
         record = registry.stored(client, store, wanted) if policy == "update" else None
-        record = record or registry.pull(client, store, client.resolve(wanted), authorize=lambda name: None)
+        record = record or registry.pull(client, store, client.resolve(wanted), authorize=lambda name: None, warn=warn)
     store.touch(record.id)
     return record
 

@@ -21,7 +21,6 @@ from stage0 import docker_reference, registry
 from stage0.config import Config
 from tests.host import registries
 from tests.host.commands import Done, Rkpy
-from tests.host.conftest import unavailable
 from tests.host.registries import PASSWORD, USER, Answer, Asked, Fake, Made, Real
 
 BIG = os.urandom(300_000)
@@ -75,7 +74,7 @@ class Host:
 def need(*programs: str) -> None:
     for program in programs:
         if shutil.which(program) is None:
-            unavailable(f"needs {program}")
+            pytest.skip(f"needs {program}")
 
 
 @pytest.fixture(scope="module")
