@@ -40,6 +40,8 @@ _SCHEMA1 = "application/vnd.docker.distribution.manifest.v1"
 _ACCEPT = ", ".join((*oci.MANIFESTS, *oci.INDEXES))
 _CERTIFICATES = ("/etc/docker/certs.d", "/etc/containers/certs.d")
 _TOKEN_LIMIT = 64 << 10
+_CHALLENGE_LIMIT = 4 << 10
+"""Characters of a WWW-Authenticate that are looked at: the patterns below take quadratic time."""
 _NAMELESS_TYPES = ("", "application/json", "application/octet-stream", "text/plain")
 """Content types of servers that just serve files; the document itself says what it is."""
 _CHALLENGE = re.compile(r'(\w+)\s+((?:\w+\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^\s,"]+)\s*,?\s*)+)')
@@ -298,7 +300,7 @@ class Client:
 
     def _authorize(self, place: Endpoint, header: str, what: str, *, again: bool) -> None:
         """Do what a 401 asks for. Raises RegistryError when that is impossible, or has been done without success."""
-        challenges = {kind.lower(): _parameters(text) for kind, text in _CHALLENGE.findall(header)}
+        challenges = {kind.lower(): _parameters(text) for kind, text in _CHALLENGE.findall(header[:_CHALLENGE_LIMIT])}
         login = self.logins.find(place.host, place.repository)
         if self._schemes.get(place.host) == "http":
             raise self._denied(place, what, login, "passwords and tokens are sent over TLS only")
