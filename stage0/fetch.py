@@ -84,7 +84,7 @@ def _fetch(
     from stage0.keystore import Keystore
 
     if policy == "never":
-        raise ImageError(f'no image "{arguments.reference}" in the store', hint="--pull-policy=never forbids fetching")
+        raise ImageError(f"{arguments.reference} is not in the store", hint="--pull-policy=never forbids fetching")
     if wanted.kind == "name" and looks_like_uuid(wanted.value):
         hint = "this looks like a pod's UUID; see `rkpy list` and `rkpy run-prepared`"
         raise ImageError(f'discovery failed: no image "{wanted.value}" in the store', hint=hint)

@@ -60,7 +60,7 @@ class Host:
 
     def refused(self, reference: str) -> str:
         """The one line of a fetch that fails, and leaves nothing behind."""
-        done = self("fetch", reference)
+        done = self("fetch", "--quiet", reference)
         assert done.status == 254, done
         assert done.err.count("\n") == 1, done
         assert not self.rkpy.images()

@@ -27,7 +27,7 @@ A = "a" * 64
     ],
 )
 def test_what_the_store_calls_images(text: str, name: str, version: str) -> None:
-    assert registry.image_name(docker_reference.parse(text))[:2] == (name, version)
+    assert docker_reference.image_name(docker_reference.parse(text))[:2] == (name, version)
 
 
 @pytest.mark.parametrize(
