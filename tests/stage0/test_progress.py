@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import sys
+import termios
 
 import pytest
 
@@ -40,6 +41,7 @@ def test_nothing_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_bar_for_each_layer_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         fetch(Progress())
