@@ -19,6 +19,9 @@ ALGORITHMS = {
     "Ed448": ("ED448", ""),
 }
 
+CONFIG = b"{}"
+"""What the manifest of a `.sig` tag has for a configuration."""
+
 
 class KeyPair:
     """What `cosign generate-key-pair` leaves behind, with the secret key not encrypted."""
@@ -67,7 +70,10 @@ def layer(payload: bytes, signature: bytes) -> dict[str, Any]:
 
 def manifest(*layers: dict[str, Any]) -> bytes:
     """That of a `.sig` tag."""
-    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 2, "digest": f"sha256:{'0' * 64}"}
+    digest = hashlib.sha256(CONFIG).hexdigest()
+    config = {
+        "mediaType": "application/vnd.oci.image.config.v1+json", "size": len(CONFIG), "digest": f"sha256:{digest}",
+    }  # fmt: skip
     kind = "application/vnd.oci.image.manifest.v1+json"
     return json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers}).encode()
 
