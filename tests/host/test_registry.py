@@ -160,6 +160,21 @@ def test_a_digest_that_is_stored_takes_no_request(host: Host, server: Real, push
     assert server.requests()[before:] == []
 
 
+def test_a_digest_beside_a_tag_is_not_met_by_what_the_tag_was(guest: Host, fake: Fake) -> None:
+    old, new = registries.image({"a": b"old"}), registries.image({"a": b"new"})
+    fake.add(old)
+    guest.fetch(f"docker://{fake.host}/app:1")
+    fake.add(new)
+    pinned = f"docker://{fake.host}/app:1@{new.digest}"
+    done = guest("fetch", "--pull-policy=never", pinned)
+    assert done.status == 254, done
+    assert "is not in the store" in done.err
+    assert read(guest, guest.fetch(pinned, "--pull-policy=new"), 0, "a") == b"new"
+    asked = len(fake.asked)
+    assert read(guest, guest.fetch(pinned, "--pull-policy=new"), 0, "a") == b"new"
+    assert len(fake.asked) == asked
+
+
 def test_a_tag_that_moved_is_fetched(host: Host, server: Real, pushed: Made, tmp_path: Path) -> None:
     for content in (b"old", b"new"):
         server.push(registries.image({"a": content}).layout(tmp_path / content.decode()), "team/moving:latest")
