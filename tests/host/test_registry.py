@@ -337,6 +337,19 @@ def test_the_password_buys_the_token(guest: Host, fake: Fake, made: Made) -> Non
     assert base64.b64decode(token.headers["Authorization"].removeprefix("Basic ")).decode() == f"{USER}:{PASSWORD}"
 
 
+def test_an_identity_token_is_not_sent_over_plain_http(guest: Host, fake: Fake, made: Made) -> None:
+    guest.configure(f'[[registry]]\nlocation = "{fake.host}"\ninsecure = true\n')
+    auths = {fake.host: {"auth": base64.b64encode(b"u:").decode(), "identitytoken": "refresh-me"}}
+    (guest.directory / "auth.json").write_text(json.dumps({"auths": auths}))
+    plain = Fake()
+    try:
+        fake.rules.append(lambda asked: Answer(401, {"WWW-Authenticate": f'Bearer realm="http://{plain.host}/token"'}))
+        assert "over TLS only" in guest.refused(f"docker://{fake.host}/app:1")
+        assert plain.asked == []
+    finally:
+        plain.close()
+
+
 def test_an_identity_token_is_exchanged(guest: Host, fake: Fake, made: Made) -> None:
     auths = {fake.host: {"auth": base64.b64encode(b"u:").decode(), "identitytoken": "refresh-me"}}
     (guest.directory / "auth.json").write_text(json.dumps({"auths": auths}))
