@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from aci import isolators
 from aci.image_manifest import App, Isolator
+from aci.oci_config import CMD
 from aci.pod_manifest import PodManifest, RuntimeApp, RuntimeImage, RuntimeMount, Volume
 from aci.store import ImageRecord
 from aci.types import ac_name, default_app_name
@@ -17,8 +18,6 @@ from stage0 import values
 from stage0.grammar import ImageArguments
 from stage0.options import Values
 
-ENTRYPOINT_ANNOTATION = "appc.io/docker/entrypoint"
-CMD_ANNOTATION = "appc.io/docker/cmd"
 _REPLACED_FAMILIES = {
     "caps-retain": "os/linux/capabilities-",
     "caps-remove": "os/linux/capabilities-",
@@ -134,7 +133,7 @@ def _exec(image: Selected, own: Values, app: App) -> tuple[str, ...]:
 
 def _without_cmd(image: Selected, app: App, *, replaced: bool) -> tuple[str, ...]:
     annotations = dict(image.record.manifest.annotations)
-    cmd = _strings(annotations.get(CMD_ANNOTATION))
+    cmd = _strings(annotations.get(CMD))
     if replaced and cmd and app.exec[-len(cmd) :] == cmd:
         return app.exec[: -len(cmd)]
     return app.exec

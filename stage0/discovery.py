@@ -25,7 +25,8 @@ MAX_TAG = 4 << 10
 MAX_ENDPOINTS = 16
 
 _HTML = frozenset({"", "text/html", "application/xhtml+xml"})
-_TAG = re.compile(r"""</?[a-z!?](?:[^>"']++|"[^"]*+"|'[^']*+')*+>""", re.IGNORECASE)
+# Not with possessive quantifiers: Python before 3.11.5 gets them wrong (python/cpython#106052).
+_TAG = re.compile(r"""</?[a-z!?](?:[^>"']|"[^"]*"|'[^']*')*>""", re.IGNORECASE)
 _WORD = re.compile(r"</?([a-z0-9!?-]*)", re.IGNORECASE)
 _RAW = frozenset({"script", "style", "title", "textarea", "noscript", "template", "iframe", "noframes", "xmp"})
 """Elements whose content is text, however much it looks like tags."""

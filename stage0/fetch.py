@@ -43,7 +43,10 @@ def image(config: Config, store: Store, arguments: ImageArguments, policy: str, 
     wanted = reference.parse(arguments.reference)
     signature = arguments.flags.get("signature")
     if wanted.kind in reference.FILES:
-        return _import(config, store, wanted, signature)
+        imported = _import(config, store, wanted, signature)
+        if imported.manifest.dependencies:
+            _fetch_dependencies(config, store, imported, policy, quiet)
+        return imported
     record = _stored(store, wanted) if wanted.kind == "id" or policy != "update" else None
     if record is None:
         with _progress(quiet) as progress:
@@ -164,6 +167,25 @@ def _import(config: Config, store: Store, wanted: Reference, signature: str | No
             store, path, format=kind, reference=wanted.image, authorize=lambda name: None, warn=warn
         )
     return _verified(config, store, kind, wanted, signature or _signature_beside(path, kind))
+
+
+def _fetch_dependencies(config: Config, store: Store, record: ImageRecord, policy: str, quiet: bool) -> None:
+    """What the store has will do, even where `policy` would ask for something newer of the image itself: whoever hands
+    out files may never have published what they build upon."""
+    from stage0 import remote
+    from stage0.keystore import Keystore
+
+    keystore = Keystore(config.local_config, config.system_config)
+    with _progress(quiet) as progress:
+        remote.fetch_dependencies(
+            config,
+            store,
+            keystore,
+            record.manifest,
+            policy="never" if policy == "never" else "new",
+            say=progress.say,
+            warn=warn,
+        )
 
 
 def _signature_beside(path: str, kind: str) -> str:

@@ -118,6 +118,17 @@ def fetch_aci(
         return record
 
 
+def fetch_dependencies(
+    config: Config, store: Store, keystore: Keystore, manifest: ImageManifest, *, policy: str, say: Say, warn: Say
+) -> None:
+    """Bring into the store all that an image which came from a file depends on. Raises as `fetch_aci` does."""
+    session = _Session(
+        config, store, keystore, Client(config), policy, say, warn, lambda done, total: None, time.time_ns(), {}
+    )
+    with store.lock():
+        _fetch_dependencies(session, manifest, ())
+
+
 def _wanted(reference: Reference, signature: str) -> Wanted:
     if reference.kind == "name":
         return Wanted(reference.value, tuple(sorted(reference.labels)), signature=signature)

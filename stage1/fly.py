@@ -178,7 +178,7 @@ def enter(request: EnterRequest) -> NoReturn:
         raise PodError("the pod has no leader yet", hint="wait until it runs")
     try:
         _join(leader)
-    except ProcessLookupError as error:
+    except (ProcessLookupError, FileNotFoundError) as error:  # the latter from below /proc/PID, when it goes meanwhile
         raise PodError("the pod isn't currently running") from error
     except OSError as error:
         raise LaunchError(f"cannot enter the pod's mount namespace: {reason(error)}") from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import click
 
+from aci.store import Store
 from common.errors import PodError, RkpyError
 from stage0 import flags, podinfo, render
 from stage0.commands.pod_arguments import one_uuid
@@ -56,7 +57,8 @@ def command(
     if form:
         render.write_json(podinfo.to_json(info), pretty=form == "json-pretty")
     else:
-        click.echo("".join(f"{key}={value}\n" for key, value in _lines(info)), nl=False)
+        lines = [*_lines(info), *_signers(info, Store(config.store))]
+        click.echo("".join(f"{key}={value}\n" for key, value in lines), nl=False)
 
 
 def _read(pods: Pods, uuid: str) -> PodInfo:
@@ -83,6 +85,17 @@ def _wait(pods: Pods, uuid: str, condition: Callable[[Pod], bool], timeout: int,
         if timeout > 0 and time.monotonic_ns() >= deadline:
             raise PodError(f'pod "{uuid}" {not_yet} after {timeout / 1e9:g} s')
         time.sleep(0.1)
+
+
+def _signers(pod: PodInfo, store: Store) -> Iterator[tuple[str, object]]:
+    """Which key vouched for the image of each app, as far as the store still knows: not in rkt's output, so last."""
+    for app in pod.apps:
+        try:
+            verification = store.get(app.image_id).verification
+        except RkpyError:
+            continue
+        if verification is not None:
+            yield f"signed-{app.name}", verification.fingerprint
 
 
 def _lines(pod: PodInfo) -> list[tuple[str, object]]:

@@ -280,6 +280,8 @@ def test_signed_images_run_and_others_do_not(rkpy: Rkpy, aci: str, gpg: Signer, 
     rkpy.ok("trust", "--prefix=example.com", "--skip-fingerprint-review", tmp_path / "key.pub")
     assert rkpy.images() == []
     assert rkpy("run", "--stage1=fly", aci).out == "from the image\n1000\n"
+    (pod,) = rkpy.pods()
+    assert rkpy.ok("status", pod.name).endswith(f"signed-app={key}\n")
 
     tampered = tmp_path / "tampered.aci"
     data = bytearray(Path(aci).read_bytes())

@@ -73,6 +73,18 @@ def test_an_image_is_found_by_its_name(rkpy: Rkpy, published: servers.Site) -> N
     assert len(published.seen) == asked  # from the store
 
 
+def test_a_file_brings_what_it_depends_on(rkpy: Rkpy, published: servers.Site, tmp_path: Path) -> None:
+    manifest = images.manifest("example.com/above", app=APP, dependencies=[{"imageName": "example.com/app"}])
+    path = images.make_aci(str(tmp_path / "above.aci"), manifest, {})
+    flags = ["--insecure-options=image", "run", "--stage1=fly"]
+    assert "example.com/app" in rkpy(*flags, "--store-only", path).err
+    done = rkpy(*flags, path)
+    assert (done.status, done.out) == (0, "published\n"), done
+    asked = len(published.seen)
+    assert rkpy(*flags, path).out == "published\n"
+    assert len(published.seen) == asked
+
+
 def test_an_image_by_its_url(rkpy: Rkpy, published: servers.Site) -> None:
     rkpy.ok("trust", "--root", "--skip-fingerprint-review", "https://mirror.example.com/keys")
     assert rkpy("run", "--stage1=fly", "https://mirror.example.com/app.aci").out == "published\n"
