@@ -66,9 +66,19 @@ def _stored(store: Store, wanted: Reference) -> ImageRecord | None:
     if wanted.kind == "docker":
         from stage0 import docker_reference
 
-        name = docker_reference.image_name(docker_reference.parse(wanted.value))
-        return store.find(name.name, reference.platform_labels() | {"version": name.version})
+        asked = docker_reference.parse(wanted.value)
+        name = docker_reference.image_name(asked)
+        record = store.find(name.name, reference.platform_labels() | {"version": name.version})
+        return record if record is None or not asked.digest or _is(record, asked.digest) else None
     return None
+
+
+def _is(record: ImageRecord, digest: str) -> bool:
+    """Whether `digest` is that of the image, or of the index it was chosen from: a name with a tag and a digest is
+    looked up by its tag, which may have meant something else when the image was stored."""
+    from aci.oci_config import ANNOTATION  # not stage0.registry: that would bring the HTTP client into `run`
+
+    return digest in (dict(record.manifest.annotations).get(f"{ANNOTATION}digest"), *record.blobs[:1])
 
 
 def _progress(quiet: bool) -> Progress:

@@ -317,6 +317,9 @@ class Client:
     def _token(self, place: Endpoint, challenge: dict[str, str], login: Login | None, what: str) -> str:
         """An access token (distribution: docs/spec/auth/token.md, oauth.md)."""
         realm = challenge.get("realm", "")
+        if login and not realm.lower().startswith("https:"):
+            # The client keeps headers from plain http, but an identity token is in the body.
+            raise self._denied(place, what, login, "passwords and tokens are sent over TLS only")
         scope = challenge.get("scope") or f"repository:{place.repository}:pull"
         query = {"service": challenge.get("service", ""), "scope": scope, "client_id": "rkpy"}
         headers, body, method = {}, None, "GET"

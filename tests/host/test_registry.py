@@ -160,6 +160,21 @@ def test_a_digest_that_is_stored_takes_no_request(host: Host, server: Real, push
     assert server.requests()[before:] == []
 
 
+def test_a_digest_beside_a_tag_is_not_met_by_what_the_tag_was(guest: Host, fake: Fake) -> None:
+    old, new = registries.image({"a": b"old"}), registries.image({"a": b"new"})
+    fake.add(old)
+    guest.fetch(f"docker://{fake.host}/app:1")
+    fake.add(new)
+    pinned = f"docker://{fake.host}/app:1@{new.digest}"
+    done = guest("fetch", "--pull-policy=never", pinned)
+    assert done.status == 254, done
+    assert "is not in the store" in done.err
+    assert read(guest, guest.fetch(pinned, "--pull-policy=new"), 0, "a") == b"new"
+    asked = len(fake.asked)
+    assert read(guest, guest.fetch(pinned, "--pull-policy=new"), 0, "a") == b"new"
+    assert len(fake.asked) == asked
+
+
 def test_a_tag_that_moved_is_fetched(host: Host, server: Real, pushed: Made, tmp_path: Path) -> None:
     for content in (b"old", b"new"):
         server.push(registries.image({"a": content}).layout(tmp_path / content.decode()), "team/moving:latest")
@@ -320,6 +335,19 @@ def test_the_password_buys_the_token(guest: Host, fake: Fake, made: Made) -> Non
     guest.fetch(f"docker://{fake.host}/app:1")
     token = next(asked for asked in fake.asked if asked.path.startswith("/token"))
     assert base64.b64decode(token.headers["Authorization"].removeprefix("Basic ")).decode() == f"{USER}:{PASSWORD}"
+
+
+def test_an_identity_token_is_not_sent_over_plain_http(guest: Host, fake: Fake, made: Made) -> None:
+    guest.configure(f'[[registry]]\nlocation = "{fake.host}"\ninsecure = true\n')
+    auths = {fake.host: {"auth": base64.b64encode(b"u:").decode(), "identitytoken": "refresh-me"}}
+    (guest.directory / "auth.json").write_text(json.dumps({"auths": auths}))
+    plain = Fake()
+    try:
+        fake.rules.append(lambda asked: Answer(401, {"WWW-Authenticate": f'Bearer realm="http://{plain.host}/token"'}))
+        assert "over TLS only" in guest.refused(f"docker://{fake.host}/app:1")
+        assert plain.asked == []
+    finally:
+        plain.close()
 
 
 def test_an_identity_token_is_exchanged(guest: Host, fake: Fake, made: Made) -> None:
