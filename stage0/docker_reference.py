@@ -68,11 +68,11 @@ def parse(text: str) -> DockerReference:
 
 
 def image_name(reference: DockerReference) -> oci_config.Name:
-    """What the store calls the image: registry and repository, and the tag as its version. An image that was asked for
-    by digest alone has that as its version."""
+    """What the store calls the image: registry and repository, and the tag as its version, or the digest where there is
+    one: what a signature of another tag allowed must not pass for this tag later."""
     host = API_HUB if reference.registry == DOCKER_HUB else reference.registry
     name = types.sanitise_identifier(f"{host}/{reference.repository}")
-    return oci_config.Name(name, reference.tag or reference.digest, str(reference))
+    return oci_config.Name(name, reference.digest or reference.tag, str(reference))
 
 
 def _split_tag(text: str) -> tuple[str, str | None]:

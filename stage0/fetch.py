@@ -123,6 +123,16 @@ def looks_like_uuid(text: str) -> bool:
     return len(text) >= 8 and set(text) <= set("0123456789abcdef-")
 
 
+def _is_trusted(keystore: Keystore, record: ImageRecord) -> bool:
+    """Whether a stored image was verified, by a key that is still trusted for its name."""
+    if record.verification is None:
+        return False
+    name = record.manifest.name
+    trusted = {key.fingerprint for _, key in keystore.trusted_for(name)}
+    trusted |= {key.fingerprint for _, key in keystore.cosign_trusted_for(name)}
+    return record.verification.fingerprint in trusted
+
+
 def _pull(
     config: Config, store: Store, keystore: Keystore, text: str, signature: str, progress: Progress
 ) -> ImageRecord:
@@ -139,7 +149,7 @@ def _pull(
     client = registry.Client(config)
     unverified = "image" in config.insecure
     record = registry.stored(client, store, asked)
-    if record is None or not (unverified or record.verification):
+    if record is None or not (unverified or _is_trusted(keystore, record)):
         resolved = client.resolve(asked)
         verification = None
         if not unverified:

@@ -65,4 +65,5 @@ class Progress:
             return None
         from tqdm import tqdm
 
+        tqdm.monitor_interval = 0  # Its thread would be there when the processes that unpack are forked.
         return tqdm(total=total, desc=name, unit="B", unit_scale=True, unit_divisor=1024, leave=False, file=sys.stderr)

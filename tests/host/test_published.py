@@ -178,6 +178,8 @@ def test_a_registrys_image_runs_once_it_is_signed_and_the_signer_trusted(rkpy: R
     before = len(signed.registry.requests())
     rkpy.ok("fetch", signed.reference)
     assert len(signed.registry.requests()) - before <= 2  # one question, asked again with a login
+    rkpy.ok("trust", f"--remove={signed.key}")
+    assert "rkpy trust" in rkpy.refused("fetch", "--quiet", signed.reference)
 
 
 def test_a_signature_for_another_name_is_no_signature_elsewhere(rkpy: Rkpy, signed: Signed) -> None:

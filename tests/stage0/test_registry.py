@@ -23,7 +23,7 @@ A = "a" * 64
         ("localhost:5000/a", "localhost_5000/a", "latest"),
         ("HOST.example.com/a", "host.example.com/a", "latest"),
         (f"quay.io/a@sha256:{A}", "quay.io/a", f"sha256:{A}"),
-        (f"quay.io/a:1@sha256:{A}", "quay.io/a", "1"),
+        (f"quay.io/a:1@sha256:{A}", "quay.io/a", f"sha256:{A}"),
     ],
 )
 def test_what_the_store_calls_images(text: str, name: str, version: str) -> None:
