@@ -87,7 +87,7 @@ def load(
         hostname=hostname,
         ipc=ipc,
         private_users=private_users,
-        isolators=tuple(isolator.name for isolator in manifest.isolators),
+        isolators=manifest.isolators,
         asked=asked,
         debug=debug,
     )

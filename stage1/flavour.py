@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple, NoReturn, Protocol, cast
 
-from aci.image_manifest import App
+from aci.image_manifest import App, Isolator
 from common.errors import UsageError
+from stage1.plan import ON_ANY_FAILURE, Restart
+from stage1.streams import Streams
 
-BUILTIN = {"fly": "stage1.fly"}
+BUILTIN = {"fly": "stage1.fly", "nspawn": "stage1.nspawn"}
 ENTRY_POINTS = "rkpy.stage1"
 
 
@@ -39,6 +41,9 @@ class PreparedApp(NamedTuple):
     """Absolute paths of the unpacked layers, lowest first; empty when the root was copied to `rootfs`."""
     read_only_root: bool
     mounts: tuple[Mount, ...]
+    streams: Streams = Streams()
+    restart: Restart = Restart()
+    stop_signal: int = 15
 
 
 class PreparedPod(NamedTuple):
@@ -59,11 +64,26 @@ class PreparedPod(NamedTuple):
     ipc: str
     """IPC namespace: "auto" leaves it to the flavour, "private" or "parent"."""
     private_users: bool
-    isolators: tuple[str, ...]
-    """Names of pod-level isolators."""
+    isolators: tuple[Isolator, ...]
+    """Of the pod: they bound those of its apps."""
     asked: tuple[str, ...]
     """Command-line options that restrict the app (`--caps-retain`, …) and that the user typed for this run."""
     debug: bool
+    name: str = ""
+    """The name given with --pod-name."""
+    data_directory: str = ""
+    """Where rkpy keeps everything (Config.data): caches of flavours go to `cache/` in it."""
+    interactive: bool = False
+    """The caller's terminal, or its streams as they are, become the app's; exactly one app."""
+    mutable: bool = False
+    """Apps may be added to and taken from the pod while it runs (`rkpy app`)."""
+    exit_policy: str = ON_ANY_FAILURE
+    stop_timeout: int = 10
+    """Seconds between asking the apps to end and killing them."""
+    insecure: tuple[str, ...] = ()
+    """Of --insecure-options what concerns running: "capabilities", "paths", "seccomp"."""
+    private_range: tuple[int, int] = (0, 0)
+    """With `private_users`: the first host ID of the pod's range and how many there are."""
 
 
 class EnterRequest(NamedTuple):
@@ -72,6 +92,12 @@ class EnterRequest(NamedTuple):
     directory: str
     app: PreparedApp
     command: tuple[str, ...]
+    user: str = ""
+    """Instead of the app's own: a user, or USER:GROUP, as the image knows them."""
+    cwd: str = ""
+    """Instead of the app's working directory."""
+    privileged: bool = False
+    """As root, without the app's restrictions."""
 
 
 class Flavour(Protocol):

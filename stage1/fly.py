@@ -69,7 +69,7 @@ def check(pod: PreparedPod) -> list[str]:
         if isinstance(step, mounts.Bind):
             step.require_source()
     app = pod.apps[0]
-    warnings = [f'fly ignores isolator "{name}" of the pod' for name in pod.isolators]
+    warnings = [f'fly ignores isolator "{isolator.name}" of the pod' for isolator in pod.isolators]
     warnings += [
         f'fly ignores isolator "{isolator.name}" of app "{app.name}"'
         for isolator in app.app.isolators

@@ -207,6 +207,10 @@ class ReadOnlyRoot(NamedTuple):
             raise LaunchError(f"cannot make the app's root read-only: {reason(error)}") from error
 
 
+STEPS: tuple[type[Step], ...] = (Bind, HostFile, Tmpfs, ReadOnlyRoot)
+"""Every kind of step, for those who pass plans between processes."""
+
+
 def normalize(path: str) -> str:
     """`path` without `.`, `..`, and doubled or trailing slashes, as the user reads it; `..` stops at the root."""
     return "/" + os.path.normpath("/" + path).lstrip("/")

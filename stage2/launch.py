@@ -28,6 +28,17 @@ class LaunchSpec(NamedTuple):
     no_new_privileges: bool
     keep_fds: tuple[int, ...]
     """Descriptors above 2 the app inherits on purpose; every other one is closed."""
+    capabilities: tuple[int, ...] | None = None
+    """The bounding set, by number (linux/capability.h); None leaves all sets as they are."""
+    ambient: tuple[int, ...] = ()
+    """Capabilities a user other than root keeps across execve(2) (capabilities(7), "Ambient")."""
+    seccomp: bytes = b""
+    """A filter as an array of struct sock_filter (seccomp(2)); empty for none."""
+    rlimits: tuple[tuple[int, int, int], ...] = ()
+    """(resource, soft, hard) as setrlimit(2) takes them, -1 for no limit."""
+    oom_score_adj: int | None = None
+    owns_streams: bool = False
+    """Descriptors 0 to 2 are the app's own pipes or terminal, so that its user may open them again by name."""
 
 
 def launch(spec: LaunchSpec) -> NoReturn:

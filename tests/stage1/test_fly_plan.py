@@ -127,7 +127,10 @@ WARNINGS: dict[str, tuple[PreparedPod, list[str]]] = {
     "published ports": (pod(ports=("http", "ssh")), [f'fly ignores --port of "{name}"' for name in ("http", "ssh")]),
     "names": (pod(name_options=("--dns", "--hosts-entry")), ["fly ignores --dns:", "fly ignores --hosts-entry:"]),
     "the host's IPC": (pod(ipc="parent"), []),
-    "pod isolators": (pod(isolators=("os/unix/sysctl",)), ['fly ignores isolator "os/unix/sysctl" of the pod']),
+    "pod isolators": (
+        pod(isolators=(Isolator("os/unix/sysctl", {}),)),
+        ['fly ignores isolator "os/unix/sysctl" of the pod'],
+    ),
     "isolators": (
         pod({"isolators": (Isolator("resource/memory", {"limit": "1M"}), Isolator("example.com/unknown", 1))}),
         [f'fly ignores isolator "{name}" of app "web"' for name in ("resource/memory", "example.com/unknown")],

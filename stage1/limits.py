@@ -1,0 +1,22 @@
+"""What a cgroup may use: the resource isolators of an app or a pod as cgroup v2 takes them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Limits(NamedTuple):
+    """0 means no limit of its own."""
+
+    memory: int = 0
+    """Bytes (memory.max)."""
+    cpu: int = 0
+    """Thousandths of a core (cpu.max)."""
+    cpu_weight: int = 0
+    """cpu.weight, 1 to 10000."""
+    pids: int = 0
+    """Processes and threads (pids.max)."""
+    io_bandwidth: int = 0
+    """Bytes a second, for reading and for writing each (io.max)."""
+    io_operations: int = 0
+    """Operations a second, for reading and for writing each (io.max)."""

@@ -1,0 +1,108 @@
+"""What a flavour that supervises its pod is told: the pod with every decision taken, ready to be carried out.
+
+It is made by the engine (`stage1.nspawn`), which knows images and manifests, and carried out by the monitor and the
+supervisor, which know neither. Between those processes it travels as JSON (`dumps`, `loads`).
+"""
+
+from __future__ import annotations
+
+import json
+from binascii import a2b_base64, b2a_base64
+from typing import Any, NamedTuple
+
+from stage1 import mounts, rootfs
+from stage1.limits import Limits
+from stage1.streams import Streams
+from stage2.launch import LaunchSpec
+
+ON_ANY_FAILURE, ON_ANY, UNTIL_ALL = EXIT_POLICIES = ("on-any-failure", "on-any", "until-all")
+"""What ends a pod before all its apps have ended: an app that fails (as rkt has it), any app that ends, or nothing."""
+
+
+class Restart(NamedTuple):
+    """When the supervisor starts an app again after it has ended."""
+
+    policy: str = "no"
+    """"no", "on-failure" or "always"."""
+    limit: int = 0
+    """How many times at most; 0 for no limit."""
+
+
+class AppPlan(NamedTuple):
+    """One app."""
+
+    name: str
+    root: rootfs.OverlayRoot | rootfs.CopiedRoot
+    steps: tuple[mounts.Step, ...]
+    """Everything mounted into the root, in order."""
+    launch: LaunchSpec
+    pre_start: tuple[LaunchSpec, ...] = ()
+    """Run one after the other before every start; a failure keeps the app from starting."""
+    post_stop: tuple[LaunchSpec, ...] = ()
+    """Run after the app has ended, however it ended."""
+    streams: Streams = Streams()
+    restart: Restart = Restart()
+    stop_signal: int = 15
+    limits: Limits = Limits()
+
+
+class PodPlan(NamedTuple):
+    """One pod."""
+
+    uuid: str
+    directory: str
+    lock_fd: int
+    apps: tuple[AppPlan, ...]
+    hostname: str
+    host_network: bool = False
+    private_ipc: bool = True
+    private_range: tuple[int, int] = (0, 0)
+    """The first host ID of the pod's user namespace and how many there are; (0, 0) for the host's namespace."""
+    exit_policy: str = ON_ANY_FAILURE
+    stop_timeout: int = 10
+    """Seconds between asking the apps to end and killing them."""
+    interactive: bool = False
+    mutable: bool = False
+    limits: Limits = Limits()
+    debug: bool = False
+
+
+_TYPES: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        AppPlan, PodPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS,
+    )
+}  # fmt: skip
+
+
+def dumps(value: Any) -> bytes:
+    """A plan, or a part of one, as JSON: a named tuple is a list led by its type's name, any other tuple one led by "",
+    and bytes are an object."""
+    return json.dumps(_encode(value), separators=(",", ":")).encode("ascii")
+
+
+def loads(data: bytes) -> Any:
+    """What `dumps` was given. ValueError when it is not such a thing."""
+    return _decode(json.loads(data))
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, tuple):
+        name = type(value).__name__ if hasattr(value, "_fields") else ""
+        return [name, *map(_encode, value)]
+    if isinstance(value, bytes):
+        return {"bytes": b2a_base64(value, newline=False).decode("ascii")}
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        items = tuple(map(_decode, value[1:]))
+        if not value[0]:
+            return items
+        if value[0] not in _TYPES:
+            raise ValueError(f"no part of a plan is called {value[0]}")
+        return _TYPES[value[0]](*items)
+    if isinstance(value, dict):
+        return a2b_base64(value["bytes"])
+    return value
