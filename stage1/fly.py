@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
@@ -17,6 +16,7 @@ from common import syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
 from stage1 import mounts, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
+from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
@@ -189,7 +189,7 @@ def enter(request: EnterRequest) -> NoReturn:
 def _join(leader: poddir.Leader) -> None:
     """Enter the namespace of the process `leader` and of no other: what was opened counts only if the leader is found
     alive afterwards. setns(2) also makes the namespace's root ours, even when the app has changed its own since."""
-    with _Process(leader.pid, leader.start_time) as process:
+    with Process(leader.pid, leader.start_time) as process:
         if not leader.is_alive():
             raise ProcessLookupError(errno.ESRCH, "the leader belongs to an earlier boot")
         namespace = os.open(f"/proc/{leader.pid}/ns/mnt", os.O_RDONLY)
@@ -200,48 +200,16 @@ def _join(leader: poddir.Leader) -> None:
     os.chdir("/")
 
 
-class _Process:
-    """A process held by pidfd and known by its start time, so that a reused PID is never taken for it.
-    ProcessLookupError when it is gone."""
-
-    def __init__(self, pid: int, start_time: int) -> None:
-        self.fd = os.pidfd_open(pid)
-        if poddir.start_time(pid) != start_time:
-            os.close(self.fd)
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-
-    def __enter__(self) -> _Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-    def require_alive(self) -> None:
-        """A pidfd becomes readable when its process ends (pidfd_open(2))."""
-        if select.select([self.fd], [], [], 0)[0]:
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-
-
 def stop(directory: str, *, force: bool) -> None:
     """SIGTERM to the leader, or to what is left of the pod when the leader is gone; with `force` SIGKILL to all of it.
     Never to a process group: the caller's shell may be in it."""
     leader = poddir.read_leader(directory)
     if leader is None or leader.boot_id != poddir.boot_id():
         return
-    if not force and _send(leader.pid, leader.start_time, signal.SIGTERM):
+    if not force and send(leader.pid, leader.start_time, signal.SIGTERM):
         return
     for pid, started in members(directory, leader):
-        _send(pid, started, signal.SIGKILL if force else signal.SIGTERM)
-
-
-def _send(pid: int, started: int, number: int) -> bool:
-    """Whether the process was there to be signalled."""
-    try:
-        with _Process(pid, started) as process:
-            signal.pidfd_send_signal(process.fd, number)
-    except ProcessLookupError:
-        return False
-    return True
+        send(pid, started, signal.SIGKILL if force else signal.SIGTERM)
 
 
 def members(directory: str, leader: poddir.Leader) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,9 @@
     overlay/APP/{upper,work}  what the app wrote (absent for a copied root)
     rootfs/APP                where the app's root appears, or the copied root itself
     volumes/NAME              empty volumes
-    status/APP                exit status of the app, decimal
+    started/APP               "PID STARTTIME" of the app's main process; its mtime is when the app was last started
+    status/APP                "STATUS [signal NUMBER] [oom] [stopped]": how the app ended; the first word is decimal
+    control                   the socket of the pod's monitor
 
 The layout is documented for users in docs/on-disk-format.md.
 """
@@ -27,6 +29,7 @@ CREATED = "pod-created"
 FLAVOUR = "flavour"
 PID = "pid"
 STARTING = "starting"
+CONTROL = "control"
 
 
 def app_info(pod: str, app: str, name: str) -> str:
@@ -47,6 +50,10 @@ def volume(pod: str, name: str) -> str:
 
 def status(pod: str, app: str) -> str:
     return f"{pod}/status/{app}"
+
+
+def started(pod: str, app: str) -> str:
+    return f"{pod}/started/{app}"
 
 
 class Leader(NamedTuple):
@@ -98,6 +105,34 @@ def read_leader(pod: str) -> Leader | None:
         return Leader(int(pid), int(started), int(namespace), boot)
     except (FileNotFoundError, ValueError):
         return None
+
+
+def write_started(pod: str, app: str, pid: int) -> None:
+    """Record the main process of `app`."""
+    _write_word_file(started(pod, app), f"{pid} {start_time(pid) or 0}")
+
+
+def read_started(pod: str, app: str) -> tuple[int, int] | None:
+    """PID and start time of the main process of `app`; None when it was never started."""
+    try:
+        with open(started(pod, app), encoding="ascii") as file:
+            pid, start = file.read(64).split()
+        return int(pid), int(start)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def write_status(pod: str, app: str, text: str) -> None:
+    """Record how `app` ended."""
+    _write_word_file(status(pod, app), text)
+
+
+def _write_word_file(path: str, text: str) -> None:
+    """Whole or not at all."""
+    os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
+    with open(f"{path}.new", "w", encoding="ascii") as file:
+        file.write(f"{text}\n")
+    os.rename(f"{path}.new", path)
 
 
 def read_status(pod: str, app: str) -> int | None:

@@ -41,18 +41,21 @@ class LaunchSpec(NamedTuple):
     """Descriptors 0 to 2 are the app's own pipes or terminal, so that its user may open them again by name."""
 
 
-def launch(spec: LaunchSpec) -> NoReturn:
+def launch(spec: LaunchSpec, *, report: int = -1) -> NoReturn:
     """Execute the app in this process. LaunchError says why that was not possible; its exit status is the shell's 127
     for a missing program and 126 for one that cannot be executed.
 
-    Closes descriptors, so a caller that catches the error must not use its own; 0, 1 and 2 stay."""
+    Closes descriptors, so a caller that catches the error must not use its own; 0, 1, 2 and `report` stay, the latter
+    until the app is executed."""
     who = identity.resolve(spec.user, spec.group, spec.supplementary_gids)
     variables = environment.build(spec.app_name, spec.environment, who, _terminal())
     sys.stdout.flush()
     sys.stderr.flush()
     # Before any path of the image's choosing is walked: through /proc/self/fd a directory of the host left open would
     # be a way out of the root (CVE-2024-21626).
-    _close_all_but(spec.keep_fds)
+    _close_all_but((*spec.keep_fds, report))
+    for fd in spec.keep_fds:
+        os.set_inheritable(fd, True)
     _reset_signals()
     os.umask(0o022)
     if spec.no_new_privileges:
@@ -98,7 +101,6 @@ def _close_all_but(keep: tuple[int, ...]) -> None:
     for fd in sorted({fd for fd in keep if fd > 2}):
         if first < fd:
             syscalls.close_range(first, fd - 1)
-        os.set_inheritable(fd, True)
         first = fd + 1
     syscalls.close_range(first, MAX_FD)
 

@@ -1,0 +1,104 @@
+"""The socket in a pod's directory through which rkpy's commands reach the pod's monitor: one request, one answer.
+
+Only root reaches it, by the directory's and the socket's modes and by who the kernel says is calling (SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import struct
+from _socket import AF_UNIX, SO_PEERCRED, SOCK_SEQPACKET, SOL_SOCKET
+from _socket import socket as Socket  # noqa: N812
+from collections.abc import Callable
+from typing import Any
+
+from common.errors import PodError, RkpyError, reason
+from stage1 import poddir
+from stage1.channel import Channel
+from stage1.loop import Loop
+
+Handler = Callable[[dict[str, Any], list[int]], dict[str, Any]]
+"""From a request and its descriptors, which the handler owns, to the answer; a RkpyError is an answer too."""
+_BACKLOG = 16
+
+
+class Server:
+    """The monitor's end."""
+
+    def __init__(self, loop: Loop, directory: str, handler: Handler) -> None:
+        self._loop = loop
+        self._handler = handler
+        self._socket = Socket(AF_UNIX, SOCK_SEQPACKET, 0)
+        path = f"{directory}/{poddir.CONTROL}"
+        try:
+            if os.path.lexists(path):
+                os.unlink(path)
+            with _Directory(directory) as place:
+                self._socket.bind(f"{place}/{poddir.CONTROL}")
+            os.chmod(path, 0o600)
+            self._socket.listen(_BACKLOG)
+        except OSError as error:
+            raise PodError(f"cannot listen on {path}: {reason(error)}") from error
+        loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self._accept())
+
+    def _accept(self) -> None:
+        fd, _ = self._socket._accept()
+        client = Socket(fileno=fd)
+        os.set_inheritable(fd, False)
+        _, uid, _ = struct.unpack("3i", client.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
+        if uid != 0:
+            client.close()
+            return
+        channel = Channel(client)
+        self._loop.add(fd, select.EPOLLIN, lambda _events: self._serve(channel))
+
+    def _serve(self, client: Channel) -> None:
+        self._loop.remove(client.fileno())
+        text, fds = client.receive()
+        try:
+            answer = self._handler(json.loads(text), fds) if text else {}
+        except RkpyError as error:
+            answer = {"error": error.message, "hint": error.hint}
+        except (ValueError, KeyError, TypeError) as error:
+            answer = {"error": f"the monitor does not understand the request: {error!r}"}
+        try:
+            client.send(json.dumps(answer))
+        except OSError:
+            pass  # It did not wait for the answer.
+        client.close()
+
+
+def request(directory: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Ask the monitor of the pod in `directory`. PodError when there is none, or with what it says went wrong."""
+    socket = Socket(AF_UNIX, SOCK_SEQPACKET, 0)
+    client = Channel(socket)
+    try:
+        with _Directory(directory) as place:
+            socket.connect(f"{place}/{poddir.CONTROL}")
+        client.send(json.dumps(fields), fds)
+        text, _ = client.receive()
+    except OSError as error:
+        raise PodError("the pod isn't currently running") from error
+    finally:
+        client.close()
+    if not text:
+        raise PodError("the pod has just ended")
+    answer: dict[str, Any] = json.loads(text)
+    if "error" in answer:
+        raise PodError(answer["error"], hint=answer.get("hint", ""))
+    return answer
+
+
+class _Directory:
+    """A short path to a directory: the address of a Unix socket has room for 107 bytes (unix(7))."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY)
+
+    def __enter__(self) -> str:
+        return f"/proc/self/fd/{self._fd}"
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)

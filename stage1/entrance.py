@@ -1,0 +1,119 @@
+"""`rkpy enter`: a command beside a running app, in its namespaces and its cgroup."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import NamedTuple, NoReturn
+
+from common import syscalls
+from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
+from stage1 import cgroup, channel, terminal
+from stage1.channel import Channel
+from stage1.processes import Process
+from stage2.launch import LaunchSpec, launch
+
+_SHELLS = ("/bin/bash", "/bin/sh")
+_NAMESPACES = (
+    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWCGROUP
+)  # fmt: skip
+
+
+class EnterPlan(NamedTuple):
+    """What to run and whom to follow."""
+
+    directory: str
+    app: str
+    pid: int
+    """The app's main process."""
+    start_time: int
+    launch: LaunchSpec
+    """Its argv is empty for a shell."""
+
+
+def enter(plan: EnterPlan) -> int:
+    """Run the command to its end; its exit status, as shells report it."""
+    interactive = os.isatty(0)
+    try:
+        procs = _join(plan)
+    except (ProcessLookupError, FileNotFoundError) as error:
+        raise PodError(f'app "{plan.app}" is not running') from error
+    except OSError as error:
+        raise LaunchError(f"cannot enter the pod's namespaces: {reason(error)}") from error
+    ours, theirs = channel.pair()
+    pid, pidfd = syscalls.clone3(0)
+    if pid == 0:
+        ours.close()
+        _become(plan.launch, theirs, procs, interactive)
+    theirs.close()
+    for fd in (pidfd, procs):
+        if fd >= 0:
+            os.close(fd)
+    return _accompany(pid, ours)
+
+
+def _join(plan: EnterPlan) -> int:
+    """Enter the namespaces of the app's main process (setns(2) with a pidfd, Linux 5.8), and of no other: they count
+    only if the process is found alive afterwards. Returns the open cgroup.procs of the app, or -1."""
+    with Process(plan.pid, plan.start_time) as process:
+        procs = cgroup.open_procs(plan.directory, plan.app)
+        flags = _NAMESPACES
+        if os.stat(f"/proc/{plan.pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+            flags |= syscalls.CLONE_NEWUSER
+        process.require_alive()
+        syscalls.setns(process.fd, flags)
+    if flags & syscalls.CLONE_NEWUSER:
+        os.setgroups(())
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    # Entering a user namespace made us dumpable or not by a system-wide setting (suid_dumpable in proc(5)).
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    return procs
+
+
+def _become(spec: LaunchSpec, report: Channel, procs: int, interactive: bool) -> NoReturn:
+    """In the child, the first of ours inside the pod's PID namespace."""
+    try:
+        if procs >= 0:
+            os.write(procs, b"0")
+            os.close(procs)
+        os.setsid()
+        if interactive:
+            master, slave = terminal.open_pty()
+            report.send("terminal", (master,))
+            os.close(master)
+            terminal.take_terminal(slave)
+        argv = spec.argv or (next((shell for shell in _SHELLS if os.access(shell, os.X_OK)), _SHELLS[-1]),)
+        launch(spec._replace(argv=argv, owns_streams=interactive), report=report.fileno())
+    except LaunchError as error:
+        report.send(f"{error.exit_status} {error}")
+        os._exit(error.exit_status)
+    except OSError as error:
+        report.send(f"{EXIT_FAILURE} {error.filename or ''}: {error.strerror}")
+    except BaseException as error:
+        report.send(f"{EXIT_FAILURE} bug in the launcher: {error!r}")
+    finally:
+        os._exit(EXIT_FAILURE)
+
+
+def _accompany(pid: int, report: Channel) -> int:
+    """Carry a terminal's traffic and the caller's signals until the command has ended."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: os.kill(pid, number))
+    master = -1
+    while True:
+        text, fds = report.receive()
+        if text == "terminal":
+            master = fds[0]
+        elif text:
+            status, _, message = text.partition(" ")
+            os.waitpid(pid, 0)
+            raise LaunchError(message, exit_status=int(status))
+        else:
+            break
+    if master >= 0:
+        terminal.proxy(master)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,289 @@
+"""The host's side of a pod: one small process that opens what the apps need, carries their output, and writes down how
+they fare. The pod ends with it (PR_SET_PDEATHSIG), and it ends with the pod.
+
+It is root on the host, in a mount namespace of its own, and nothing in the pod can see it. It decides nothing about
+the apps: that is the supervisor's. See docs/nspawn.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+from typing import Any, NamedTuple
+
+from common import syscalls
+from common.errors import EXIT_FAILURE, LaunchError, PodError, RkpyError, reason
+from stage1 import apptree, boot, channel, control, namespaces, poddir, supervisor
+from stage1.cgroup import PodCgroup
+from stage1.loop import Loop
+from stage1.plan import AppPlan, PodPlan, dumps, loads
+from stage1.streams import AppStreams, Foreground
+
+CREATED, RUNNING, EXITED = "created", "running", "exited"
+_KILLED = 128 + signal.SIGKILL
+
+
+class _App:
+    """One app as the monitor sees it."""
+
+    def __init__(self, plan: AppPlan) -> None:
+        self.plan = plan
+        self.streams: AppStreams | None = None
+        self.state = CREATED
+        self.status = 0
+        self.oom_kills = 0
+        """How many there were before the app's present run."""
+
+
+class _Supervisor(NamedTuple):
+    """PID 1 of the pod."""
+
+    pid: int
+    channel: channel.Channel
+
+
+class Monitor:
+    """One pod, from its namespaces to its exit status."""
+
+    def __init__(self, command: str, plan: PodPlan) -> None:
+        self._command = command
+        self._plan = plan
+        self._apps = {app.name: _App(app) for app in plan.apps}
+        self._status: int | None = None
+        """The pod's, once the supervisor has said it."""
+        self._stopping = False
+        self._idmap: int | None = None
+
+    def run(self) -> int:
+        """The pod's exit status. LaunchError when it cannot be started; nothing of it is left then."""
+        self._hide()
+        self._cgroup = PodCgroup.create(self._plan.directory, self._plan.uuid, self._plan.limits, self._owner())
+        try:
+            self._supervisor = self._clone()
+            self._loop = Loop()
+            self._foreground = Foreground(self._loop, several=len(self._apps) != 1, interactive=self._plan.interactive)
+            try:
+                self._supervise()
+            finally:
+                self._end()
+                self._foreground.close()
+        finally:
+            self._cgroup.remove()
+        return EXIT_FAILURE if self._status is None else self._status
+
+    def _owner(self) -> tuple[int, int] | None:
+        first, count = self._plan.private_range
+        return (first, first) if count else None
+
+    def _hide(self) -> None:
+        """A mount namespace of our own, which hears of the host's mounts and never tells it of ours."""
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+        except OSError as error:
+            raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
+
+    def _clone(self) -> _Supervisor:
+        """Make the namespaces and PID 1 in them; it waits there until told to go."""
+        ours, theirs = channel.pair()
+        cgroup = self._cgroup.init_fd()
+        try:
+            pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
+        except OSError as error:
+            raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
+        if pid == 0:
+            ours.close()
+            supervisor.main(self._plan, theirs)
+        theirs.close()
+        for fd in (pidfd, cgroup):
+            if fd >= 0:
+                os.close(fd)
+        return _Supervisor(pid, ours)
+
+    def _supervise(self) -> None:
+        pid = self._supervisor.pid
+        if self._plan.private_range[1]:
+            namespaces.map_ids(pid, self._plan.private_range)
+            self._idmap = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+        open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
+        poddir.write_leader(self._plan.directory, pid)
+        self._tell("go")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            self._loop.on_signal(number, self._terminate)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
+        self._server = control.Server(self._loop, self._plan.directory, self._serve)
+        self._loop.add(self._supervisor.channel.fileno(), select.EPOLLIN, lambda _events: self._hear())
+        for app in self._apps.values():
+            self._start(app)
+        self._tell("sealed")
+        self._loop.run()
+
+    def _terminate(self) -> None:
+        self._stopping = True
+        self._tell("terminate")
+
+    def _tell(self, text: str, fds: tuple[int, ...] = ()) -> None:
+        try:
+            self._supervisor.channel.send(text, fds)
+        except OSError:
+            pass  # That it is gone is what will be heard from it next.
+
+    def _start(self, app: _App) -> None:
+        """Open everything the app needs and hand it to the supervisor."""
+        plan = app.plan
+        if app.streams is not None:
+            app.streams.close()
+        streams = app.streams = AppStreams(self._loop, self._plan.directory, plan.name, plan.streams, self._foreground)
+        app.oom_kills = self._cgroup.oom_kills(plan.name)
+        opened = [channel.memory_file(dumps(plan))]
+        try:
+            cgroup = self._cgroup.app(plan.name, plan.limits)
+            opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
+            opened += apptree.open_app(plan, self._idmap)
+            fds = (opened[0], *streams.child_fds(), *opened[1:])
+            if len(fds) > channel.MAX_FDS:
+                raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
+            self._tell("start", fds)
+        finally:
+            for fd in opened:
+                os.close(fd)
+            streams.close_child_ends()
+        app.state = RUNNING
+
+    # --- what the supervisor says
+
+    def _hear(self) -> None:
+        text, fds = self._supervisor.channel.receive()
+        verb, _, rest = text.partition(" ")
+        if verb == "ready":
+            self._is_ready()
+        elif verb == "over":
+            self._status = int(rest)
+        elif verb == "broken":
+            raise LaunchError(rest)
+        elif not text:
+            self._loop.stop()
+        elif verb in ("started", "terminal", "failed", "ended"):
+            name, _, rest = rest.partition(" ")
+            if name in self._apps:
+                getattr(self, f"_{verb}")(self._apps[name], rest, fds)
+        for fd in fds:
+            os.close(fd)
+
+    def _is_ready(self) -> None:
+        os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
+        gc.enable()
+
+    def _started(self, app: _App, rest: str, fds: list[int]) -> None:
+        if app.streams is not None:
+            app.streams.started(int(rest))
+        pid = _pid_behind(fds[0]) if fds else 0
+        poddir.write_started(self._plan.directory, app.plan.name, pid)
+
+    def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
+        if app.streams is not None and fds:
+            app.streams.set_terminal(os.dup(fds[0]))
+
+    def _failed(self, app: _App, rest: str, _fds: list[int]) -> None:
+        text = rest.partition(" ")[2]
+        boot.complain(self._command, text if len(self._apps) == 1 else f'app "{app.plan.name}": {text}')
+
+    def _ended(self, app: _App, rest: str, _fds: list[int]) -> None:
+        """Write down how the app ended, and see that nothing it started outlives it."""
+        status, number, again = map(int, rest.split())
+        name = app.plan.name
+        self._cgroup.kill(name)
+        if app.streams is not None:
+            app.streams.drain()
+        oom = self._cgroup.oom_kills(name) > app.oom_kills
+        app.oom_kills = self._cgroup.oom_kills(name)
+        words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
+        self._write_status(app, [*words, *(["stopped"] if self._stopping else [])], status)
+        if again:
+            app.state = RUNNING
+
+    def _write_status(self, app: _App, words: list[str], status: int) -> None:
+        app.state, app.status = EXITED, status
+        poddir.write_status(self._plan.directory, app.plan.name, " ".join(words))
+
+    # --- what rkpy's commands ask for
+
+    def _serve(self, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        try:
+            return self._answer(asked["op"], asked.get("app", ""), asked, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        if op == "states":
+            return {"states": {app.plan.name: app.state for app in self._apps.values()}}
+        if op == "add":
+            return self._add(loads(channel.read_memory_file(fds.pop())))
+        if name not in self._apps:
+            raise PodError(f'no app "{name}" in the pod')
+        app = self._apps[name]
+        if op == "attach":
+            if app.streams is None or app.state != RUNNING:
+                raise PodError(f'app "{name}" is not running')
+            return app.streams.attach(asked["mode"], [fds.pop(0) for _ in range(len(fds))])
+        if not self._plan.mutable:
+            raise PodError("the pod was not made to be changed", hint="rkpy app works on pods of rkpy app sandbox")
+        if op == "start":
+            if app.state == RUNNING:
+                raise PodError(f'app "{name}" is running already')
+            self._start(app)
+        elif op in ("stop", "kill", "restart"):
+            if app.state != RUNNING:
+                raise PodError(f'app "{name}" is not running')
+            self._tell(f"{op} {name}")
+        elif op == "rm":
+            self._remove(app)
+        return {}
+
+    def _add(self, plan: AppPlan) -> dict[str, Any]:
+        if not self._plan.mutable:
+            raise PodError("the pod was not made to be changed", hint="rkpy app works on pods of rkpy app sandbox")
+        if plan.name in self._apps:
+            raise PodError(f'app "{plan.name}" is in the pod already')
+        self._apps[plan.name] = _App(plan)
+        return {}
+
+    def _remove(self, app: _App) -> None:
+        if app.state == RUNNING:
+            raise PodError(f'app "{app.plan.name}" is running', hint="stop it first")
+        self._tell(f"remove {app.plan.name}")
+        if app.streams is not None:
+            app.streams.close()
+        self._cgroup.remove_app(app.plan.name)
+        del self._apps[app.plan.name]
+
+    # --- the end
+
+    def _end(self) -> None:
+        """The pod is over, one way or another: nothing of it may be left, and nothing it said be lost."""
+        os.kill(self._supervisor.pid, signal.SIGKILL)
+        _, status = os.waitpid(self._supervisor.pid, 0)
+        if self._status is None and os.WIFSIGNALED(status):
+            self._status = 128 + os.WTERMSIG(status)
+        for app in self._apps.values():
+            if app.streams is not None:
+                app.streams.drain()
+            if app.state == RUNNING:
+                self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"], _KILLED)
+            if app.streams is not None:
+                app.streams.close()
+        for name in (poddir.STARTING, poddir.CONTROL):
+            try:
+                os.unlink(f"{self._plan.directory}/{name}")
+            except FileNotFoundError:
+                pass
+
+
+def _pid_behind(pidfd: int) -> int:
+    """The PID a pidfd stands for in our PID namespace; -1 when the process is gone (pidfd_open(2), fdinfo)."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return next((int(line[4:]) for line in file if line.startswith("Pid:")), -1)

@@ -1,0 +1,62 @@
+"""The pod's namespaces: which there are, and what has to be done in them once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from _socket import AF_INET, SOCK_DGRAM, sethostname
+from _socket import socket as Socket  # noqa: N812
+
+from common import syscalls
+from common.errors import LaunchError, reason
+from stage1.plan import PodPlan
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+_MAX_NAME = 64
+"""Bytes of a host name (uname(2), __NEW_UTS_LEN)."""
+
+
+def flags(plan: PodPlan) -> int:
+    """What clone3(2) is to make new. Not the cgroup namespace: its root would be the cgroup of the caller."""
+    wanted = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS
+    if plan.private_ipc:
+        wanted |= syscalls.CLONE_NEWIPC
+    if not plan.host_network:
+        wanted |= syscalls.CLONE_NEWNET
+    if plan.private_range[1]:
+        wanted |= syscalls.CLONE_NEWUSER
+    return wanted
+
+
+def map_ids(pid: int, private_range: tuple[int, int]) -> None:
+    """Write the ID maps of the user namespace of `pid` (user_namespaces(7)): 0 and up in it are the range outside."""
+    first, count = private_range
+    for kind in ("gid_map", "uid_map"):
+        path = f"/proc/{pid}/{kind}"
+        try:
+            fd = os.open(path, os.O_WRONLY)
+            try:
+                os.write(fd, f"0 {first} {count}\n".encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise LaunchError(f"cannot write {path}: {reason(error)}") from error
+
+
+def name_host(name: str) -> None:
+    """sethostname(2) in the pod's UTS namespace."""
+    try:
+        sethostname(name[:_MAX_NAME])
+    except OSError as error:
+        raise LaunchError(f'cannot set the host name "{name}": {reason(error)}') from error
+
+
+def bring_up_loopback() -> None:
+    """Set the interface `lo` up (netdevice(7)); it has its addresses by itself."""
+    with Socket(AF_INET, SOCK_DGRAM, 0) as socket:
+        try:
+            fcntl.ioctl(socket.fileno(), _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+        except OSError as error:
+            raise LaunchError(f"cannot bring up the loopback interface: {reason(error)}") from error

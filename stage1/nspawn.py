@@ -1,0 +1,240 @@
+"""The nspawn flavour: a pod in namespaces of its own, looked after by a supervisor that is its PID 1.
+
+This module runs in the engine. It turns the pod into a plan (`stage1.plan`) and becomes the monitor, which carries it
+out; see docs/nspawn.md.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import NoReturn
+
+from common import files
+from common.errors import PodError, UsageError
+from stage1 import apptree, boot, cgroup, control, poddir, resources, restrictions
+from stage1.channel import memory_file
+from stage1.entrance import EnterPlan
+from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
+from stage1.plan import AppPlan, PodPlan, dumps, loads
+from stage1.processes import send
+from stage2.launch import LaunchSpec
+
+_LAUNCH = "launch"
+"""The file among an app's that holds its LaunchSpec."""
+_PATIENCE = 600.0
+"""Seconds until `rkpy app stop` gives up waiting for an app that does not die."""
+_FLAGS = {"memory": "--memory", "cpu": "--cpu", "cpu_weight": "--cpu-shares", "pids": "--pids-limit"}
+"""The flags that ask for a limit, by its field in Limits."""
+
+
+def check(pod: PreparedPod) -> list[str]:
+    """What nspawn will ignore of `pod`, one line each. UsageError for what cannot be ignored safely, LaunchError for a
+    volume that cannot be mounted."""
+    _refuse(pod)
+    warnings = []
+    if pod.net is None:
+        warnings.append('nspawn has no network "default" yet: the pod has loopback only (--net=none says so, or --net=host)')
+    for app in pod.apps:
+        _, more = _app_plan(pod, app)
+        warnings += more
+        apptree.check(pod, app)
+    return warnings + _unenforceable(pod)
+
+
+def _refuse(pod: PreparedPod) -> None:
+    if not pod.apps and not pod.mutable:
+        raise UsageError("the pod has no apps")
+    for app in pod.apps:
+        if not app.app.exec:
+            raise UsageError(f'app "{app.name}" has nothing to execute', hint="name a program with --exec")
+    if pod.interactive and len(pod.apps) != 1:
+        raise UsageError(f"--interactive takes exactly one app, not {len(pod.apps)}")
+    if pod.ports:
+        raise UsageError("nspawn cannot publish ports", hint="leave out --port, or use --net=host")
+    if pod.name_options:
+        raise UsageError(f"nspawn cannot honour {', '.join(pod.name_options)}", hint="mount a file with --volume")
+    asked = [name for name in pod.net or () if name not in ("none", "host")]
+    if asked:
+        raise UsageError(f'nspawn has no network "{asked[0]}"', hint="use --net=none or --net=host")
+    if len(pod.net or ()) > 1:
+        raise UsageError(f"--net={','.join(pod.net or ())}: none and host stand alone")
+
+
+def _unenforceable(pod: PreparedPod) -> list[str]:
+    """A warning for each limit that cannot be kept here; UsageError for one that was typed."""
+    why = cgroup.enforceable(pod.directory)
+    found = []
+    wanted = [("the pod", resources.of_pod(pod.isolators))]
+    wanted += [(f'app "{app.name}"', resources.of_pod(app.app.isolators)) for app in pod.apps]
+    for owner, limits in wanted:
+        for field, value in limits._asdict().items():
+            problem = why[cgroup.CONTROLLER_OF[field]]
+            if not value or not problem:
+                continue
+            if _FLAGS.get(field, "") in pod.asked:
+                raise UsageError(f"{_FLAGS[field]} cannot be enforced here: {problem}")
+            found.append(f"{field.replace('_', ' ')} limit of {owner} is not enforceable here: {problem}")
+    return found
+
+
+def plan(pod: PreparedPod) -> PodPlan:
+    """`pod` with every decision taken."""
+    return PodPlan(
+        uuid=pod.uuid,
+        directory=pod.directory,
+        lock_fd=pod.lock_fd,
+        apps=tuple(_app_plan(pod, app)[0] for app in pod.apps),
+        hostname=pod.hostname or pod.name or f"rkpy-{pod.uuid}",
+        host_network=_is_host_network(pod),
+        private_ipc=pod.ipc != "parent",
+        private_range=pod.private_range,
+        exit_policy=pod.exit_policy,
+        stop_timeout=pod.stop_timeout,
+        interactive=pod.interactive,
+        mutable=pod.mutable,
+        limits=resources.of_pod(pod.isolators),
+        debug=pod.debug,
+    )
+
+
+def _is_host_network(pod: PreparedPod) -> bool:
+    return pod.net == ("host",)
+
+
+def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
+    """The plan of one app, and a warning for everything of it that will be ignored."""
+    launch, warnings = _launch_spec(pod, app)
+    as_root = launch._replace(user="0", group="0", supplementary_gids=(), working_directory="/")
+    handlers = {handler.name: (as_root._replace(argv=handler.exec),) for handler in app.app.event_handlers}
+    warnings += [
+        f'nspawn ignores socket activation of port "{port.name}" of app "{app.name}"'
+        for port in app.app.ports
+        if port.socket_activated
+    ]
+    made = AppPlan(
+        name=app.name,
+        root=apptree.root(pod, app),
+        steps=apptree.steps(pod, app),
+        launch=launch,
+        pre_start=handlers.get("pre-start", ()),
+        post_stop=handlers.get("post-stop", ()),
+        streams=app.streams,
+        restart=app.restart,
+        stop_signal=app.stop_signal,
+        limits=resources.of_app(app.app.isolators),
+    )
+    return made, warnings
+
+
+def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[str]]:
+    section = app.app
+    spec = LaunchSpec(
+        app_name=app.name,
+        argv=section.exec,
+        environment=section.environment,
+        user=section.user,
+        group=section.group,
+        supplementary_gids=section.supplementary_gids,
+        working_directory=section.working_directory,
+        no_new_privileges=False,
+        keep_fds=(),
+        owns_streams=True,
+    )
+    cache = f"{pod.data_directory}/cache"
+    return restrictions.restrict(spec, section.isolators, insecure=pod.insecure, cache=cache)
+
+
+def run(pod: PreparedPod) -> NoReturn:
+    """Become the pod's monitor, which exits with the pod's status."""
+    made = plan(pod)
+    for app in made.apps:
+        _record_launch(pod.directory, app)
+    boot.execute("run", "run", made, keep=(pod.lock_fd,))
+
+
+def _record_launch(directory: str, app: AppPlan) -> None:
+    """So that `enter` gives a command the very restrictions its app has."""
+    files.replace(poddir.app_info(directory, app.name, _LAUNCH), dumps(app.launch), mode=0o640)
+
+
+def enter(request: EnterRequest) -> NoReturn:
+    """Run the command beside the app, with its identity and restrictions unless the request says otherwise."""
+    app = request.app.name
+    started = poddir.read_started(request.directory, app)
+    if started is None or poddir.start_time(started[0]) != started[1]:
+        raise PodError(f'app "{app}" is not running')
+    try:
+        with open(poddir.app_info(request.directory, app, _LAUNCH), "rb") as file:
+            spec: LaunchSpec = loads(file.read())
+    except (OSError, ValueError) as error:
+        raise PodError(f'cannot tell how app "{app}" was started: {error}') from error
+    boot.execute("enter", "enter", EnterPlan(request.directory, app, *started, _entering(spec, request)))
+
+
+def _entering(spec: LaunchSpec, request: EnterRequest) -> LaunchSpec:
+    """The app's launch with what the request changes of it."""
+    spec = spec._replace(argv=request.command)
+    if request.privileged:
+        spec = spec._replace(
+            user="0", group="0", supplementary_gids=(), capabilities=None, ambient=(), seccomp=b"", rlimits=(),
+            oom_score_adj=None, no_new_privileges=False,
+        )  # fmt: skip
+    if request.user:
+        user, _, group = request.user.partition(":")
+        spec = spec._replace(user=user, group=group, supplementary_gids=(), ambient=())
+    return spec._replace(working_directory=request.cwd) if request.cwd else spec
+
+
+def stop(directory: str, *, force: bool) -> None:
+    """Ask the supervisor to stop the apps, or kill it and with it everything in the pod."""
+    leader = poddir.read_leader(directory)
+    if leader is not None and leader.boot_id == poddir.boot_id():
+        send(leader.pid, leader.start_time, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def gc(directory: str) -> None:
+    """Remove the pod's cgroups; everything else went with its last process or lies in its directory."""
+    cgroup.gc(directory)
+
+
+# --- pods that change
+
+
+def app_add(pod: PreparedPod, app: PreparedApp) -> None:
+    """Tell the running pod of an app, which `app_start` starts."""
+    apptree.check(pod, app)
+    fd = memory_file(dumps(_app_plan(pod, app)[0]))
+    try:
+        control.request(pod.directory, {"op": "add"}, (fd,))
+    finally:
+        os.close(fd)
+
+
+def app_start(directory: str, app: str) -> None:
+    control.request(directory, {"op": "start", "app": app})
+
+
+def app_stop(directory: str, app: str, *, force: bool) -> None:
+    """Returns once the app has ended."""
+    control.request(directory, {"op": "kill" if force else "stop", "app": app})
+    end = time.monotonic() + _PATIENCE
+    while app_states(directory).get(app) == "running":
+        if time.monotonic() > end:
+            raise PodError(f'app "{app}" does not end')
+        time.sleep(0.02)
+
+
+def app_restart(directory: str, app: str) -> None:
+    control.request(directory, {"op": "restart", "app": app})
+
+
+def app_rm(directory: str, app: str) -> None:
+    control.request(directory, {"op": "rm", "app": app})
+
+
+def app_states(directory: str) -> dict[str, str]:
+    """created, running or exited, by app."""
+    states: dict[str, str] = control.request(directory, {"op": "states"})["states"]
+    return states

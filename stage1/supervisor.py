@@ -1,0 +1,444 @@
+"""PID 1 of a pod: starts the apps, reaps, starts again or stops, and tells the monitor what happened.
+
+It is a fork of the monitor inside the pod's namespaces. It holds nothing of the host but its channel to the monitor and
+the pod's lock, decides by what it was told, and ends with the pod: the kernel then kills whatever is left in the
+namespace (pid_namespaces(7)).
+
+The monitor says (descriptors in brackets):
+    start APP [plan stdin stdout stderr cgroup mounts…]    cgroup is /dev/null where there are no cgroups
+    sealed             all apps of the beginning were named
+    stop APP, kill APP, restart APP, remove APP
+    signal NUMBER      to the main process of every app
+    terminate          stop the pod; SIGTERM means the same
+The supervisor says:
+    up                 its namespaces are ready
+    started APP PID [pidfd]           PID as the pod sees it
+    terminal APP [master]
+    failed APP STATUS TEXT    it could not be started; an `ended` follows
+    ended APP STATUS SIGNAL AGAIN     SIGNAL is 0 for an exit; AGAIN is 1 when it will be started again
+    ready              every app of the beginning has been started
+    over STATUS        the pod is over
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from typing import NoReturn
+
+from common import syscalls
+from common.errors import EXIT_FAILURE, LaunchError, reason
+from stage1 import apptree, channel, namespaces, policy, terminal
+from stage1.channel import Channel
+from stage1.loop import Loop
+from stage1.plan import AppPlan, PodPlan, loads
+from stage2.launch import LaunchSpec, launch, run_and_wait
+
+IPC_TEXT = 4096
+"""Bytes of an error message that are passed on."""
+
+
+class _App:
+    """One app and its main process."""
+
+    def __init__(self, plan: AppPlan, streams: list[int], cgroup: int, mounts: list[int]) -> None:
+        self.plan = plan
+        self.streams = streams
+        self.cgroup = cgroup
+        self.mounts = mounts
+        """Descriptors for the first start, which makes the app's mount namespace of them."""
+        self.namespace = -1
+        """The app's mount namespace, once it is furnished."""
+        self.pid = 0
+        """The main process; 0 while there is none."""
+        self.pidfd = -1
+        self.handlers = 0
+        """The process that runs the post-stop handlers; 0 while there is none."""
+        self.status = 0
+        self.report: Channel | None = None
+        """Where a process that has not become the app yet tells of its progress."""
+        self.started = False
+        self.times = 0
+        """How often it was started again by its restart policy."""
+        self.timer: object = None
+        self.stopping = False
+        self.again = False
+        """Whether to start it again once it is stopped (`rkpy app restart`)."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something of it runs or will."""
+        return bool(self.pid or self.handlers or self.timer)
+
+    def close(self) -> None:
+        for fd in (*self.streams, self.cgroup, *self.mounts, self.namespace):
+            if fd >= 0:
+                os.close(fd)
+
+
+class Supervisor:
+    """Runs until the pod is over; `status` is the pod's exit status."""
+
+    def __init__(self, plan: PodPlan, monitor: Channel) -> None:
+        self._plan = plan
+        self._monitor = monitor
+        self._apps: dict[str, _App] = {}
+        self._loop = Loop()
+        self._outcome = policy.Outcome(plan.exit_policy)
+        self._sealed = False
+        self._ready = False
+        self._stopping = False
+        self._over = False
+        self.status = 0
+
+    def run(self) -> int:
+        self._loop.on_signal(signal.SIGCHLD, self._reap)
+        self._loop.on_signal(signal.SIGTERM, self._terminate)
+        self._loop.add(self._monitor.fileno(), select.EPOLLIN, lambda _events: self._obey())
+        self._tell("up")
+        self._loop.run()
+        return self.status
+
+    def _tell(self, text: str, fds: tuple[int, ...] = ()) -> None:
+        try:
+            self._monitor.send(text, fds)
+        except OSError:
+            os._exit(EXIT_FAILURE)  # Without a monitor there is no pod.
+
+    # --- what the monitor says
+
+    def _obey(self) -> None:
+        text, fds = self._monitor.receive()
+        words = text.split(" ")
+        verb, name = words[0], words[-1]
+        if verb == "start":
+            self._start(fds)
+        elif verb == "sealed":
+            self._sealed = True
+            self._review()
+        elif verb == "signal":
+            for app in self._apps.values():
+                _kill(app.pid, int(name))
+        elif verb == "terminate":
+            self._terminate()
+        elif name in self._apps:
+            {"stop": self._stop, "kill": self._kill, "restart": self._restart, "remove": self._remove}[verb](
+                self._apps[name]
+            )
+        elif not text:
+            os._exit(EXIT_FAILURE)
+
+    def _start(self, fds: list[int]) -> None:
+        plan: AppPlan = loads(channel.read_memory_file(fds[0]))
+        old = self._apps.pop(plan.name, None)
+        if old is not None:
+            old.close()
+        cgroup = -1 if os.path.samestat(os.fstat(fds[4]), os.stat("/dev/null")) else fds[4]
+        app = self._apps[plan.name] = _App(plan, fds[1:4], cgroup, fds[5:])
+        self._launch(app)
+
+    def _restart(self, app: _App) -> None:
+        app.again = True
+        self._stop(app)
+
+    def _remove(self, app: _App) -> None:
+        if not app.busy:
+            del self._apps[app.plan.name]
+            app.close()
+
+    def _stop(self, app: _App) -> None:
+        app.stopping = True
+        self._cancel_restart(app)
+        if app.report is not None and not app.started:
+            _kill(app.pid, signal.SIGKILL)
+        elif app.pid:
+            _kill(app.pid, app.plan.stop_signal)
+            _kill(app.pid, signal.SIGCONT)
+            main = app.pid
+            self._loop.call_later(self._plan.stop_timeout, lambda: self._lose_patience(app, main))
+        self._settle(app)
+
+    def _lose_patience(self, app: _App, main: int) -> None:
+        if app.pid == main:
+            self._kill(app)
+
+    def _kill(self, app: _App) -> None:
+        app.stopping = True
+        self._cancel_restart(app)
+        _kill(app.pid, signal.SIGKILL)
+        _kill(app.handlers, signal.SIGKILL)
+
+    def _cancel_restart(self, app: _App) -> None:
+        if app.timer is not None:
+            self._loop.cancel(app.timer)
+            app.timer = None
+
+    def _terminate(self) -> None:
+        """Stop all apps; the pod is over when the last has ended."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for app in list(self._apps.values()):
+            app.again = False
+            self._stop(app)
+        self._loop.call_later(2 * self._plan.stop_timeout, self._abandon)
+        self._review()
+
+    def _abandon(self) -> None:
+        """Post-stop handlers have had as much time as the apps."""
+        for app in self._apps.values():
+            self._kill(app)
+
+    # --- what the apps do
+
+    def _launch(self, app: _App) -> None:
+        """Start the app's main process, in its cgroup from the first instant."""
+        app.started = app.stopping = app.again = False
+        ours, theirs = channel.pair()
+        try:
+            pid, pidfd = syscalls.clone3(0, app.cgroup)
+        except OSError as error:
+            ours.close()
+            theirs.close()
+            self._tell(f"failed {app.plan.name} {EXIT_FAILURE} cannot make a process: {reason(error)}")
+            self._ended(app, EXIT_FAILURE, 0)
+            return
+        if pid == 0:
+            ours.close()
+            _become(app, theirs)
+        theirs.close()
+        app.pid, app.pidfd, app.report = pid, pidfd, ours
+        for fd in app.mounts:
+            os.close(fd)
+        app.mounts = []
+        self._loop.add(ours.fileno(), select.EPOLLIN, lambda _events: self._listen(app))
+
+    def _listen(self, app: _App) -> None:
+        """One message of a process on its way to be the app. That the channel ends means it has become the app, unless
+        it said before that it could not."""
+        report = app.report
+        if report is None:
+            return
+        text, fds = report.receive()
+        if text == "namespace":
+            app.namespace = fds[0]
+        elif text == "terminal":
+            self._tell(f"terminal {app.plan.name}", (fds[0],))
+            os.close(fds[0])
+        elif text:
+            self._tell(f"failed {app.plan.name} {text}")
+        else:
+            self._loop.remove(report.fileno())
+            report.close()
+            app.report = None
+            app.started = True
+            self._tell(f"started {app.plan.name} {app.pid}", (app.pidfd,))
+            os.close(app.pidfd)
+            self._review()
+
+    def _reap(self) -> None:
+        """Collect every process that has ended: the apps' and, as PID 1, everybody's orphans."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for app in list(self._apps.values()):
+                if pid == app.pid:
+                    self._main_ended(app, status)
+                elif pid == app.handlers:
+                    app.handlers = 0
+                    self._settle(app)
+
+    def _main_ended(self, app: _App, status: int) -> None:
+        """The app's main process is gone. What it still had to say is heard first."""
+        while app.report is not None:
+            self._listen(app)
+        app.pid = 0
+        code = os.waitstatus_to_exitcode(status)
+        self._ended(app, code if code >= 0 else 128 - code, max(-code, 0))
+
+    def _ended(self, app: _App, status: int, number: int) -> None:
+        app.status = status
+        again = not app.stopping and policy.restarts(app.plan.restart, app.times, status)
+        self._tell(f"ended {app.plan.name} {status} {number} {int(again or app.again)}")
+        if again:
+            app.timer = self._loop.call_later(policy.delay(app.times), lambda: self._start_again(app))
+            app.times += 1
+        elif app.plan.post_stop and app.namespace >= 0:
+            self._run_handlers(app)
+        self._settle(app)
+
+    def _start_again(self, app: _App) -> None:
+        app.timer = None
+        self._launch(app)
+
+    def _run_handlers(self, app: _App) -> None:
+        pid, pidfd = syscalls.clone3(0, app.cgroup)
+        if pid == 0:
+            _run_post_stop(app)
+        os.close(pidfd)
+        app.handlers = pid
+
+    def _settle(self, app: _App) -> None:
+        """Once nothing of the app runs any more: start it again if that was asked, or count its end."""
+        if app.busy:
+            return
+        if app.again and not self._stopping:
+            self._launch(app)
+        elif not self._plan.mutable or self._stopping:
+            self._outcome.ended(app.status)
+        self._review()
+
+    def _review(self) -> None:
+        """What the pod as a whole has come to."""
+        apps = self._apps.values()
+        if self._sealed and not self._ready and all(app.started or not app.busy for app in apps):
+            self._ready = True
+            self._tell("ready")
+        if self._outcome.over and not self._stopping and not self._plan.mutable:
+            self._terminate()
+        idle = not any(app.busy for app in apps)
+        if idle and not self._over and (self._stopping or (self._sealed and not self._plan.mutable)):
+            self._over = True
+            self.status = self._outcome.status
+            self._tell(f"over {self.status}")
+            self._loop.stop()
+
+
+def _kill(pid: int, number: int) -> None:
+    """Signal a child of ours; 0 is nobody. It cannot have been reaped: only we do that."""
+    if pid:
+        os.kill(pid, number)
+
+
+# --- in the child that becomes the app
+
+
+def _become(app: _App, report: Channel) -> NoReturn:
+    """Enter or make the app's mount namespace, take its streams, and execute it; or say why not."""
+    try:
+        _prepare(app, report)
+        for handler in app.plan.pre_start:
+            run_and_wait(handler, "pre-start handler")
+        launch(app.plan.launch, report=report.fileno())
+    except LaunchError as error:
+        _give_up(report, error.exit_status, str(error))
+    except OSError as error:
+        _give_up(report, EXIT_FAILURE, f"{error.filename or ''}: {error.strerror}".removeprefix(": "))
+    except BaseException as error:
+        _give_up(report, EXIT_FAILURE, f"bug in the launcher: {error!r}")
+    finally:
+        os._exit(EXIT_FAILURE)
+
+
+def _give_up(report: Channel, status: int, text: str) -> NoReturn:
+    try:
+        report.send(f"{status} {text[:IPC_TEXT]}")
+    finally:
+        os._exit(status)
+
+
+def _prepare(app: _App, report: Channel) -> None:
+    _enter_namespace(app, report)
+    os.setsid()
+    streams = app.plan.streams
+    if "tty" in streams:
+        master, slave = terminal.open_pty()
+        report.send("terminal", (master,))
+        os.close(master)
+        terminal.take_terminal(slave)
+    for fd, word in enumerate(streams):
+        if word != "tty":
+            os.dup2(app.streams[fd], fd)
+
+
+def _enter_namespace(app: _App, report: Channel) -> None:
+    """The first start makes the app's mount namespace, later ones find it as the app left it. The cgroup namespace is
+    new each time: its root is the cgroup of whoever makes it (cgroup_namespaces(7))."""
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    if app.namespace >= 0:
+        syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
+        return
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    apptree.furnish(app.plan, app.mounts)
+    report.send("namespace", (namespace,))
+    os.close(namespace)
+
+
+def _run_post_stop(app: _App) -> NoReturn:
+    """Every handler, whatever becomes of those before it; what goes wrong is said in the app's log."""
+    try:
+        syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
+        os.setsid()
+        for fd in range(3):
+            os.dup2(app.streams[fd], fd)
+        for handler in app.plan.post_stop:
+            _run_handler(handler)
+    finally:
+        os._exit(0)
+
+
+def _run_handler(handler: LaunchSpec) -> None:
+    try:
+        run_and_wait(handler, "post-stop handler")
+    except LaunchError as error:
+        os.write(2, f"rkpy: {error}\n".encode("utf-8", "backslashreplace"))
+
+
+# --- the beginning
+
+
+def main(plan: PodPlan, monitor: Channel) -> NoReturn:
+    """Be PID 1. Runs in the process that was just cloned."""
+    status = EXIT_FAILURE
+    try:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        _shed(plan, monitor)
+        if monitor.receive()[0] != "go":
+            os._exit(EXIT_FAILURE)
+        _settle_in(plan)
+        status = Supervisor(plan, monitor).run()
+    except LaunchError as error:
+        monitor.send(f"broken {error}")
+    except OSError as error:
+        monitor.send(f"broken {error.filename or ''}: {error.strerror}")
+    except BaseException as error:
+        monitor.send(f"broken bug in the supervisor: {error!r}")
+    finally:
+        os._exit(status)
+
+
+def _shed(plan: PodPlan, monitor: Channel) -> None:
+    """Let go of the caller's session and of every descriptor but our own."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    first = 3
+    for fd in sorted({monitor.fileno(), plan.lock_fd}):
+        if first < fd:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first, 2**31 - 1)
+    os.set_inheritable(plan.lock_fd, False)
+
+
+def _settle_in(plan: PodPlan) -> None:
+    """Become root of the user namespace, name the host, bring up the loopback interface, and leave the host's files."""
+    if plan.private_range[1]:
+        os.setgroups(())
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        # Changing identity made us dumpable or not by a system-wide setting (suid_dumpable in proc(5)).
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    namespaces.name_host(plan.hostname)
+    if not plan.host_network:
+        namespaces.bring_up_loopback()
+    apptree.supervisor_root(plan)
