@@ -11,6 +11,8 @@
     overlay/APP/{upper,work}  what the app wrote (absent for a copied root)
     rootfs/APP                where the app's root appears, or the copied root itself
     volumes/NAME              empty volumes
+    volumes/APP.POINT         what a mount point of the app's image without a volume was given
+    etc/{hosts,hostname}      for apps whose image has none
     status/APP                exit status of the app, decimal
 
 The layout is documented for users in docs/on-disk-format.md.
@@ -43,6 +45,15 @@ def overlay(pod: str, app: str) -> str:
 
 def volume(pod: str, name: str) -> str:
     return f"{pod}/volumes/{name}"
+
+
+def implicit_volume(pod: str, app: str, point: str) -> str:
+    """Names of apps and points have no dots in them, so that neither two of these meet nor one and a volume's."""
+    return f"{pod}/volumes/{app}.{point}"
+
+
+def etc(pod: str, name: str) -> str:
+    return f"{pod}/etc/{name}"
 
 
 def status(pod: str, app: str) -> str:
