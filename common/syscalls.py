@@ -40,6 +40,7 @@ MS_MOVE = 0x2000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -56,6 +57,7 @@ MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_IDMAP = 0x100000
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -168,9 +170,12 @@ def move_mount(mount_fd: int, target_fd: int, path: str) -> None:
     _check(result, "move_mount", path)
 
 
-def mount_setattr(fd: int, path: str, *, set_attributes: int, recursive: bool, propagation: int = 0) -> None:
-    """mount_setattr(2) (Linux 5.12) on the mount `fd` refers to; `path` only names it in errors."""
-    attr = struct.pack("=QQQQ", set_attributes, 0, propagation, 0)
+def mount_setattr(
+    fd: int, path: str, *, set_attributes: int, recursive: bool, propagation: int = 0, namespace: int = 0
+) -> None:
+    """mount_setattr(2) (Linux 5.12) on the mount `fd` refers to; `path` only names it in errors. With
+    MOUNT_ATTR_IDMAP the user namespace that `namespace` refers to says who owns what in the mount."""
+    attr = struct.pack("=QQQQ", set_attributes, 0, propagation, namespace)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     result = _syscall(_long(_NR_MOUNT_SETATTR), _long(fd), ctypes.c_char_p(b""), _long(flags), attr, _long(len(attr)))
     _check(result, "mount_setattr", path)

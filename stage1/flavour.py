@@ -29,6 +29,16 @@ class Mount(NamedTuple):
     """Whether mounts below `source` come along; None leaves it to the flavour."""
     volume: str
     """The volume's name, for messages."""
+    implicit: bool = False
+    """A volume nobody asked for, at a mount point of the image; `source` lies in the pod directory."""
+    propagation: str = ""
+    """"private", "slave" or "shared" (mount_namespaces(7)); empty leaves it to the flavour."""
+    size: int = 0
+    """Bytes an empty volume may grow to, in memory then; 0 for one on disk without a limit."""
+    mode: int = 0o755
+    """Of an empty volume of limited size, as `uid` and `gid`."""
+    uid: int = 0
+    gid: int = 0
 
 
 class PreparedApp(NamedTuple):
@@ -44,6 +54,8 @@ class PreparedApp(NamedTuple):
     streams: Streams = Streams()
     restart: Restart = Restart()
     stop_signal: int = 15
+    devices: tuple[tuple[str, str], ...] = ()
+    """Devices of the host the app may use: their paths there and in the app."""
 
 
 class PreparedPod(NamedTuple):

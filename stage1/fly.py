@@ -116,7 +116,7 @@ def run(pod: PreparedPod) -> NoReturn:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
     _leave_mount_namespace()
     # Sources before anything is mounted, and after the unshare: a descriptor from before belongs to the old namespace.
-    sources = [step.open_source() for step in planned.steps]
+    sources = [mounts.open_source(step) for step in planned.steps]
     root = planned.root.attach()
     for step, source in zip(planned.steps, sources, strict=True):
         step.apply(root, source)

@@ -10,7 +10,7 @@ import json
 from binascii import a2b_base64, b2a_base64
 from typing import Any, NamedTuple
 
-from stage1 import mounts, rootfs
+from stage1 import kernelfs, mounts, rootfs
 from stage1.limits import Limits
 from stage1.streams import Streams
 from stage2.launch import LaunchSpec
@@ -71,6 +71,7 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         AppPlan, PodPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS,
+        *kernelfs.STEPS,
     )
 }  # fmt: skip
 

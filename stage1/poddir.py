@@ -14,6 +14,8 @@
     started/APP               "PID STARTTIME" of the app's main process; its mtime is when the app was last started
     status/APP                "STATUS [signal NUMBER] [oom] [stopped]": how the app ended; the first word is decimal
     control                   the socket of the pod's monitor
+    volumes/APP.POINT         what a mount point of the app's image without a volume was given
+    etc/{hosts,hostname}      for apps whose image has none
 
 The layout is documented for users in docs/on-disk-format.md.
 """
@@ -46,6 +48,15 @@ def overlay(pod: str, app: str) -> str:
 
 def volume(pod: str, name: str) -> str:
     return f"{pod}/volumes/{name}"
+
+
+def implicit_volume(pod: str, app: str, point: str) -> str:
+    """Names of apps and points have no dots in them, so that neither two of these meet nor one and a volume's."""
+    return f"{pod}/volumes/{app}.{point}"
+
+
+def etc(pod: str, name: str) -> str:
+    return f"{pod}/etc/{name}"
 
 
 def status(pod: str, app: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from common import syscalls
 from common.errors import LaunchError, reason
+from stage1.mounts import NONE, map_owners, new_file_system
 from stage1.targets import AppRoot, mount_id
 
 MAX_MOUNT_DATA = 4095
@@ -35,47 +37,55 @@ class OverlayRoot(NamedTuple):
 
     def attach(self) -> AppRoot:
         """Stack the layers and mount them. LaunchError when a layer is missing or overlayfs refuses."""
-        self._prepare_state()
-        fds = [_open_directory(layer) for layer in self.layers]
-        upper, work = (_open_directory(f"{self.state}/{name}") for name in ("upper", "work"))
-        try:
-            self._mount(fds, upper, work)
-        except OSError as error:
-            raise LaunchError(
-                f"cannot stack the app's {len(fds)} layers: {error.strerror or reason(error)}",
-                hint="--no-overlay copies them instead, on file systems that overlayfs cannot write to",
-            ) from error
-        for fd in (*fds, upper, work):
-            os.close(fd)
-        return _open_root(self.place)
+        return _attach_root(self._open(0, NONE), self.place)
 
-    def _prepare_state(self) -> None:
-        """Overlayfs shows the upper directory's owner and mode as those of the root: take them from the top layer."""
+    def open(self, users: int = NONE) -> int:
+        """The same as a detached mount on which devices do not work. With `users`, a descriptor of a user namespace,
+        its users see the owners that are on disk, and what they write lies in `upper` under the IDs the host knows."""
+        return self._open(syscalls.MOUNT_ATTR_NODEV, users)
+
+    def _open(self, attributes: int, users: int) -> int:
         for directory in (f"{self.state}/work", self.place):
             os.makedirs(directory, exist_ok=True)
+        with ExitStack() as undo:
+            layers = [_opened(layer, undo) for layer in self.layers]
+            if users != NONE:
+                layers = [self._mapped(*pair, users, undo) for pair in zip(layers, self.layers, strict=True)]
+            try:
+                self._prepare_upper(os.fstat(layers[-1]))
+                writable = {f"{name}dir": _opened(f"{self.state}/{name}", undo) for name in ("upper", "work")}
+                return _mount(layers, writable, self.label, attributes, self.place)
+            except OSError as error:
+                raise LaunchError(
+                    f"cannot stack the app's {len(layers)} layers: {error.strerror or reason(error)}",
+                    hint="--no-overlay copies them instead, on file systems that overlayfs cannot write to",
+                ) from error
+
+    def _mapped(self, layer: int, name: str, users: int, undo: ExitStack) -> int:
+        """A mapped copy of the layer's mount. Overlayfs takes no detached mount for a layer on every kernel, so it is
+        attached for as long as the layers are being stacked, where nobody but this process looks."""
+        try:
+            tree = syscalls.open_tree(layer, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+            undo.callback(os.close, tree)
+            map_owners(tree, users, name, recursive=False)
+        except OSError as error:
+            raise LaunchError(
+                f'layer "{os.path.basename(name)}" cannot be mapped to the users of the pod: {reason(error)}',
+                hint="keep the store on a file system that can be (ext4, xfs, btrfs), or leave out --private-users",
+            ) from error
+        _attach(tree, self.place)
+        undo.callback(_let_go, self.place)
+        return tree
+
+    def _prepare_upper(self, top: os.stat_result) -> None:
+        """Overlayfs shows the upper directory's owner and mode as those of the root: take them from the top layer."""
         upper = f"{self.state}/upper"
         try:
             os.mkdir(upper)
         except FileExistsError:
             return
-        try:
-            top = os.stat(self.layers[-1])
-        except OSError as error:
-            raise _missing_layer(self.layers[-1], error) from error
         os.chown(upper, top.st_uid, top.st_gid)
         os.chmod(upper, top.st_mode & 0o7777)
-
-    def _mount(self, layers: list[int], upper: int, work: int) -> None:
-        try:
-            _mount_by_context(layers, upper, work, self.label, self.place)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS):
-                raise
-            # Linux before 6.5 has no `lowerdir+`. Where both ways fail, the first says more about the reason.
-            try:
-                _mount_by_options(layers, upper, work, self.label, self.place)
-            except OSError as second:
-                raise (second if second.errno == errno.E2BIG else error) from None
 
 
 class CopiedRoot(NamedTuple):
@@ -87,54 +97,95 @@ class CopiedRoot(NamedTuple):
         return f"bind {self.place} on itself"
 
     def attach(self) -> AppRoot:
+        return _attach_root(self._open(0, NONE), self.place)
+
+    def open(self, users: int = NONE) -> int:
+        """As `OverlayRoot.open`, except that what the app writes has the owners it sees."""
+        return self._open(syscalls.MOUNT_ATTR_NODEV, users)
+
+    def _open(self, attributes: int, users: int) -> int:
         try:
-            flags = syscalls.OPEN_TREE_CLONE
-            tree = syscalls.open_tree(syscalls.AT_FDCWD, self.place, flags)
-            syscalls.mount_setattr(tree, self.place, set_attributes=0, recursive=False, propagation=syscalls.MS_PRIVATE)
-            _move(tree, self.place)
+            tree = syscalls.open_tree(syscalls.AT_FDCWD, self.place, syscalls.OPEN_TREE_CLONE)
+            syscalls.mount_setattr(
+                tree, self.place, set_attributes=attributes, recursive=False, propagation=syscalls.MS_PRIVATE
+            )
+            if users != NONE:
+                map_owners(tree, users, self.place, recursive=False)
         except OSError as error:
             raise LaunchError(f'cannot use the app\'s root "{self.place}": {reason(error)}') from error
-        return _open_root(self.place)
+        return tree
 
 
-def _mount_by_context(layers: list[int], upper: int, work: int, label: str, place: str) -> None:
+def open_image(layers: tuple[str, ...], label: str, place: str) -> int:
+    """What the layers alone show, to be read by the host: a directory of a detached mount. `label` and `place` are as
+    those of `OverlayRoot`. Raises OSError."""
+    with ExitStack() as undo:
+        fds = [_opened(layer, undo) for layer in layers]
+        if len(fds) == 1:
+            return os.dup(fds[0])
+        return _mount(fds, {}, label, syscalls.MOUNT_ATTR_RDONLY, place)
+
+
+def _mount(layers: list[int], writable: dict[str, int], label: str, attributes: int, place: str) -> int:
+    """A detached overlay mount; `writable` names the directories it writes to, if it does."""
+    others = [*((key, f"/proc/self/fd/{fd}") for key, fd in writable.items()), *_FIXED_OPTIONS]
+    try:
+        return _mount_by_context(layers, others, label, attributes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        # Linux before 6.5 has no `lowerdir+`. Where both ways fail, the first says more about the reason.
+        try:
+            return _mount_by_options(layers, others, label, attributes, place)
+        except OSError as second:
+            raise (second if second.errno == errno.E2BIG else error) from None
+
+
+def _mount_by_context(layers: list[int], others: list[tuple[str, str]], label: str, attributes: int) -> int:
     """One `lowerdir+` each, topmost first. Layers go by descriptor: fsconfig(2) takes at most 255 bytes a string, and
     neither a colon nor a comma in a path can then mean anything."""
-    context = syscalls.fsopen("overlay")
-    try:
-        syscalls.fsconfig(context, "source", label)
-        for layer in reversed(layers):
-            syscalls.fsconfig(context, "lowerdir+", f"/proc/self/fd/{layer}")
-        syscalls.fsconfig(context, "upperdir", f"/proc/self/fd/{upper}")
-        syscalls.fsconfig(context, "workdir", f"/proc/self/fd/{work}")
-        for key, value in _FIXED_OPTIONS:
-            syscalls.fsconfig(context, key, value)
-        mounted = syscalls.fsmount(context, 0, "overlay")
-    finally:
-        os.close(context)
-    _move(mounted, place)
+    lower = [("lowerdir+", f"/proc/self/fd/{layer}") for layer in reversed(layers)]
+    return new_file_system("overlay", attributes, ("source", label), *lower, *others)
 
 
-def _mount_by_options(layers: list[int], upper: int, work: int, label: str, place: str) -> None:
-    """The same as one option string to mount(2)."""
+def _mount_by_options(layers: list[int], others: list[tuple[str, str]], label: str, attributes: int, place: str) -> int:
+    """The same as one option string to mount(2), and then a detached copy of what was mounted."""
     lower = ":".join(f"/proc/self/fd/{layer}" for layer in reversed(layers))
-    fixed = ",".join(f"{key}={value}" for key, value in _FIXED_OPTIONS)
-    data = f"lowerdir={lower},upperdir=/proc/self/fd/{upper},workdir=/proc/self/fd/{work},{fixed}"
+    data = ",".join(f"{key}={value}" for key, value in (("lowerdir", lower), *others))
     if len(data) > MAX_MOUNT_DATA:
         raise OSError(errno.E2BIG, "too many layers for this kernel", place)
     syscalls.mount(label, place, "overlay", 0, data)
+    try:
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, place, syscalls.OPEN_TREE_CLONE)
+    finally:
+        _let_go(place)
+    syscalls.mount_setattr(tree, place, set_attributes=attributes, recursive=False, propagation=syscalls.MS_PRIVATE)
+    return tree
 
 
-def _move(tree: int, place: str) -> None:
+def _attach(tree: int, place: str) -> None:
     target = _open_directory(place)
-    syscalls.move_mount(tree, target, place)
-    os.close(target)
+    try:
+        syscalls.move_mount(tree, target, place)
+    finally:
+        os.close(target)
+
+
+def _attach_root(tree: int, place: str) -> AppRoot:
+    _attach(tree, place)
     os.close(tree)
-
-
-def _open_root(place: str) -> AppRoot:
     fd = os.open(place, os.O_PATH | os.O_DIRECTORY)
-    return AppRoot(fd, {mount_id(fd)})
+    return AppRoot(fd, {mount_id(fd)}, set())
+
+
+def _let_go(place: str) -> None:
+    syscalls.umount2(place, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+
+
+def _opened(path: str, undo: ExitStack) -> int:
+    fd = _open_directory(path)
+    undo.callback(os.close, fd)
+    return fd
 
 
 def _open_directory(path: str) -> int:

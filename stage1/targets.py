@@ -24,12 +24,15 @@ class AppRoot(NamedTuple):
     """O_PATH descriptor of the root directory."""
     own_mounts: set[int]
     """IDs of the mounts that are the pod's own: missing targets may be created there, and nowhere else."""
+    kernel_mounts: set[int]
+    """IDs of the mounts that show the kernel, which no volume may cover."""
 
 
 def mount_id(fd: int) -> int:
     """The ID of the mount `fd` was opened through (proc(5), fdinfo)."""
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-        return next(int(line[7:]) for line in file if line.startswith("mnt_id:"))
+    # As bytes: where the root is empty already, Python cannot load the codec any more.
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        return next(int(line[7:]) for line in file if line.startswith(b"mnt_id:"))
 
 
 def open_target(root: AppRoot, path: str, *, directory: bool) -> int:
@@ -45,6 +48,21 @@ def open_target(root: AppRoot, path: str, *, directory: bool) -> int:
         os.close(fd)
         raise OSError(errno.EBUSY, "this is the root itself", path)
     return fd
+
+
+def open_plain(root: AppRoot, path: str) -> int:
+    """An O_PATH descriptor of the directory `path` ("/NAME") in the root itself. An image has no say in where it is: a
+    symlink or a file in its place is removed first, and a missing one made."""
+    name = path.strip("/")
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        return os.open(name, flags, dir_fd=root.fd)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        os.unlink(name, dir_fd=root.fd)
+    _make(root.fd, name, directory=True)
+    return os.open(name, flags, dir_fd=root.fd)
 
 
 def _create(root: AppRoot, path: str, *, directory: bool) -> int:

@@ -18,7 +18,7 @@ from stage1.targets import AppRoot, mount_id, open_target
 def root(tmp_path: Path) -> Iterator[AppRoot]:
     (tmp_path / "root").mkdir()
     fd = os.open(tmp_path / "root", os.O_PATH)
-    yield AppRoot(fd, {mount_id(fd)})
+    yield AppRoot(fd, {mount_id(fd)}, set())
     os.close(fd)
 
 
@@ -66,7 +66,7 @@ def test_modes_do_not_depend_on_the_umask(root: AppRoot, tmp_path: Path) -> None
 
 def test_nothing_is_created_outside_the_pods_mounts(root: AppRoot, tmp_path: Path) -> None:
     (tmp_path / "root/there").mkdir()
-    foreign = AppRoot(root.fd, set())
+    foreign = AppRoot(root.fd, set(), set())
     assert _where(foreign, "/there") == "/there"
     with pytest.raises(OSError, match="would write to the host"):
         open_target(foreign, "/there/new", directory=True)
@@ -105,7 +105,7 @@ def test_no_tangle_of_links_leads_out(
     fd = os.open(top / "in/root", os.O_PATH)
     before = len(os.listdir("/proc/self/fd"))
     try:
-        os.close(open_target(AppRoot(fd, {mount_id(fd)}), f"/{path}", directory=True))
+        os.close(open_target(AppRoot(fd, {mount_id(fd)}, set()), f"/{path}", directory=True))
     except OSError:
         pass
     assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,150 @@
+"""What is mounted into an app of a supervised pod: its prepared form compiled into steps. Pure, but for a look at which
+kinds of files the host has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from common import files, syscalls
+from common.errors import PodError, UsageError, reason
+from stage1 import kernelfs, mounts, poddir
+from stage1.flavour import Mount, PreparedApp, PreparedPod
+from stage1.kernelfs import ONLY_CGROUP, PROC, SYS
+
+SHM_SIZE = 64 << 20
+DEV_SIZE = 64 << 10
+TTY_GROUP = 5
+"""The group terminals belong to in every distribution (devpts, `gid=`)."""
+KERNEL_PATHS = ("/dev", "/proc", "/sys")
+LINKS = (
+    ("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"), ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"), ("/dev/ptmx", "pts/ptmx"),
+)  # fmt: skip
+MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/config.gz", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore", "/proc/keys",
+    "/proc/kmem", "/proc/latency_stats", "/proc/mem", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list",
+    "/proc/timer_stats", "/sys/dev/block", "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs",
+    "/sys/hypervisor", "/sys/module", "/sys/power",
+)  # fmt: skip
+"""What rkt and podman hide, together. /sys itself is read-only."""
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+WRITABLE = ("/run", "/tmp", "/var/tmp")  # noqa: S108
+"""What a read-only root leaves writable, as podman does."""
+
+
+def steps(pod: PreparedPod, app: PreparedApp) -> tuple[mounts.Step, ...]:
+    """Everything mounted into the root of `app`, in order. UsageError when its volumes cannot be arranged."""
+    guarded = "paths" not in pod.insecure
+    volumes = [_volume(pod, mount) for mount in (*app.mounts, *implicit_mounts(pod, app))]
+    if guarded:
+        _refuse_kernel_paths(volumes)
+    devices = [kernelfs.Device(source, mounts.normalize(target)) for source, target in app.devices]
+    covered = {f"{step.target}/" for step in volumes if step.target in KERNEL_PATHS}
+    defaults = [step for step in _defaults(pod, app, guarded) if not step.target.startswith(tuple(covered))]
+    arranged = mounts.arrange((*volumes, *devices), defaults)
+    last = (mounts.ReadOnlyRoot(),) if app.read_only_root else ()
+    return (*arranged, *_protection(guarded, frozenset(covered)), *last)
+
+
+def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mounts.Step]:
+    yield kernelfs.Kernel(PROC, "/proc", read_only=False, guarded=guarded)
+    yield kernelfs.Kernel(SYS, "/sys", read_only=guarded, guarded=guarded)
+    yield mounts.Tmpfs("/dev", 0o755, size=DEV_SIZE, no_exec=True, plain=True)
+    yield from map(kernelfs.Node, kernelfs.NODE_NUMBERS)
+    yield from (kernelfs.Link(target, text) for target, text in LINKS)
+    yield _terminals(pod)
+    yield mounts.Tmpfs("/dev/shm", 0o1777, size=SHM_SIZE, no_exec=True)  # noqa: S108
+    if pod.ipc != "parent":
+        yield kernelfs.FileSystem("mqueue", "/dev/mqueue", kernelfs.QUIET)
+    yield from _names(pod)
+    if app.read_only_root:
+        yield from map(kernelfs.Writable, WRITABLE)
+
+
+def _terminals(pod: PreparedPod) -> kernelfs.FileSystem:
+    options: list[tuple[str, str | None]] = [("ptmxmode", "666"), ("mode", "620")]
+    if pod.private_range[1] == 0 or pod.private_range[1] > TTY_GROUP:
+        options.append(("gid", str(TTY_GROUP)))
+    attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
+    return kernelfs.FileSystem("devpts", "/dev/pts", attributes, tuple(options))
+
+
+def _names(pod: PreparedPod) -> Iterator[mounts.Step]:
+    """The image's files win, except that it cannot know the pod's name."""
+    yield mounts.HostFile("/etc/hostname", poddir.etc(pod.directory, "hostname"), always=True)
+    if not uses_host_network(pod):
+        yield mounts.HostFile("/etc/hosts", poddir.etc(pod.directory, "hosts"))
+        return
+    yield from (mounts.HostFile(path, path) for path in ("/etc/hosts", "/etc/resolv.conf") if os.path.isfile(path))
+
+
+def _protection(guarded: bool, covered: frozenset[str]) -> Iterator[mounts.Step]:
+    """Last, so that nothing is mounted over it."""
+    cgroup = kernelfs.has_only_cgroup2() and "/sys/" not in covered
+    if guarded:
+        for path in MASKED:
+            yield kernelfs.Mask(path, ONLY_CGROUP if path == "/sys/fs" and cgroup else kernelfs.EMPTY)
+        yield from map(kernelfs.ReadOnlyPath, READ_ONLY)
+    if cgroup:
+        # Of the app's own cgroup namespace, so that it sees its own limits.
+        yield kernelfs.FileSystem("cgroup2", "/sys/fs/cgroup", kernelfs.QUIET | syscalls.MOUNT_ATTR_RDONLY)
+
+
+def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind | mounts.MemoryVolume:
+    bind = mounts.Bind(
+        mount.source or poddir.volume(pod.directory, mount.volume),
+        mounts.normalize(mount.target),
+        mount.read_only,
+        recursive=mount.recursive is not False,
+        about=f'volume "{mount.volume}"',
+        own=mount.implicit or not mount.source,
+        hardened=True,
+        propagation=mount.propagation,
+    )
+    return mounts.MemoryVolume(bind, mount.size, mount.mode, mount.uid, mount.gid) if mount.size else bind
+
+
+def _refuse_kernel_paths(volumes: Iterable[mounts.Bind | mounts.MemoryVolume]) -> None:
+    for step in volumes:
+        if _is_kernel_path(step.target):
+            bind = step.bind if isinstance(step, mounts.MemoryVolume) else step
+            raise UsageError(
+                f'{bind.about} cannot be mounted on "{step.target}": apps have the kernel\'s own there',
+                hint="mount it elsewhere, or allow it with --insecure-options=paths",
+            )
+
+
+def _is_kernel_path(path: str) -> bool:
+    return path in KERNEL_PATHS or path.startswith(("/proc/", "/sys/"))
+
+
+def uses_host_network(pod: PreparedPod) -> bool:
+    return "host" in (pod.net or ())
+
+
+def implicit_mounts(pod: PreparedPod, app: PreparedApp) -> list[Mount]:
+    """A mount for every mount point of the image that was given no volume. `stage1.implicit` fills them."""
+    taken = {mounts.normalize(mount.target) for mount in app.mounts}
+    found = []
+    for point in app.app.mount_points:
+        target = mounts.normalize(point.path)
+        # The kernel's own are no place for a volume nobody asked for; images for systemd name /sys/fs/cgroup.
+        if target in taken or target == "/" or _is_kernel_path(target):
+            continue
+        taken.add(target)
+        source = poddir.implicit_volume(pod.directory, app.name, point.name)
+        name = f"{app.name}-{point.name}"
+        found.append(Mount(source, target, point.read_only, recursive=False, volume=name, implicit=True))
+    return found
+
+
+def write_names(directory: str, hostname: str) -> None:
+    """The files about names that apps are given, before any is opened. Raises PodError."""
+    try:
+        files.make_directory(f"{directory}/etc", 0o755)
+        hosts = f"127.0.0.1\tlocalhost localhost.localdomain {hostname}\n::1\tlocalhost localhost.localdomain\n"
+        files.replace(poddir.etc(directory, "hosts"), hosts.encode())
+        files.replace(poddir.etc(directory, "hostname"), f"{hostname}\n".encode())
+    except OSError as error:
+        raise PodError(f"write {error.filename or directory}: {reason(error)}") from error
