@@ -567,3 +567,13 @@ def _try_write(path: str, text: str) -> None:
         _write(path, text)
     except OSError:
         pass
+
+
+def open_procs(directory: str, app: str) -> int:
+    """A descriptor to join the cgroup of an app of the pod in `directory` through: who writes 0 to it is in it. -1 for a
+    pod without cgroups. OSError when it is gone."""
+    try:
+        path = _read_record(directory)
+    except FileNotFoundError:
+        return -1
+    return os.open(f"{path}/{app}/cgroup.procs", os.O_WRONLY) if path else -1

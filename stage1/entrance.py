@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from stage1 import cgroup, channel, terminal
 from stage1.channel import Channel
+from stage1.plan import EnterPlan
 from stage1.processes import Process
 from stage2.launch import LaunchSpec, launch
 
@@ -18,18 +19,6 @@ _NAMESPACES = (
     syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWCGROUP
 )  # fmt: skip
-
-
-class EnterPlan(NamedTuple):
-    """What to run and whom to follow."""
-
-    directory: str
-    app: str
-    pid: int
-    """The app's main process."""
-    start_time: int
-    launch: LaunchSpec
-    """Its argv is empty for a shell."""
 
 
 def enter(plan: EnterPlan) -> int:
@@ -80,7 +69,7 @@ def _become(spec: LaunchSpec, report: Channel, procs: int, interactive: bool) ->
             os.close(procs)
         os.setsid()
         if interactive:
-            master, slave = terminal.open_pty()
+            master, slave = terminal.open_pty(0)
             report.send("terminal", (master,))
             os.close(master)
             terminal.take_terminal(slave)

@@ -17,9 +17,11 @@ from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, RkpyError, reason
 from stage1 import apptree, boot, channel, control, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
+from stage1.logs import LogFile
 from stage1.loop import Loop
 from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.streams import AppStreams, Foreground
+from stage1.streams import AppStreams, Foreground, when_all_written
+from stage1.terminal import Keyboard
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _KILLED = 128 + signal.SIGKILL
@@ -55,6 +57,7 @@ class Monitor:
         """The pod's, once the supervisor has said it."""
         self._stopping = False
         self._idmap: int | None = None
+        self._keyboard: Keyboard | None = None
 
     def run(self) -> int:
         """The pod's exit status. LaunchError when it cannot be started; nothing of it is left then."""
@@ -63,12 +66,12 @@ class Monitor:
         try:
             self._supervisor = self._clone()
             self._loop = Loop()
-            self._foreground = Foreground(self._loop, several=len(self._apps) != 1, interactive=self._plan.interactive)
+            self._foreground = Foreground(self._loop, prefixed=len(self._apps) != 1 or self._plan.mutable)
             try:
                 self._supervise()
             finally:
                 self._end()
-                self._foreground.close()
+                self._flush()
         finally:
             self._cgroup.remove()
         return EXIT_FAILURE if self._status is None else self._status
@@ -136,14 +139,16 @@ class Monitor:
         plan = app.plan
         if app.streams is not None:
             app.streams.close()
-        streams = app.streams = AppStreams(self._loop, self._plan.directory, plan.name, plan.streams, self._foreground)
+        streams = app.streams = self._streams(plan)
         app.oom_kills = self._cgroup.oom_kills(plan.name)
         opened = [channel.memory_file(dumps(plan))]
         try:
             cgroup = self._cgroup.app(plan.name, plan.limits)
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap)
-            fds = (opened[0], *streams.child_fds(), *opened[1:])
+            null = opened[0]  # stands in where the supervisor makes a terminal
+            stdio = [null if fd < 0 else fd for fd in streams.child_fds()]
+            fds = (opened[0], *stdio, *opened[1:])
             if len(fds) > channel.MAX_FDS:
                 raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
             self._tell("start", fds)
@@ -152,6 +157,17 @@ class Monitor:
                 os.close(fd)
             streams.close_child_ends()
         app.state = RUNNING
+
+    def _streams(self, plan: AppPlan) -> AppStreams:
+        as_they_are = self._plan.interactive and "tty" not in plan.streams
+        return AppStreams(
+            self._loop,
+            plan.name,
+            plan.streams,
+            log=None if as_they_are else LogFile(self._plan.directory, plan.name),
+            foreground=self._foreground,
+            inherited=(0, 1, 2) if as_they_are else None,
+        )
 
     # --- what the supervisor says
 
@@ -184,8 +200,16 @@ class Monitor:
         poddir.write_started(self._plan.directory, app.plan.name, pid)
 
     def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
-        if app.streams is not None and fds:
-            app.streams.set_terminal(os.dup(fds[0]))
+        if app.streams is None or not fds:
+            return
+        app.streams.set_terminal(fds.pop())
+        if self._plan.interactive and self._keyboard is None:
+            streams = app.streams
+            self._keyboard = Keyboard(
+                self._loop, lambda: streams.input, resize=streams.resize, leave=lambda: self._tell("terminate")
+            )
+        elif self._keyboard is not None:
+            self._keyboard.update_size()
 
     def _failed(self, app: _App, rest: str, _fds: list[int]) -> None:
         text = rest.partition(" ")[2]
@@ -265,6 +289,9 @@ class Monitor:
 
     def _end(self) -> None:
         """The pod is over, one way or another: nothing of it may be left, and nothing it said be lost."""
+        if self._keyboard is not None:
+            self._keyboard.close()
+        self._loop.remove(self._supervisor.channel.fileno())
         os.kill(self._supervisor.pid, signal.SIGKILL)
         _, status = os.waitpid(self._supervisor.pid, 0)
         if self._status is None and os.WIFSIGNALED(status):
@@ -281,6 +308,16 @@ class Monitor:
                 os.unlink(f"{self._plan.directory}/{name}")
             except FileNotFoundError:
                 pass
+
+
+    def _flush(self) -> None:
+        """Show what the caller has not read yet. Who does not read any more can still send a signal."""
+        streams = [app.streams for app in self._apps.values() if app.streams is not None]
+        when_all_written([self._foreground, *streams], self._loop.stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            self._loop.on_signal(number, self._loop.stop)
+        self._loop.run()
+        self._foreground.close()
 
 
 def _pid_behind(pidfd: int) -> int:

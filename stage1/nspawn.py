@@ -13,12 +13,13 @@ from typing import NoReturn
 
 from common import files
 from common.errors import PodError, UsageError
-from stage1 import apptree, boot, cgroup, control, poddir, resources, restrictions
+from stage1 import app_steps, boot, cgroup, control, poddir, resources, restrictions
 from stage1.channel import memory_file
-from stage1.entrance import EnterPlan
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
-from stage1.plan import AppPlan, PodPlan, dumps, loads
+from stage1.mounts import Bind
+from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
+from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage2.launch import LaunchSpec
 
 _LAUNCH = "launch"
@@ -37,10 +38,16 @@ def check(pod: PreparedPod) -> list[str]:
     if pod.net is None:
         warnings.append('nspawn has no network "default" yet: the pod has loopback only (--net=none says so, or --net=host)')
     for app in pod.apps:
-        _, more = _app_plan(pod, app)
+        made, more = _app_plan(pod, app)
         warnings += more
-        apptree.check(pod, app)
+        _require_sources(made)
     return warnings + _unenforceable(pod)
+
+
+def _require_sources(app: AppPlan) -> None:
+    for step in app.steps:
+        if isinstance(step, Bind) and not step.own:
+            step.require_source()
 
 
 def _refuse(pod: PreparedPod) -> None:
@@ -115,8 +122,8 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
     ]
     made = AppPlan(
         name=app.name,
-        root=apptree.root(pod, app),
-        steps=apptree.steps(pod, app),
+        root=_root(pod, app),
+        steps=app_steps.steps(pod, app),
         launch=launch,
         pre_start=handlers.get("pre-start", ()),
         post_stop=handlers.get("post-stop", ()),
@@ -126,6 +133,13 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         limits=resources.of_app(app.app.isolators),
     )
     return made, warnings
+
+
+def _root(pod: PreparedPod, app: PreparedApp) -> OverlayRoot | CopiedRoot:
+    place = poddir.rootfs(pod.directory, app.name)
+    if not app.layers:
+        return CopiedRoot(place)
+    return OverlayRoot(app.layers, poddir.overlay(pod.directory, app.name), place, pod.uuid)
 
 
 def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[str]]:
@@ -149,6 +163,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
     made = plan(pod)
+    app_steps.write_names(pod.directory, made.hostname)
     for app in made.apps:
         _record_launch(pod.directory, app)
     boot.execute("run", "run", made, keep=(pod.lock_fd,))
@@ -204,7 +219,6 @@ def gc(directory: str) -> None:
 
 def app_add(pod: PreparedPod, app: PreparedApp) -> None:
     """Tell the running pod of an app, which `app_start` starts."""
-    apptree.check(pod, app)
     fd = memory_file(dumps(_app_plan(pod, app)[0]))
     try:
         control.request(pod.directory, {"op": "add"}, (fd,))

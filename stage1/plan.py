@@ -67,10 +67,22 @@ class PodPlan(NamedTuple):
     debug: bool = False
 
 
+class EnterPlan(NamedTuple):
+    """A command beside a running app: what to run and whom to follow."""
+
+    directory: str
+    app: str
+    pid: int
+    """The app's main process."""
+    start_time: int
+    launch: LaunchSpec
+    """Its argv is empty for a shell."""
+
+
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS,
+        AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS,
         *kernelfs.STEPS,
     )
 }  # fmt: skip

@@ -31,7 +31,7 @@ from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, reason
 from stage1 import apptree, channel, namespaces, policy, terminal
 from stage1.channel import Channel
-from stage1.loop import Loop
+from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
@@ -61,7 +61,7 @@ class _App:
         self.started = False
         self.times = 0
         """How often it was started again by its restart policy."""
-        self.timer: object = None
+        self.timer: Timer | None = None
         self.stopping = False
         self.again = False
         """Whether to start it again once it is stopped (`rkpy app restart`)."""
@@ -171,7 +171,7 @@ class Supervisor:
 
     def _cancel_restart(self, app: _App) -> None:
         if app.timer is not None:
-            self._loop.cancel(app.timer)
+            app.timer.cancel()
             app.timer = None
 
     def _terminate(self) -> None:
@@ -347,10 +347,10 @@ def _prepare(app: _App, report: Channel) -> None:
     os.setsid()
     streams = app.plan.streams
     if "tty" in streams:
-        master, slave = terminal.open_pty()
+        master, slave = terminal.open_pty(0)
         report.send("terminal", (master,))
         os.close(master)
-        terminal.take_terminal(slave)
+        terminal.take_terminal(slave, tuple(fd for fd, word in enumerate(streams) if word == "tty"))
     for fd, word in enumerate(streams):
         if word != "tty":
             os.dup2(app.streams[fd], fd)
@@ -441,4 +441,4 @@ def _settle_in(plan: PodPlan) -> None:
     namespaces.name_host(plan.hostname)
     if not plan.host_network:
         namespaces.bring_up_loopback()
-    apptree.supervisor_root(plan)
+    apptree.supervisor_root(cgroup=False)
