@@ -14,7 +14,7 @@ from aci.pod_manifest import PodManifest, RuntimeApp, RuntimeImage, RuntimeMount
 from aci.store import ImageRecord
 from aci.types import ac_name, default_app_name
 from common.errors import UsageError
-from stage0 import values
+from stage0 import behaviour, values
 from stage0.grammar import ImageArguments
 from stage0.options import Values
 
@@ -57,6 +57,7 @@ def pod_manifest(flags: Values, images: Sequence[Selected], inherited: Mapping[s
         ports=ports,
         user_annotations=tuple(values.variables("user-annotation", flags.all("user-annotation")).items()),
         user_labels=tuple(values.variables("user-label", flags.all("user-label")).items()),
+        annotations=behaviour.pod_annotations(flags),
     )
 
 
@@ -86,7 +87,10 @@ def _runtime_app(
         app=app._replace(environment=tuple(environment.items())),
         read_only_rootfs=own.boolean("readonly-rootfs"),
         mounts=_mounts(flags, own, volumes),
-        annotations=tuple(values.variables("annotation", own.all("annotation")).items()),
+        annotations=behaviour.merged(
+            tuple(values.variables("annotation", own.all("annotation")).items()),
+            behaviour.app_annotations(own, dict(manifest.annotations)),
+        ),
     )
 
 

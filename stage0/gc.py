@@ -43,7 +43,20 @@ _LAST = (poddir.FLAVOUR, poddir.MANIFEST, poddir.LOCK)
 
 def mark_exited(pods: Pods, complain: Complain) -> Iterator[str]:
     """Move every pod that has ended from `run` to `exited-garbage`; the UUIDs of those moved."""
-    return _move(pods, podstore.RUN, lambda pod: pod.state() is State.EXITED, Pod.to_exited_garbage, complain)
+    return _move(pods, podstore.RUN, lambda pod: pod.state() is State.EXITED, _mark_exited, complain)
+
+
+def _mark_exited(pod: Pod) -> None:
+    """Under its lock, so that nobody starts it again while it is moved."""
+    pod.take()
+    if _leads(pod):
+        raise PodBusyError(f'pod "{pod.uuid}" has been started again')
+    pod.to_exited_garbage()
+
+
+def _leads(pod: Pod) -> bool:
+    leader = pod.leader()
+    return leader is not None and leader.is_alive()
 
 
 def mark_aborted(pods: Pods, complain: Complain) -> Iterator[str]:
@@ -86,7 +99,7 @@ def _move(
             if condition(pod):
                 move(pod)
                 yield pod.uuid
-        except (PodMovedError, FileNotFoundError):
+        except (PodBusyError, PodMovedError, FileNotFoundError):
             continue
         except RkpyError as error:
             complain(error)
@@ -117,7 +130,8 @@ def sweep(pods: Pods, grace_period: int, complain: Complain) -> Iterator[tuple[P
 
 def _claim(pod: Pod) -> None:
     """Own a dead pod and move it to `garbage`. Raises PodBusyError when somebody else is removing it."""
-    pod.take()
+    if not pod.is_owned:
+        pod.take()
     if pod.directory == podstore.EXITED_GARBAGE:
         # Half a pod must not look like one that has exited, and an interrupted removal need not wait again.
         pod.to_garbage()
@@ -147,7 +161,7 @@ def _claim_for_removal(pod: Pod, notice: Callable[[str], None]) -> None:
     if state in (State.DELETING, State.EXITED_DELETING):
         raise PodError(f"{quoted} is currently being deleted")
     if state is State.EXITED:
-        pod.to_exited_garbage()
+        _mark_exited(pod)
     elif state is State.ABORTED_PREPARE:
         notice(f'moving failed prepare "{pod.uuid}" to garbage')
         pod.to_garbage()

@@ -18,6 +18,7 @@ _USAGE = {
     "run": "[OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
     "prepare": "[OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
     "run-prepared": "[OPTIONS] UUID",
+    "start": "[OPTIONS] UUID",
     "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",
 }
 

@@ -44,6 +44,7 @@ VERBS = {
     "rm": Verb("rm", "Remove all files and resources associated with an exited pod"),
     "run": Verb("run", "Run image(s) in a pod in rkpy", fast=True, attribute="run"),
     "run-prepared": Verb("run", "Run a prepared application pod in rkpy", fast=True, attribute="run_prepared"),
+    "start": Verb("run", "Run an exited pod again", fast=True, attribute="start"),
     "status": Verb("status", "Check the status of a rkpy pod"),
     "stop": Verb("stop", "Stop a pod"),
     "trust": Verb("trust", "Trust a key for image verification"),

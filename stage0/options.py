@@ -72,7 +72,7 @@ GLOBAL = (
 )
 
 STAGE1 = (
-    Flag("stage1", STRING, "flavour that runs the pod (fly)"),
+    Flag("stage1", STRING, "flavour that runs the pod: nspawn or fly", "nspawn"),
     Flag("stage1-name", STRING, "flavour by the name of rkt's stage1 image, such as coreos.com/rkt/stage1-fly"),
 )
 
@@ -80,6 +80,12 @@ IMAGE = (
     Flag("pull-policy", STRING, "when to fetch: new, never or update"),
     Flag("store-only", BOOL, "use only available images in the store (same as --pull-policy=never)"),
     Flag("no-store", BOOL, "fetch images, ignoring the store (same as --pull-policy=update)"),
+)
+
+BEHAVIOUR = (
+    Flag("pod-name", STRING, "name of the pod, to be used instead of its UUID"),
+    Flag("exit-policy", STRING, "what ends the pod: on-any-failure, on-any or until-all", "on-any-failure"),
+    Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
 )
 
 PREPARE = (
@@ -92,6 +98,7 @@ PREPARE = (
     Flag("pod-manifest", STRING, "path of a pod manifest to run instead of images"),
     Flag("port", LIST, "ports to expose on the host, in the form NAME:[HOSTIP:]HOSTPORT"),
     Flag("private-users", BOOL, "run within user namespaces"),
+    *BEHAVIOUR,
     Flag("volume", LIST, "volume to make available, in the form NAME,kind=host|empty,..."),
     Flag("user-annotation", LIST, "annotation of the pod in the form name=value (before an image)"),
     Flag("user-label", LIST, "label of the pod in the form name=value (before an image)"),
@@ -128,6 +135,12 @@ APP = (
     Flag("caps-retain", LIST, "capabilities to keep, comma-separated"),
     Flag("caps-remove", LIST, "capabilities to take away, comma-separated"),
     Flag("seccomp", STRING, "system call filter, in the form mode=retain|remove[,errno=E],CALL|@GROUP,..."),
+    Flag("restart", STRING, "when to start the app again: no, on-failure[:N] or always", "no"),
+    Flag("stop-signal", STRING, "signal that asks the app to end, by name or number", "SIGTERM"),
+    Flag("stdin", STRING, "where the app's input comes from: null, tty or stream", "null"),
+    Flag("stdout", STRING, "where the app's output goes: log, null, tty or stream", "log"),
+    Flag("stderr", STRING, "where the app's errors go: log, null, tty or stream", "log"),
+    Flag("device", LIST, "device of the host the app may use, in the form HOST[:APP][:rwm]"),
     Flag("signature", STRING, "file with the image's detached signature"),
 )
 

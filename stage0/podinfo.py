@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from aci.pod_manifest import PodManifest, RuntimeApp
+from stage0 import behaviour
 from stage0.pods import Pod, State
+from stage1.poddir import Ending
 
 _SECOND = 1_000_000_000
+_UNKNOWN = Ending(-1)
 
 
 class AppMount(NamedTuple):
@@ -26,8 +29,14 @@ class AppInfo(NamedTuple):
     image_id: str
     state: str = "unknown"
     """created, running, exited or unknown."""
+    started_at: int | None = None
+    """None when the flavour does not record it; then the app was started with the pod."""
     finished_at: int | None = None
     exit_code: int | None = None
+    signal: int = 0
+    """The signal that ended it, if one did."""
+    oom_killed: bool = False
+    restarts: int = 0
     mounts: tuple[AppMount, ...] = ()
     user_annotations: tuple[tuple[str, str], ...] = ()
     user_labels: tuple[tuple[str, str], ...] = ()
@@ -44,6 +53,9 @@ class PodInfo(NamedTuple):
     pid: int | None
     user_annotations: tuple[tuple[str, str], ...] = ()
     user_labels: tuple[tuple[str, str], ...] = ()
+    name: str = ""
+    """The name given with --pod-name."""
+    mutable: bool = False
 
 
 def read(pod: Pod) -> PodInfo:
@@ -61,6 +73,8 @@ def read(pod: Pod) -> PodInfo:
         pid=None if leader is None else leader.pid,
         user_annotations=() if manifest is None else manifest.user_annotations,
         user_labels=() if manifest is None else manifest.user_labels,
+        name=pod.name(),
+        mutable=manifest is not None and behaviour.is_mutable(manifest),
     )
 
 
@@ -69,23 +83,30 @@ _UNFINISHED = (State.EMBRYO, State.PREPARING, State.ABORTED_PREPARE, State.GARBA
 
 def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppInfo:
     version = dict(app.image.labels).get("version")
-    exit_code = pod.exit_status(app.name)
+    ending = pod.ending(app.name) or _UNKNOWN
+    started_at = pod.app_started_at(app.name)
+    # A flavour that records starts has a file for each app it has started; of the others all start with the pod.
+    waiting = started_at is None and pod.records_starts()
     return AppInfo(
         name=app.name,
         image_name=f"{app.image.name}:{version}" if app.image.name and version else app.image.name,
         image_id=app.image.id,
-        state=_app_state(state, exit_code),
+        state=_app_state(state, ended=ending is not _UNKNOWN, waiting=waiting),
+        started_at=started_at,
         finished_at=pod.finished_at(app.name),
-        exit_code=exit_code,
+        exit_code=None if ending is _UNKNOWN else ending.status,
+        signal=ending.signal,
+        oom_killed=ending.oom,
+        restarts=pod.restarts(app.name),
         mounts=_mounts(manifest, app),
         user_annotations=app.app.user_annotations if app.app else (),
         user_labels=app.app.user_labels if app.app else (),
     )
 
 
-def _app_state(state: State, exit_code: int | None) -> str:
+def _app_state(state: State, *, ended: bool, waiting: bool) -> str:
     if state is State.RUNNING:
-        return "running" if exit_code is None else "exited"
+        return "exited" if ended else "created" if waiting else "running"
     if state.started:
         return "exited"
     return "created" if state in (State.PREPARED, State.PREPARING) else "unknown"
@@ -106,9 +127,10 @@ def to_json(pod: PodInfo) -> dict[str, Any]:
     or empty is left out."""
     known = {
         "name": pod.uuid,
+        "pod_name": pod.name or None,
         "state": str(pod.state),
         "app_names": [app.name for app in pod.apps],
-        "apps": [_app_to_json(pod, app) for app in pod.apps],
+        "apps": [app_to_json(pod, app) for app in pod.apps],
         "created_at": None if pod.created_at is None else pod.created_at // _SECOND,
         "started_at": None if pod.started_at is None else pod.started_at // _SECOND,
         "user_annotations": dict(pod.user_annotations),
@@ -117,14 +139,17 @@ def to_json(pod: PodInfo) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value not in (None, [], {})}
 
 
-def _app_to_json(pod: PodInfo, app: AppInfo) -> dict[str, Any]:
+def app_to_json(pod: PodInfo, app: AppInfo) -> dict[str, Any]:
     known = {
         "name": app.name,
         "state": app.state,
         "created_at": pod.created_at,
-        "started_at": pod.started_at,
+        "started_at": None if app.state == "created" else app.started_at or pod.started_at,
         "finished_at": app.finished_at,
         "exit_code": app.exit_code,
+        "signal": app.signal or None,
+        "oom_killed": app.oom_killed or None,
+        "restarts": app.restarts or None,
         "image_id": app.image_id,
         "mounts": [mount._asdict() for mount in app.mounts],
         "user_annotations": dict(app.user_annotations),

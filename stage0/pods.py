@@ -2,7 +2,8 @@
 
     embryo → prepare → prepared → run → exited-garbage → garbage
 
-Every step is one rename(2), always to the right, so a directory in a given place has finished everything before it.
+Every step is one rename(2) to the right, so a directory in a given place has finished everything before it; the one
+exception is `rkpy start`, which takes a pod that is only marked as garbage back to `run`.
 Nothing here is flushed to the disk: a power cut may lose a pod that was just made, or bring back one that was just
 moved, and either is a state the engine knows. See docs/pod-lifecycle.md.
 """
@@ -32,7 +33,9 @@ EXITED_GARBAGE = "exited-garbage"
 GARBAGE = "garbage"
 
 DIRECTORIES = (EMBRYO, PREPARE, PREPARED, RUN, EXITED_GARBAGE, GARBAGE)
-"""In the order a pod goes through them. Looking in this order cannot miss a pod that is moved meanwhile."""
+"""In the order a pod goes through them: looking in this order cannot miss one that is moved to the right meanwhile."""
+_SEARCH = (*DIRECTORIES, RUN)
+"""Where to look, in order: `run` twice, because `rkpy start` moves a pod that was marked as garbage back there."""
 LISTED = (PREPARE, PREPARED, RUN, EXITED_GARBAGE)
 """What `list` shows."""
 NAMED = DIRECTORIES[1:]
@@ -40,6 +43,7 @@ NAMED = DIRECTORIES[1:]
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _BIRTHS = "lock"
+_CLAIMS = "claims"
 _DIRECTORY_MODE = 0o750
 _LOCK_MODE = 0o640
 _OPEN_POD = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -143,6 +147,11 @@ class Pod:
             return State.PREPARED
         return state
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether we hold its lock."""
+        return self._lock is not None
+
     def is_locked(self) -> bool:
         """Whether anybody (we ourselves too) holds the pod's lock; a pod without a lock file is not locked."""
         try:
@@ -187,9 +196,28 @@ class Pod:
         """Whether the flavour has finished starting the pod."""
         return self.leader() is not None and not os.path.lexists(f"{self.base}/{poddir.STARTING}")
 
+    def name(self) -> str:
+        """The name given with --pod-name; empty when there is none."""
+        return poddir.read_name(self.base)
+
     def exit_status(self, app: str) -> int | None:
         """The app's exit status; None while it runs, or when its flavour could not learn it."""
         return poddir.read_status(self.base, app)
+
+    def ending(self, app: str) -> poddir.Ending | None:
+        """How the app ended; None while it runs, or when its flavour could not learn it."""
+        return poddir.read_ending(self.base, app)
+
+    def app_started_at(self, app: str) -> int | None:
+        """When the app was started last, in nanoseconds since the epoch; None when its flavour does not say."""
+        return _mtime(poddir.started(self.base, app))
+
+    def records_starts(self) -> bool:
+        """Whether its flavour records when each app is started."""
+        return os.path.isdir(f"{self.base}/started")
+
+    def restarts(self, app: str) -> int:
+        return poddir.read_restarts(self.base, app)
 
     def flavour(self) -> str:
         """The name of the stage1 flavour; empty when the pod never got that far."""
@@ -264,6 +292,11 @@ class Pod:
 
     def to_run(self) -> None:
         self._move(RUN, allowed=(PREPARE, PREPARED))
+
+    def to_run_again(self) -> None:
+        """Back from `exited-garbage`, where nobody removes it while we hold the lock; in `run` it stays where it is."""
+        if self.directory != RUN:
+            self._move(RUN, allowed=(EXITED_GARBAGE,))
 
     def to_exited_garbage(self) -> None:
         self._move(EXITED_GARBAGE, allowed=(RUN,))
@@ -352,13 +385,37 @@ class Pods:
         with locks.acquire(path, exclusive=exclusive, blocking=not exclusive):
             yield
 
+    @contextmanager
+    def claims(self) -> Iterator[None]:
+        """Held while something is chosen that no two pods may have: a name, a range of user IDs."""
+        with locks.acquire(f"{self.root}/{_CLAIMS}", exclusive=True, create=_LOCK_MODE):
+            yield
+
+    def uuids(self, directory: str) -> list[str]:
+        """Names of the pods in `directory`, in no order."""
+        return self._names(directory)
+
+    def named(self, name: str, directories: Iterable[str] = NAMED) -> Iterator[Pod]:
+        """The pods with this name, observed; the caller closes each. Opens a file of every pod."""
+        wanted, seen = set(directories), set()
+        for directory in _SEARCH:
+            for uuid in self._names(directory) if directory in wanted else ():
+                if uuid not in seen and poddir.read_name(f"{self.root}/{directory}/{uuid}") == name:
+                    pod = self._open(directory, uuid)
+                    if pod is not None:
+                        seen.add(uuid)
+                        yield pod
+
     def all(self, directories: Iterable[str] = LISTED) -> Iterator[Pod]:
         """The pods in `directories`, observed, in the order of their UUIDs; each is closed when the next is asked for.
 
         A pod that is moved meanwhile is given once, where it has gone to, if that is among `directories`. Names that
         are not UUIDs and things that are not directories are passed over. Raises PodError if they may not be read."""
         wanted = tuple(name for name in DIRECTORIES if name in set(directories))
-        where = {uuid: directory for directory in wanted for uuid in self._names(directory)}
+        where: dict[str, str] = {}
+        for directory in _SEARCH:
+            if directory in wanted:
+                where.update(dict.fromkeys(self._names(directory), directory))
         for uuid in sorted(where):
             pod = self._open(where[uuid], uuid) or self.get(uuid, wanted)
             if pod is not None:
@@ -369,7 +426,7 @@ class Pods:
         """The pod with this full UUID, observed; None when it is in none of `directories`. Lists no directory, so it
         costs the same however many pods there are."""
         wanted = set(directories)
-        for directory in DIRECTORIES:
+        for directory in _SEARCH:
             if directory in wanted:
                 pod = self._open(directory, uuid)
                 if pod is not None:
@@ -377,20 +434,27 @@ class Pods:
         return None
 
     def find(self, prefix: str, directories: Iterable[str] = NAMED) -> Pod:
-        """The one pod in `directories` whose UUID begins with `prefix`, observed; the caller closes it.
-
-        Raises PodError when there is none or more than one."""
+        """The one pod in `directories` that is called `prefix`, or whose UUID begins with it, observed; the caller
+        closes it. Raises PodError when there is none or more than one."""
         wanted = prefix.strip().lower()
         if not wanted:
             raise PodError("UUID cannot be empty")
+        whole = _UUID.fullmatch(wanted) is not None
+        if not whole and (pod := self._by_name(prefix.strip(), directories)) is not None:
+            return pod
         # A pod that moves on between the listing and the opening is looked up again; each time it has moved to the
         # right, so this ends.
         for _ in DIRECTORIES:
-            uuid = wanted if _UUID.fullmatch(wanted) else self._complete(wanted, prefix, directories)
+            uuid = wanted if whole else self._complete(wanted, prefix, directories)
             pod = self.get(uuid, directories)
             if pod is not None:
                 return pod
         raise _no_match(prefix)
+
+    def _by_name(self, name: str, directories: Iterable[str]) -> Pod | None:
+        from stage0 import podnames
+
+        return podnames.prefer(list(self.named(name, directories)))
 
     def _complete(self, wanted: str, prefix: str, directories: Iterable[str]) -> str:
         names = {name for directory in directories for name in self._names(directory) if name.startswith(wanted)}

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from aci import image_manifest, pod_manifest
 from aci.image_manifest import App
 from aci.pod_manifest import PodManifest, RuntimeApp, Volume
 from aci.store import ImageRecord, Store
 from common.errors import PodError, StoreError, reason
+from stage0 import behaviour
 from stage0.pods import Pod
 from stage1 import poddir
 from stage1.flavour import Mount, PreparedApp, PreparedPod
@@ -27,9 +28,9 @@ def write(pod: Pod, manifest: PodManifest, records: Mapping[str, ImageRecord], s
             file.write(flavour)
         for volume in manifest.volumes:
             if volume.kind == "empty":
-                _make_volume(poddir.volume(pod.path, volume.name), volume)
+                make_volume(poddir.volume(pod.path, volume.name), volume)
         for app in manifest.apps:
-            _write_app_info(pod, app.name, records[app.name], store)
+            write_app_info(pod.path, app.name, records[app.name], store)
         # Last: a directory without its manifest was interrupted here.
         with open(f"{pod.path}/{poddir.MANIFEST}", "w", encoding="utf-8") as file:
             file.write(pod_manifest.dumps(manifest, pretty=False))
@@ -37,17 +38,18 @@ def write(pod: Pod, manifest: PodManifest, records: Mapping[str, ImageRecord], s
         raise PodError(f"write {error.filename or pod.path}: {reason(error)}") from error
 
 
-def _write_app_info(pod: Pod, app: str, record: ImageRecord, store: Store) -> None:
-    os.makedirs(f"{pod.path}/appsinfo/{app}", mode=0o750)
-    os.makedirs(poddir.rootfs(pod.path, app), mode=0o755)
-    layers = [os.path.relpath(path, store.root) for path in store.root_layers(record)]
-    with open(poddir.app_info(pod.path, app, "layers"), "w", encoding="utf-8") as file:
-        file.write("".join(f"{layer}\n" for layer in layers))
-    with open(poddir.app_info(pod.path, app, "manifest"), "w", encoding="utf-8") as file:
+def write_app_info(directory: str, app: str, record: ImageRecord, store: Store) -> None:
+    """What there is to know of an app in the pod directory, and the place of its root. Raises OSError."""
+    os.makedirs(f"{directory}/appsinfo/{app}", mode=0o750)
+    os.makedirs(poddir.rootfs(directory, app), mode=0o755)
+    below = [os.path.relpath(path, store.root) for path in store.root_layers(record)]
+    with open(poddir.app_info(directory, app, "layers"), "w", encoding="utf-8") as file:
+        file.write("".join(f"{layer}\n" for layer in below))
+    with open(poddir.app_info(directory, app, "manifest"), "w", encoding="utf-8") as file:
         file.write(image_manifest.dumps(record.manifest, pretty=False))
 
 
-def _make_volume(path: str, volume: Volume) -> None:
+def make_volume(path: str, volume: Volume) -> None:
     os.makedirs(path)
     os.chown(path, volume.uid, volume.gid)
     os.chmod(path, int(volume.mode, 8))
@@ -55,11 +57,16 @@ def _make_volume(path: str, volume: Volume) -> None:
 
 def copy_roots(pod: Pod, store: Store) -> None:
     """Give each app a copy of its files instead of an overlay (`--no-overlay`). Raises StoreError."""
+    for app in os.listdir(f"{pod.path}/appsinfo"):
+        copy_root(pod.path, app, store)
+
+
+def copy_root(directory: str, app: str, store: Store) -> None:
+    """Give one app a copy of its files. Raises StoreError."""
     from aci.tree import merge_layers
 
-    for app in os.listdir(f"{pod.path}/appsinfo"):
-        merge_layers(_layers(pod.path, app, store), poddir.rootfs(pod.path, app))
-        open(poddir.app_info(pod.path, app, "copied"), "x").close()
+    merge_layers(layers(directory, app, store), poddir.rootfs(directory, app))
+    open(poddir.app_info(directory, app, "copied"), "x").close()
 
 
 def load(
@@ -70,12 +77,16 @@ def load(
     name_options: tuple[str, ...] = (),
     hostname: str = "",
     ipc: str = "auto",
-    private_users: bool = False,
     asked: tuple[str, ...] = (),
     debug: bool = False,
+    interactive: bool = False,
+    insecure: Iterable[str] = (),
 ) -> PreparedPod:
-    """The pod in `pod.path` as a flavour takes it; the keywords are known only when it runs. Raises PodError."""
+    """The pod in `pod.path` as a flavour takes it; the keywords are known only when it runs. Raises PodError, and
+    ManifestError for annotations that make no sense."""
     manifest = pod.manifest()
+    lives = behaviour.of_pod(manifest)
+    private_range = _private_range(pod.path)
     return PreparedPod(
         uuid=pod.uuid,
         directory=pod.path,
@@ -84,25 +95,46 @@ def load(
         net=None if net is None else tuple(net.split(",")),
         ports=tuple(port.name for port in manifest.ports),
         name_options=name_options,
-        hostname=hostname,
+        hostname=hostname or lives.name or f"rkpy-{pod.uuid}",
         ipc=ipc,
-        private_users=private_users,
+        private_users=private_range is not None,
         isolators=manifest.isolators,
         asked=asked,
         debug=debug,
+        name=lives.name,
+        data_directory=os.path.dirname(store.root),
+        interactive=interactive,
+        mutable=lives.mutable,
+        exit_policy=lives.exit_policy,
+        stop_timeout=lives.stop_timeout,
+        insecure=tuple(sorted({"capabilities", "paths", "seccomp"}.intersection(insecure))),
+        private_range=private_range or (0, 0),
     )
+
+
+def _private_range(directory: str) -> tuple[int, int] | None:
+    found = poddir.read_private_range(directory)
+    if found is None and os.path.lexists(f"{directory}/{poddir.PRIVATE_USERS}"):
+        # To go on without it would run the apps as the host's own users.
+        raise PodError(f"{directory}/{poddir.PRIVATE_USERS} is damaged", hint="remove the pod")
+    return found
 
 
 def _prepared_app(directory: str, manifest: PodManifest, app: RuntimeApp, store: Store) -> PreparedApp:
     section = app.app or _image_app(directory, app.name)
+    lives = behaviour.of_app(app)
     copied = os.path.exists(poddir.app_info(directory, app.name, "copied"))
     return PreparedApp(
         name=app.name,
         image_id=app.image.id,
         app=section,
-        layers=() if copied else _layers(directory, app.name, store),
+        layers=() if copied else layers(directory, app.name, store),
         read_only_root=app.read_only_rootfs,
         mounts=tuple(_mounts(manifest, app, section)),
+        streams=lives.streams,
+        restart=lives.restart,
+        stop_signal=lives.stop_signal,
+        devices=lives.devices,
     )
 
 
@@ -115,13 +147,14 @@ def _image_app(directory: str, app: str) -> App:
         raise PodError(f"open {path}: {reason(error)}") from error
 
 
-def _layers(directory: str, app: str, store: Store) -> tuple[str, ...]:
+def layers(directory: str, app: str, store: Store) -> tuple[str, ...]:
+    """Absolute paths of the layers below an app's root, lowest first. Raises StoreError when one is gone."""
     with open(poddir.app_info(directory, app, "layers"), encoding="utf-8") as file:
-        layers = tuple(f"{store.root}/{line.strip()}" for line in file)
-    for layer in layers:
+        found = tuple(f"{store.root}/{line.strip()}" for line in file)
+    for layer in found:
         if not os.path.isdir(layer):
             raise StoreError(f"layer {os.path.basename(layer)} of app {app} is gone", hint="fetch its image again")
-    return layers
+    return found
 
 
 def _mounts(manifest: PodManifest, app: RuntimeApp, section: App) -> list[Mount]:

@@ -39,7 +39,7 @@ def steps(pod: PreparedPod, app: PreparedApp) -> tuple[mounts.Step, ...]:
     volumes = [_volume(pod, mount) for mount in (*app.mounts, *implicit_mounts(pod, app))]
     if guarded:
         _refuse_kernel_paths(volumes)
-    devices = [kernelfs.Device(source, mounts.normalize(target)) for source, target in app.devices]
+    devices = [kernelfs.Device(device.source, mounts.normalize(device.target)) for device in app.devices]
     covered = {f"{step.target}/" for step in volumes if step.target in KERNEL_PATHS}
     defaults = [step for step in _defaults(pod, app, guarded) if not step.target.startswith(tuple(covered))]
     arranged = mounts.arrange((*volumes, *devices), defaults)

@@ -41,6 +41,17 @@ class Mount(NamedTuple):
     gid: int = 0
 
 
+class Device(NamedTuple):
+    """A device of the host that an app may use."""
+
+    source: str
+    """Absolute path on the host."""
+    target: str
+    """Absolute path in the app."""
+    access: str = "rwm"
+    """Which of read, write and mknod the app may."""
+
+
 class PreparedApp(NamedTuple):
     """One app of a pod, everything about it decided."""
 
@@ -54,8 +65,7 @@ class PreparedApp(NamedTuple):
     streams: Streams = Streams()
     restart: Restart = Restart()
     stop_signal: int = 15
-    devices: tuple[tuple[str, str], ...] = ()
-    """Devices of the host the app may use: their paths there and in the app."""
+    devices: tuple[Device, ...] = ()
 
 
 class PreparedPod(NamedTuple):
@@ -73,13 +83,15 @@ class PreparedPod(NamedTuple):
     name_options: tuple[str, ...]
     """Command-line options about /etc/resolv.conf and /etc/hosts (`--dns`, …) that the user typed for this run."""
     hostname: str
+    """As asked for, else the pod's name, else `rkpy-UUID`."""
     ipc: str
     """IPC namespace: "auto" leaves it to the flavour, "private" or "parent"."""
     private_users: bool
     isolators: tuple[Isolator, ...]
     """Of the pod: they bound those of its apps."""
     asked: tuple[str, ...]
-    """Command-line options that restrict the app (`--caps-retain`, …) and that the user typed for this run."""
+    """Command-line options that restrict the app (`--caps-retain`, …) or say where its streams lead (`--stdin`, …), and
+    that the user typed for this run."""
     debug: bool
     name: str = ""
     """The name given with --pod-name."""

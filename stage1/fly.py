@@ -17,10 +17,13 @@ from common.errors import LaunchError, PodError, UsageError, reason
 from stage1 import mounts, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.processes import Process, send
+from stage1.plan import ON_ANY_FAILURE
 from stage1.rootfs import CopiedRoot, OverlayRoot
+from stage1.streams import Streams
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
 NO_NEW_PRIVILEGES = "os/linux/no-new-privileges"
+_STREAMS = ("--stdin", "--stdout", "--stderr")
 
 
 class Plan(NamedTuple):
@@ -88,12 +91,24 @@ def check(pod: PreparedPod) -> list[str]:
     warnings += [f'fly ignores network "{name}": apps use the host\'s' for name in pod.net or () if name != "host"]
     warnings += [f'fly ignores --port of "{name}": apps listen on the host itself' for name in pod.ports]
     warnings += [f"fly ignores {option}: apps have the image's files or the host's" for option in pod.name_options]
-    if pod.hostname:
+    if pod.hostname not in ("", pod.name, f"rkpy-{pod.uuid}"):
         warnings.append(f'fly ignores hostname "{pod.hostname}": apps have the host\'s')
+    if app.restart.policy != "no":
+        warnings.append(
+            f'fly ignores --restart={app.restart.policy} of app "{app.name}": nothing stays to start it again'
+        )
+    if pod.exit_policy != ON_ANY_FAILURE:
+        warnings.append(f"fly ignores --exit-policy={pod.exit_policy}: the pod ends with its only app")
+    warnings += [
+        f'fly ignores --device={device.source} of app "{app.name}": it has all the host\'s devices'
+        for device in app.devices
+    ]
     return warnings
 
 
 def _refuse(pod: PreparedPod) -> None:
+    if pod.mutable:
+        raise UsageError("fly cannot change a running pod", hint="use another --stage1")
     if len(pod.apps) != 1:
         raise UsageError(f"fly runs one app per pod, not {len(pod.apps)}", hint="use another --stage1")
     if not pod.apps[0].app.exec:
@@ -104,6 +119,10 @@ def _refuse(pod: PreparedPod) -> None:
         raise UsageError("fly has no user namespaces", hint="leave out --private-users, or use another --stage1")
     if "none" in (pod.net or ()):
         raise UsageError("fly cannot take the network away from an app", hint="use another --stage1")
+    if streams := [option for option in pod.asked if option in _STREAMS]:
+        raise UsageError(f"fly has no {', '.join(streams)}: apps have the caller's", hint="use another --stage1")
+    if pod.apps[0].streams != Streams():
+        raise UsageError("fly cannot redirect the streams of an app: it has the caller's", hint="use another --stage1")
     if pod.asked:
         raise UsageError(f"fly cannot enforce {', '.join(pod.asked)}", hint="use another --stage1")
 
@@ -183,7 +202,17 @@ def enter(request: EnterRequest) -> NoReturn:
     except OSError as error:
         raise LaunchError(f"cannot enter the pod's mount namespace: {reason(error)}") from error
     argv = request.command or (("/bin/bash",) if os.access("/bin/bash", os.X_OK) else ("/bin/sh",))
-    launch(launch_spec(request.app, argv, keep_fds=()))
+    launch(_as_requested(launch_spec(request.app, argv, keep_fds=()), request))
+
+
+def _as_requested(spec: LaunchSpec, request: EnterRequest) -> LaunchSpec:
+    """`spec` with what the request says instead of the app's manifest."""
+    if request.privileged:
+        spec = spec._replace(user="0", group="0", supplementary_gids=(), no_new_privileges=False)
+    elif request.user:
+        user, _, group = request.user.partition(":")
+        spec = spec._replace(user=user, group=group, supplementary_gids=())
+    return spec._replace(working_directory=request.cwd or spec.working_directory)
 
 
 def _join(leader: poddir.Leader) -> None:

@@ -11,11 +11,15 @@
     overlay/APP/{upper,work}  what the app wrote (absent for a copied root)
     rootfs/APP                where the app's root appears, or the copied root itself
     volumes/NAME              empty volumes
-    started/APP               "PID STARTTIME" of the app's main process; its mtime is when the app was last started
-    status/APP                "STATUS [signal NUMBER] [oom] [stopped]": how the app ended; the first word is decimal
     control                   the socket of the pod's monitor
     volumes/APP.POINT         what a mount point of the app's image without a volume was given
     etc/{hosts,hostname}      for apps whose image has none
+    status/APP                how the app ended, see `read_ending`
+    started/APP               "PID STARTTIME" of the app's process; its mtime is when the app was started last
+    restarts/APP              how many times the app has been started again, decimal
+    name                      the pod's name, when it has one
+    private-users             "SHIFT:COUNT": the host IDs of the pod's user namespace, when it has one
+    apps-lock                 locked while the set of apps of a running pod is changed
 
 The layout is documented for users in docs/on-disk-format.md.
 """
@@ -32,6 +36,9 @@ FLAVOUR = "flavour"
 PID = "pid"
 STARTING = "starting"
 CONTROL = "control"
+NAME = "name"
+PRIVATE_USERS = "private-users"
+APPS_LOCK = "apps-lock"
 
 
 def app_info(pod: str, app: str, name: str) -> str:
@@ -65,6 +72,10 @@ def status(pod: str, app: str) -> str:
 
 def started(pod: str, app: str) -> str:
     return f"{pod}/started/{app}"
+
+
+def restarts(pod: str, app: str) -> str:
+    return f"{pod}/restarts/{app}"
 
 
 class Leader(NamedTuple):
@@ -146,10 +157,74 @@ def _write_word_file(path: str, text: str) -> None:
     os.rename(f"{path}.new", path)
 
 
+class Ending(NamedTuple):
+    """How an app ended, as `status/APP` tells it: the exit status (128+N for a signal), then words."""
+
+    status: int
+    signal: int = 0
+    """The signal that ended it; 0 when it exited by itself."""
+    oom: bool = False
+    """It was killed because its memory limit was reached."""
+    stopped: bool = False
+    """It ended because somebody asked it to."""
+
+
+def read_ending(pod: str, app: str) -> Ending | None:
+    """How `app` ended; None when nothing was recorded that makes sense. Words that mean nothing here are passed over:
+    a later rkpy may have written them."""
+    words = _words(status(pod, app))
+    if not words or not _is_number(words[0]):
+        return None
+    number = words[words.index("signal", 1) + 1 :][:1] if "signal" in words[1:] else []
+    return Ending(
+        status=int(words[0]),
+        signal=int(number[0]) if number and _is_number(number[0]) else 0,
+        oom="oom" in words[1:],
+        stopped="stopped" in words[1:],
+    )
+
+
 def read_status(pod: str, app: str) -> int | None:
     """The recorded exit status of `app`, or None when there is none that makes sense."""
+    ending = read_ending(pod, app)
+    return None if ending is None else ending.status
+
+
+def read_restarts(pod: str, app: str) -> int:
+    """How many times `app` has been started again."""
+    words = _words(restarts(pod, app))
+    return int(words[0]) if words and _is_number(words[0]) else 0
+
+
+def write_private_range(pod: str, first: int, count: int) -> None:
+    """Record the host IDs the pod's user namespace has; written whole or not at all."""
+    partial = f"{pod}/{PRIVATE_USERS}.new"
+    with open(partial, "w", encoding="ascii") as file:
+        file.write(f"{first}:{count}\n")
+    os.rename(partial, f"{pod}/{PRIVATE_USERS}")
+
+
+def read_private_range(pod: str) -> tuple[int, int] | None:
+    """The first host ID of the pod's user namespace and how many there are; None when the pod has none."""
+    words = _words(f"{pod}/{PRIVATE_USERS}")
+    first, _, count = words[0].partition(":") if words else ("", "", "")
+    return (int(first), int(count)) if _is_number(first) and _is_number(count) else None
+
+
+def read_name(pod: str) -> str:
+    """The pod's name; empty when it has none."""
+    words = _words(f"{pod}/{NAME}")
+    return words[0] if words else ""
+
+
+def _words(path: str) -> list[str]:
+    """The words of a small file, none when it is missing."""
     try:
-        with open(status(pod, app), encoding="ascii") as file:
-            return int(file.read(32))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(256).split()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20

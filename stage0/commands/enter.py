@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from typing import NoReturn
 
 import click
 
 from aci.store import Store
 from common.errors import PodError, UsageError
-from stage0 import prepare
+from stage0 import flags, prepare
 from stage0.config import Config
 from stage0.pods import RUN, Pod, Pods, State
 from stage1 import flavour as flavours
@@ -21,20 +22,42 @@ START_TIMEOUT = 10.0
 
 @click.command("enter", context_settings={"allow_interspersed_args": False})
 @click.option("--app", default="", metavar="NAME", help="app to enter; needed when the pod has more than one")
+@click.option("--user", default="", metavar="USER[:GROUP]", help="run as this user instead of the app's")
+@click.option("--cwd", default="", metavar="DIR", help="working directory instead of the app's")
+@flags.switch("--privileged", "run as root, without the app's restrictions")
 @click.argument("uuid")
 @click.argument("words", metavar="[CMD [ARGS]...]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def command(config: Config, app: str, uuid: str, words: tuple[str, ...]) -> None:
+def command(config: Config, app: str, user: str, cwd: str, privileged: bool, uuid: str, words: tuple[str, ...]) -> None:
     """Enter the namespaces of an app within a rkpy pod and run CMD there (default: a shell).
 
     The command gets the app's user, environment and working directory; its exit status is rkpy's."""
+    run(config, uuid, app, words, user=user, cwd=cwd, privileged=privileged)
+
+
+def run(
+    config: Config,
+    uuid: str,
+    app: str,
+    words: tuple[str, ...],
+    *,
+    user: str = "",
+    cwd: str = "",
+    privileged: bool = False,
+) -> NoReturn:
+    """Become the command `words` beside the app `app` of a running pod."""
     if os.geteuid() != 0:
         raise UsageError("cannot run as unprivileged user", hint="run it as root")
+    if cwd and not cwd.startswith("/"):
+        raise UsageError(f"--cwd={cwd}: it has to be an absolute path")
+    if user and privileged:
+        raise UsageError("--user and --privileged exclude each other")
     pod = _find(Pods(config.pods), uuid)
     _wait_until_ready(pod)
     prepared = prepare.load(pod, Store(config.store))
+    command = words[1:] if words[:1] == ("--",) else words
     flavour = flavours.load(pod.flavour() or "")
-    flavour.enter(EnterRequest(pod.path, choose(prepared.apps, app), words[1:] if words[:1] == ("--",) else words))
+    flavour.enter(EnterRequest(pod.path, choose(prepared.apps, app), command, user, cwd, privileged))
 
 
 def _find(pods: Pods, uuid: str) -> Pod:

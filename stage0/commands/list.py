@@ -45,6 +45,11 @@ def _print_table(found: list[PodInfo], *, full: bool, legend: bool) -> None:
     rows: list[tuple[str, ...]] = [_FULL_HEADER if full else _HEADER] if legend else []
     for pod in found:
         rows.extend(_rows(pod, full=full))
+    if any(pod.name for pod in found):
+        # rkt has no such column: last, so that its scripts find the others where they were.
+        names = ["POD NAME"] if legend else []
+        names += [name for pod in found for name in (pod.name, *[""] * (len(pod.apps) - 1))]
+        rows = [(*row, name) for row, name in zip(rows, names, strict=True)]
     click.echo(render.table(rows), nl=False)
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
-from common.errors import PodError, UsageError, reason
-from stage0 import assemble, config, grammar, options, prepare
+from common.errors import PodError, RkpyError, UsageError, reason
+from stage0 import assemble, behaviour, config, grammar, options, podnames, prepare
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
-from stage0.grammar import Request
+from stage0.grammar import ImageArguments, Request
 from stage0.notices import warn
 from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
@@ -30,7 +30,9 @@ FLAGS = {
         options.PREPARE, options.APP, [options.Flag("quiet", options.BOOL, "print only the UUID")]
     ),
     "run-prepared": options.table(options.RUNTIME),
+    "start": options.table(options.RUNTIME),
 }
+DEFAULT_FLAVOUR = "nspawn"
 _RKT_FLAVOURS = {"fly": "fly", "coreos": "nspawn", "host": "nspawn", "src": "nspawn", "kvm": "kvm"}
 _MANIFEST_EXCLUDES = (
     "volume", "mount", "port", "inherit-env", "set-env", "set-env-file", "user-annotation", "user-label",
@@ -48,7 +50,8 @@ def run(words: Sequence[str]) -> int:
         pod = _prepare(request, settings, store, flavour_name)
     with _discarded_on_failure(pod):
         prepared = _checked(pod, store, flavour, request.flags, settings, _asked(request))
-    return _start(pod, flavour, prepared)
+    pod.to_run()
+    return _become(pod, flavour, prepared)
 
 
 def prepare_pod(words: Sequence[str]) -> int:
@@ -59,8 +62,7 @@ def prepare_pod(words: Sequence[str]) -> int:
     with store.lock():
         pod = _prepare(request, settings, store, flavour_name)
         with _discarded_on_failure(pod):
-            private_users = request.flags.boolean("private-users")
-            prepared = prepare.load(pod, store, private_users=private_users, asked=_asked(request))
+            prepared = prepare.load(pod, store, asked=_asked(request))
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
@@ -80,7 +82,24 @@ def run_prepared(words: Sequence[str]) -> int:
     flavour = flavours.load(pod.flavour())
     # A pod that cannot start now stays prepared: nothing was used up.
     prepared = _checked(pod, Store(settings.store), flavour, request.flags, settings, ())
-    return _start(pod, flavour, prepared)
+    pod.to_run()
+    return _become(pod, flavour, prepared)
+
+
+def start(words: Sequence[str]) -> int:
+    """`rkpy start UUID`: run a pod that has exited once more."""
+    from stage0 import again
+
+    request, settings = _parse("start", words, arguments=False)
+    if len(request.images) != 1:
+        raise UsageError("must provide exactly one pod UUID")
+    pods = Pods(settings.pods)
+    pod = again.take(pods, request.images[0].reference)
+    flavour = flavours.load(pod.flavour())
+    prepared = _checked(pod, Store(settings.store), flavour, request.flags, settings, ())
+    flavour.gc(pod.path)
+    again.rewind(pods, pod, prepared)
+    return _become(pod, flavour, prepared)
 
 
 def _parse(name: str, words: Sequence[str], *, arguments: bool = True) -> tuple[Request, Config]:
@@ -88,15 +107,13 @@ def _parse(name: str, words: Sequence[str], *, arguments: bool = True) -> tuple[
     settings = config.load(request.flags)
     if os.geteuid() != 0:
         raise UsageError("cannot run as unprivileged user", hint="run it as root")
-    if name != "run-prepared" and not request.images and request.flags.get("pod-manifest") is None:
+    if name in ("run", "prepare") and not request.images and request.flags.get("pod-manifest") is None:
         raise UsageError("must provide at least one image or specify the pod manifest")
     return request, settings
 
 
 def _flavour(flags: Values, settings: Config) -> tuple[str, Flavour]:
-    name = flags.get("stage1") or flags.get("stage1-name") or settings.stage1
-    if not name:
-        raise UsageError("no stage1 flavour was chosen", hint="add --stage1=fly, or name one in stage1.d")
+    name = flags.get("stage1") or flags.get("stage1-name") or settings.stage1 or DEFAULT_FLAVOUR
     short = name.rpartition("/")[2].partition(":")[0]
     short = _RKT_FLAVOURS.get(short.removeprefix("stage1-"), short)
     return short, flavours.load(short)
@@ -104,10 +121,28 @@ def _flavour(flags: Values, settings: Config) -> tuple[str, Flavour]:
 
 def _prepare(request: Request, settings: Config, store: Store, flavour: str) -> Pod:
     """A pod directory with everything in it, in the state `prepare` and locked."""
-    manifest, records = _manifest(request, settings, store)
-    pod = Pods(settings.pods).create()
+    return _fill(request, settings, store, flavour, *_manifest(request, settings, store))
+
+
+def _fill(
+    request: Request,
+    settings: Config,
+    store: Store,
+    flavour: str,
+    manifest: PodManifest,
+    records: Mapping[str, ImageRecord],
+) -> Pod:
+    lives = behaviour.of_pod(manifest)
+    pods = Pods(settings.pods)
+    pod = pods.create()
     with _discarded_on_failure(pod):
         pod.to_prepare()
+        if lives.name:
+            podnames.claim(pods, pod, lives.name)
+        if request.flags.boolean("private-users"):
+            from stage0 import idranges
+
+            idranges.claim(pods, pod)
         prepare.write(pod, manifest, records, store, flavour)
         if request.flags.boolean("no-overlay"):
             prepare.copy_roots(pod, store)
@@ -129,9 +164,25 @@ def _manifest(request: Request, settings: Config, store: Store) -> tuple[PodMani
     if path is not None:
         return _given_manifest(path, request, store)
     policy = fetching.pull_policy(request.flags, "new")
-    images = [Selected(image, fetching.image(settings, store, image, policy)) for image in request.images]
+    images = [Selected(image, _image(settings, store, image, policy)) for image in request.images]
     manifest = assemble.pod_manifest(request.flags, images, os.environ)
     return manifest, {app.name: image.record for app, image in zip(manifest.apps, images, strict=True)}
+
+
+def _image(settings: Config, store: Store, arguments: ImageArguments, policy: str) -> ImageRecord:
+    try:
+        return fetching.image(settings, store, arguments, policy)
+    except RkpyError as error:
+        # rkt's users try to run a pod again this way (rkt/rkt#2087).
+        try:
+            pod = Pods(settings.pods).find(arguments.reference)
+        except PodError:
+            raise error from None
+        with pod:
+            if pod.uuid.startswith(arguments.reference) and len(arguments.reference) < 8:
+                raise  # That may well be chance.
+            hint = f"there is a pod of that name; rkpy start {arguments.reference} runs it again"
+            raise UsageError(f'"{arguments.reference}" is no image: {error.message}', hint=hint) from error
 
 
 def _given_manifest(path: str, request: Request, store: Store) -> tuple[PodManifest, dict[str, ImageRecord]]:
@@ -146,11 +197,14 @@ def _given_manifest(path: str, request: Request, store: Store) -> tuple[PodManif
         raise UsageError(f"open {path}: {reason(error)}") from error
     if not manifest.apps:
         raise UsageError(f"{path}: the pod has no apps")
+    annotations = behaviour.merged(manifest.annotations, behaviour.pod_annotations(request.flags))
+    manifest = manifest._replace(annotations=annotations)
     return manifest, {app.name: store.find_by_id(app.image.id) for app in manifest.apps}
 
 
 def _asked(request: Request) -> tuple[str, ...]:
-    return tuple(f"--{name}" for image in request.images for name in image.flags.typed() if name in RESTRICTIONS)
+    honoured = (*RESTRICTIONS, *behaviour.STREAMS)
+    return tuple(f"--{name}" for image in request.images for name in image.flags.typed() if name in honoured)
 
 
 def _checked(
@@ -164,10 +218,13 @@ def _checked(
         name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
         hostname=flags.get("hostname") or "",
         ipc=_ipc(flags),
-        private_users=flags.boolean("private-users"),
         asked=asked,
         debug=settings.debug,
+        interactive=flags.boolean("interactive"),
+        insecure=settings.insecure,
     )
+    if prepared.interactive and len(prepared.apps) != 1:
+        raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
     for warning in flavour.check(prepared):
         warn(warning)
     _save_uuid(flags.get("uuid-file-save"), pod.uuid)
@@ -181,9 +238,8 @@ def _ipc(flags: Values) -> str:
     return ipc
 
 
-def _start(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
-    """Let `flavour` become the pod."""
-    pod.to_run()
+def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
+    """Let `flavour` become the pod, which is in `run`."""
     flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
 
 

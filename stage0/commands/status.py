@@ -12,7 +12,7 @@ from common.errors import PodError, RkpyError
 from stage0 import flags, podinfo, render
 from stage0.commands.pod_arguments import one_uuid
 from stage0.config import Config
-from stage0.podinfo import PodInfo
+from stage0.podinfo import AppInfo, PodInfo
 from stage0.pods import Pod, Pods, State
 
 
@@ -100,6 +100,8 @@ def _signers(pod: PodInfo, store: Store) -> Iterator[tuple[str, object]]:
 
 def _lines(pod: PodInfo) -> list[tuple[str, object]]:
     lines: list[tuple[str, object]] = [("state", pod.state)]
+    if pod.name:
+        lines.append(("name", pod.name))
     if pod.created_at is not None:
         lines.append(("created", render.timestamp(pod.created_at)))
     if pod.started_at is not None:
@@ -112,5 +114,15 @@ def _lines(pod: PodInfo) -> list[tuple[str, object]]:
     over = pod.state is not State.RUNNING
     lines.append(("exited", "true" if over else "false"))
     if over:
-        lines.extend((f"app-{app.name}", app.exit_code) for app in pod.apps if app.exit_code is not None)
+        for app in pod.apps:
+            lines.extend(_ending(app))
     return lines
+
+
+def _ending(app: AppInfo) -> Iterator[tuple[str, object]]:
+    if app.exit_code is not None:
+        yield f"app-{app.name}", app.exit_code
+    if app.signal:
+        yield f"app-{app.name}-signal", app.signal
+    if app.oom_killed:
+        yield f"app-{app.name}-oom", "true"

@@ -1,0 +1,52 @@
+"""`rkpy start`: an exited pod runs again, with the apps, roots, volumes, name and user IDs it had."""
+
+from __future__ import annotations
+
+import os
+
+from common import files
+from common.errors import PodError, reason
+from stage0 import podnames
+from stage0.pods import EXITED_GARBAGE, RUN, Pod, PodBusyError, Pods, State
+from stage1 import poddir
+from stage1.flavour import PreparedPod
+
+_RECORDS = ("status", "started", "restarts", poddir.STARTING, poddir.PID)
+"""What a run leaves behind, the leader last: until it is gone the pod is one that has exited."""
+
+
+def take(pods: Pods, name: str) -> Pod:
+    """The exited pod called `name`, ours from now on, where it lies. Raises PodError."""
+    pod = pods.find(name)
+    state = pod.state()
+    if state is State.PREPARED:
+        raise PodError(f'pod "{pod.uuid}" has not run yet', hint="use rkpy run-prepared")
+    if state is State.RUNNING:
+        raise PodError(f'pod "{pod.uuid}" is running already')
+    if pod.directory not in (RUN, EXITED_GARBAGE):
+        raise PodError(f'pod "{pod.uuid}" cannot be started: it is {state}')
+    if not pod.has_manifest():
+        raise PodError(f'pod "{pod.uuid}" has no manifest')
+    pod.take()
+    leader = pod.leader()
+    if leader is not None and leader.is_alive():
+        pod.close()
+        raise PodBusyError(f'pod "{pod.uuid}" is running already')
+    return pod
+
+
+def rewind(pods: Pods, pod: Pod, prepared: PreparedPod) -> None:
+    """Make `pod`, which is ours, one that is about to start: in `run`, without what its last run recorded. Killed half
+    way, it is one that has exited. Raises PodError."""
+    if prepared.name:
+        podnames.claim(pods, pod, prepared.name)
+    pod.to_run_again()
+    try:
+        top = os.open(pod.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in _RECORDS:
+                files.remove_tree(name, dir_fd=top)
+        finally:
+            os.close(top)
+    except OSError as error:
+        raise PodError(f'cannot start pod "{pod.uuid}" again: {error.filename}: {reason(error)}') from error

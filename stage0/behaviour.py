@@ -1,0 +1,241 @@
+"""How a pod and its apps behave while they run: what flags say about it, kept as annotations of the pod manifest.
+
+So `prepare`, `run-prepared`, `start` and `enter` see what was asked for once. The streams have rkt's annotations
+(common/apps in rkt); the others are rkpy's own. Whatever an annotation says is checked when it is read, because a
+manifest may come from anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from aci.pod_manifest import PodManifest, RuntimeApp
+from aci.types import ac_name
+from common.errors import ManifestError, UsageError
+from stage0.options import Values
+from stage1.flavour import Device
+from stage1.plan import EXIT_POLICIES, ON_ANY_FAILURE, Restart
+from stage1.streams import Streams
+
+MUTABLE = "coreos.com/rkt/stage1/mutable"
+POD_NAME, EXIT_POLICY, STOP_TIMEOUT = "rkpy/pod-name", "rkpy/exit-policy", "rkpy/stop-timeout"
+STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout", "stderr")}
+RESTART, STOP_SIGNAL, DEVICES = "rkpy/restart", "rkpy/stop-signal", "rkpy/devices"
+OCI_STOP_SIGNAL = "appc.io/docker/stopsignal"
+"""Where `aci.oci_config` keeps an OCI image's StopSignal."""
+
+STOP_SECONDS = 10
+POD_NAME_LIMIT = 63
+"""The name is the pod's host name too (gethostname(2))."""
+
+_STREAM_WORDS = {"stdin": ("null", "tty", "stream")} | dict.fromkeys(
+    ("stdout", "stderr"), ("log", "null", "tty", "stream")
+)
+_POLICIES = ("no", "on-failure", "always")
+_ACCESS = "rwm"
+_MAX_COUNT = 1_000_000
+_MAX_SECONDS = 10_000_000
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+class PodBehaviour(NamedTuple):
+    name: str = ""
+    exit_policy: str = ON_ANY_FAILURE
+    stop_timeout: int = STOP_SECONDS
+    mutable: bool = False
+
+
+class AppBehaviour(NamedTuple):
+    streams: Streams = Streams()
+    restart: Restart = Restart()
+    stop_signal: int = signal.SIGTERM.value
+    devices: tuple[Device, ...] = ()
+
+
+# The values, as flags and annotations write them. All raise UsageError.
+
+
+def pod_name(text: str) -> str:
+    """A pod's name: an AC Name, which a host name and a machine name can be, and that cannot be taken for a UUID."""
+    ac_name(text, strict=True)
+    if len(text) > POD_NAME_LIMIT:
+        raise UsageError(f"--pod-name={text}: it is longer than {POD_NAME_LIMIT} characters")
+    first = text.partition("-")[0]
+    if len(first) == 8 and not first.strip("0123456789abcdef"):
+        raise UsageError(f"--pod-name={text}: it looks like the UUID of a pod", hint="choose another name")
+    return text
+
+
+def exit_policy(text: str) -> str:
+    if text not in EXIT_POLICIES:
+        raise UsageError(f"--exit-policy={text}: not one of {', '.join(EXIT_POLICIES)}")
+    return text
+
+
+def stop_timeout(text: str) -> int:
+    """Whole seconds, as such or as a duration (`1m30s`), of which a part of a second counts as one."""
+    if text.isascii() and text.isdigit():
+        seconds = int(text[:20])
+    else:
+        from stage0 import durations
+
+        seconds = -(-durations.parse(text) // durations.SECOND)
+    if not 0 <= seconds <= _MAX_SECONDS:
+        raise UsageError(f"--stop-timeout={text}: not a number of seconds from 0 to {_MAX_SECONDS}")
+    return seconds
+
+
+def restart(text: str) -> Restart:
+    """`no`, `on-failure[:N]` or `always`."""
+    policy, limited, limit = text.partition(":")
+    if policy not in _POLICIES or (limited and policy != "on-failure"):
+        raise UsageError(f"--restart={text}: not one of no, on-failure, on-failure:N, always")
+    if limited and not (limit.isascii() and limit.isdigit() and 0 < int(limit[:20]) <= _MAX_COUNT):
+        raise UsageError(f"--restart={text}: after the colon comes how many times, 1 to {_MAX_COUNT}")
+    return Restart(policy, int(limit) if limited else 0)
+
+
+def stop_signal(text: str) -> int:
+    """A signal by number or by name, with or without `SIG`, as `kill -l` and OCI images write it (`SIGRTMIN+3`)."""
+    number = int(text[:4]) if text.isascii() and text.isdigit() else _signal_number(text.upper().removeprefix("SIG"))
+    if not 1 <= number <= signal.SIGRTMAX:
+        raise UsageError(f'"{text}" is no signal', hint="one is SIGTERM, INT or 15")
+    return number
+
+
+def _signal_number(name: str) -> int:
+    base, sign, offset = name.replace("-", "+-").partition("+")
+    found = signal.Signals.__members__.get(f"SIG{base}")
+    if found is None or not sign:
+        return 0 if found is None else found.value
+    valid = base in ("RTMIN", "RTMAX") and offset.removeprefix("-").isdecimal() and offset.isascii()
+    number = found.value + int(offset[:4]) if valid else 0
+    return number if signal.SIGRTMIN <= number <= signal.SIGRTMAX else 0
+
+
+def stream(which: str, text: str) -> str:
+    if text not in _STREAM_WORDS[which]:
+        raise UsageError(f"--{which}={text}: not one of {', '.join(_STREAM_WORDS[which])}")
+    return text
+
+
+def device(text: str) -> Device:
+    """`HOST[:APP][:rwm]`."""
+    source, *rest = text.split(":")
+    target = rest.pop(0) if rest and rest[0].startswith("/") else source
+    access = rest.pop(0) if rest else _ACCESS
+    if rest or not _is_access(access):
+        raise UsageError(f"--device={text}: it takes HOST[:APP][:rwm]")
+    for path in (source, target):
+        if not path.startswith("/") or "\0" in path or os.path.normpath("/" + path.lstrip("/")) == "/":
+            raise UsageError(f"--device={text}: devices are named by absolute paths")
+    return Device(source, target, access)
+
+
+def _is_access(text: str) -> bool:
+    return bool(text) and not text.strip(_ACCESS) and len(set(text)) == len(text)
+
+
+# From flags to annotations
+
+
+def pod_annotations(flags: Values) -> Pairs:
+    """What the pod's own flags say. Raises UsageError, or ManifestError for a name that is none."""
+    parsers: dict[str, Callable[[str], Any]] = {
+        "pod-name": pod_name,
+        "exit-policy": exit_policy,
+        "stop-timeout": stop_timeout,
+    }
+    given = {name: flags.get(name) for name in parsers}
+    return tuple((f"rkpy/{name}", str(parsers[name](text))) for name, text in given.items() if text is not None)
+
+
+def app_annotations(flags: Values, image: Mapping[str, str]) -> Pairs:
+    """What an app's own flags say; `image` are the annotations of its image. Raises UsageError."""
+    found = {
+        annotation: stream(name, text) for name, annotation in STREAMS.items() if (text := flags.get(name)) is not None
+    }
+    if (text := flags.get("restart")) is not None:
+        restart(text)
+        found[RESTART] = text
+    if (text := flags.get("stop-signal")) is not None:
+        found[STOP_SIGNAL] = str(_flag("stop-signal", stop_signal, text))
+    elif OCI_STOP_SIGNAL in image:
+        found[STOP_SIGNAL] = str(_of_image(image[OCI_STOP_SIGNAL]))
+    if devices := [device(text) for text in flags.all("device")]:
+        found[DEVICES] = json.dumps(devices, separators=(",", ":"))
+    return tuple(found.items())
+
+
+def _flag(name: str, parse: Callable[[str], int], text: str) -> int:
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise UsageError(f"--{name}: {error.message}", hint=error.hint) from error
+
+
+def _of_image(text: str) -> int:
+    try:
+        return stop_signal(text)
+    except UsageError as error:
+        raise UsageError(f"the image's stop signal: {error.message}", hint="give another with --stop-signal") from error
+
+
+def merged(base: Pairs, over: Pairs) -> Pairs:
+    """`base` with the annotations of `over`, which win."""
+    return tuple({**dict(base), **dict(over)}.items())
+
+
+# From annotations to what a flavour is told
+
+
+def of_pod(manifest: PodManifest) -> PodBehaviour:
+    """What the pod's annotations say. Raises ManifestError."""
+    found = dict(manifest.annotations)
+    return PodBehaviour(
+        name=_read(found, POD_NAME, pod_name, ""),
+        exit_policy=_read(found, EXIT_POLICY, exit_policy, ON_ANY_FAILURE),
+        stop_timeout=_read(found, STOP_TIMEOUT, stop_timeout, STOP_SECONDS),
+        mutable=is_mutable(manifest),
+    )
+
+
+def is_mutable(manifest: PodManifest) -> bool:
+    return dict(manifest.annotations).get(MUTABLE) == "true"
+
+
+def of_app(app: RuntimeApp) -> AppBehaviour:
+    """What the app's annotations say. Raises ManifestError."""
+    found = dict(app.annotations)
+    streams = {
+        name: _read(found, annotation, partial(stream, name), getattr(Streams(), name))
+        for name, annotation in STREAMS.items()
+    }
+    return AppBehaviour(
+        streams=Streams(**streams),
+        restart=_read(found, RESTART, restart, Restart()),
+        stop_signal=_read(found, STOP_SIGNAL, stop_signal, signal.SIGTERM.value),
+        devices=_read(found, DEVICES, _devices, ()),
+    )
+
+
+def _read(found: Mapping[str, str], name: str, parse: Callable[[str], Any], default: Any) -> Any:
+    if name not in found:
+        return default
+    try:
+        return parse(found[name])
+    except (UsageError, ManifestError) as error:
+        raise ManifestError(f"annotation {name} of the pod manifest: {error.message}", hint=error.hint) from error
+
+
+def _devices(text: str) -> tuple[Device, ...]:
+    try:
+        return tuple(device(":".join(map(str, fields))) for fields in json.loads(text))
+    except (ValueError, TypeError):
+        raise UsageError("not a list of devices") from None
