@@ -106,8 +106,8 @@ def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: i
 
 
 def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
-    """clone3(2) (Linux 5.3) as fork(2) with `flags`: (0, -1) in the child, its PID and a pidfd in the parent. `cgroup` is
-    a descriptor of the directory to be born in (CLONE_INTO_CGROUP, Linux 5.7), or -1.
+    """clone3(2) (Linux 5.3) as fork(2) with `flags`: (0, -1) in the child, its PID and a pidfd in the parent. `cgroup`
+    is a descriptor of the directory to be born in (CLONE_INTO_CGROUP, Linux 5.7), or -1.
 
     Only for processes of one thread: neither glibc's nor Python's preparations for a fork are made."""
     pidfd = ctypes.c_int(-1)

@@ -1,4 +1,4 @@
-"""The way into the small process that looks after a pod: the interpreter, executed anew from a read-only mount of itself.
+"""The way into the small process that looks after a pod: the interpreter, executed anew from a read-only mount.
 
 A process of the pod that gets hold of /proc/PID/exe of one of ours has the host's interpreter in its hands, and could
 write to it once nothing runs it (CVE-2019-5736). Through a mount that is read-only it cannot, whoever it is. The new

@@ -249,6 +249,15 @@ class PodCgroup:
         self._apply(name, limits)
         return os.open(path, os.O_PATH | os.O_DIRECTORY) if self.path else -1
 
+    def renew(self, name: str, limits: Limits) -> int:
+        """The cgroup of an app anew, with nothing left in it of what was there; a descriptor as from `app`.
+
+        A cgroup that was killed (cgroup.kill) is of no further use: Linux 6.15 and later also kill what is born into it
+        from another cgroup (CLONE_INTO_CGROUP) afterwards."""
+        if self.path and os.path.exists(f"{self.path}/{name}"):
+            self.remove_app(name)
+        return self.app(name, limits)
+
     def report(self) -> list[Report]:
         """What became of every limit asked for, the pod's first."""
         return list(self._reports)
@@ -397,6 +406,13 @@ def _effective(setting: _Setting, text: str) -> str:
     keys = {word.partition("=")[0] for word in asked}
     line = next((line.split() for line in text.splitlines() if line.startswith(f"{disk} ")), [disk])
     return " ".join([disk, *(word for word in line[1:] if word.partition("=")[0] in keys)])
+
+
+def open_procs(directory: str, app: str) -> int:
+    """A descriptor through which to join the cgroup of an app of the pod in `directory`: who writes 0 to it is in it.
+    -1 for a pod without cgroups. OSError when it is gone."""
+    path = _read(f"{directory}/{RECORD}").removesuffix("\n")
+    return os.open(f"{path}/{app}/cgroup.procs", os.O_WRONLY) if path else -1
 
 
 # The end
@@ -567,13 +583,3 @@ def _try_write(path: str, text: str) -> None:
         _write(path, text)
     except OSError:
         pass
-
-
-def open_procs(directory: str, app: str) -> int:
-    """A descriptor to join the cgroup of an app of the pod in `directory` through: who writes 0 to it is in it. -1 for a
-    pod without cgroups. OSError when it is gone."""
-    try:
-        path = _read_record(directory)
-    except FileNotFoundError:
-        return -1
-    return os.open(f"{path}/{app}/cgroup.procs", os.O_WRONLY) if path else -1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from _socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, CMSG_SPACE
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
 from _socket import socket as Socket  # noqa: N812
-from _socket import socketpair
 from collections.abc import Iterable
 
 MAX_TEXT = 65536

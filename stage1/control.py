@@ -44,7 +44,7 @@ class Server:
         loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self._accept())
 
     def _accept(self) -> None:
-        fd, _ = self._socket._accept()
+        fd, _ = self._socket._accept()  # type: ignore[attr-defined]  # what socket.accept calls
         client = Socket(fileno=fd)
         os.set_inheritable(fd, False)
         _, uid, _ = struct.unpack("3i", client.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))

@@ -103,6 +103,5 @@ def _accompany(pid: int, report: Channel) -> int:
             break
     if master >= 0:
         terminal.proxy(master)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code

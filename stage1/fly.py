@@ -16,8 +16,8 @@ from common import syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
 from stage1 import mounts, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
-from stage1.processes import Process, send
 from stage1.plan import ON_ANY_FAILURE
+from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
 from stage2.launch import LaunchSpec, launch, run_and_wait

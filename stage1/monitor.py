@@ -14,7 +14,7 @@ import signal
 from typing import Any, NamedTuple
 
 from common import syscalls
-from common.errors import EXIT_FAILURE, LaunchError, PodError, RkpyError, reason
+from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from stage1 import apptree, boot, channel, control, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
@@ -34,9 +34,7 @@ class _App:
         self.plan = plan
         self.streams: AppStreams | None = None
         self.state = CREATED
-        self.status = 0
-        self.oom_kills = 0
-        """How many there were before the app's present run."""
+        self.restarts = 0
 
 
 class _Supervisor(NamedTuple):
@@ -140,10 +138,9 @@ class Monitor:
         if app.streams is not None:
             app.streams.close()
         streams = app.streams = self._streams(plan)
-        app.oom_kills = self._cgroup.oom_kills(plan.name)
         opened = [channel.memory_file(dumps(plan))]
         try:
-            cgroup = self._cgroup.app(plan.name, plan.limits)
+            cgroup = self._cgroup.renew(plan.name, plan.limits)
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap)
             null = opened[0]  # stands in where the supervisor makes a terminal
@@ -219,18 +216,22 @@ class Monitor:
         """Write down how the app ended, and see that nothing it started outlives it."""
         status, number, again = map(int, rest.split())
         name = app.plan.name
-        self._cgroup.kill(name)
+        oom = self._cgroup.oom_kills(name) > 0
+        cgroup = self._cgroup.renew(name, app.plan.limits)
         if app.streams is not None:
             app.streams.drain()
-        oom = self._cgroup.oom_kills(name) > app.oom_kills
-        app.oom_kills = self._cgroup.oom_kills(name)
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
-        self._write_status(app, [*words, *(["stopped"] if self._stopping else [])], status)
+        self._write_status(app, [*words, *(["stopped"] if self._stopping else [])])
         if again:
             app.state = RUNNING
+            app.restarts += 1
+            poddir.write_restarts(self._plan.directory, name, app.restarts)
+        fd = cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY)
+        self._tell(f"cleared {name}", (fd,))
+        os.close(fd)
 
-    def _write_status(self, app: _App, words: list[str], status: int) -> None:
-        app.state, app.status = EXITED, status
+    def _write_status(self, app: _App, words: list[str]) -> None:
+        app.state = EXITED
         poddir.write_status(self._plan.directory, app.plan.name, " ".join(words))
 
     # --- what rkpy's commands ask for
@@ -253,7 +254,12 @@ class Monitor:
         if op == "attach":
             if app.streams is None or app.state != RUNNING:
                 raise PodError(f'app "{name}" is not running')
-            return app.streams.attach(asked["mode"], [fds.pop(0) for _ in range(len(fds))])
+            taken = tuple(fds)
+            fds.clear()
+            app.streams.attach(asked["endpoints"], taken)
+            return {}
+        if op == "endpoints":
+            return {"endpoints": app.streams.endpoints() if app.streams is not None else ()}
         if not self._plan.mutable:
             raise PodError("the pod was not made to be changed", hint="rkpy app works on pods of rkpy app sandbox")
         if op == "start":
@@ -300,7 +306,7 @@ class Monitor:
             if app.streams is not None:
                 app.streams.drain()
             if app.state == RUNNING:
-                self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"], _KILLED)
+                self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
             if app.streams is not None:
                 app.streams.close()
         for name in (poddir.STARTING, poddir.CONTROL):
@@ -308,7 +314,6 @@ class Monitor:
                 os.unlink(f"{self._plan.directory}/{name}")
             except FileNotFoundError:
                 pass
-
 
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""

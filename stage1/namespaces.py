@@ -55,8 +55,10 @@ def name_host(name: str) -> None:
 
 def bring_up_loopback() -> None:
     """Set the interface `lo` up (netdevice(7)); it has its addresses by itself."""
-    with Socket(AF_INET, SOCK_DGRAM, 0) as socket:
-        try:
-            fcntl.ioctl(socket.fileno(), _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
-        except OSError as error:
-            raise LaunchError(f"cannot bring up the loopback interface: {reason(error)}") from error
+    socket = Socket(AF_INET, SOCK_DGRAM, 0)
+    try:
+        fcntl.ioctl(socket.fileno(), _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+    except OSError as error:
+        raise LaunchError(f"cannot bring up the loopback interface: {reason(error)}") from error
+    finally:
+        socket.close()

@@ -36,7 +36,9 @@ def check(pod: PreparedPod) -> list[str]:
     _refuse(pod)
     warnings = []
     if pod.net is None:
-        warnings.append('nspawn has no network "default" yet: the pod has loopback only (--net=none says so, or --net=host)')
+        warnings.append(
+            'nspawn has no network "default" yet: the pod has loopback only (--net=none says so, or --net=host)'
+        )
     for app in pod.apps:
         made, more = _app_plan(pod, app)
         warnings += more

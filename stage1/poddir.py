@@ -130,8 +130,17 @@ def read_leader(pod: str) -> Leader | None:
 
 
 def write_started(pod: str, app: str, pid: int) -> None:
-    """Record the main process of `app`."""
+    """Record the main process of `app`, which has not ended yet."""
     _write_word_file(started(pod, app), f"{pid} {start_time(pid) or 0}")
+    try:
+        os.unlink(status(pod, app))
+    except FileNotFoundError:
+        pass
+
+
+def write_restarts(pod: str, app: str, times: int) -> None:
+    """Record how many times `app` has been started again."""
+    _write_word_file(restarts(pod, app), str(times))
 
 
 def read_started(pod: str, app: str) -> tuple[int, int] | None:

@@ -209,6 +209,8 @@ class _Source:
     def __init__(self, loop: Loop, stream: str, log: Log | None) -> None:
         self.stream = stream
         self.sinks: list[Sink] = []
+        self.waiting = -1
+        """What is read once the app has started: not before its process is known, whose number is shown."""
         self._fd = -1
         self._loop = loop
         self._log = log
@@ -221,7 +223,16 @@ class _Source:
         self._fd = fd
         self._flow()
 
+    def begin(self) -> None:
+        """Read what has been `waiting`."""
+        if self.waiting >= 0:
+            fd, self.waiting = self.waiting, -1
+            self.open(fd)
+
     def close(self) -> None:
+        if self.waiting >= 0:
+            os.close(self.waiting)
+            self.waiting = -1
         if self._fd >= 0:
             self._pause()
             os.close(self._fd)
@@ -303,7 +314,7 @@ class AppStreams:
         self._modes = streams._asdict()
         self._log = log
         self._foreground = foreground
-        self._prefix = b""
+        self._prefix = f"{name}: ".encode()
         self._lines: list[_Lines] = []
         self._sources: dict[str, _Source] = {}
         self._clients: list[_Client] = []
@@ -313,7 +324,6 @@ class AppStreams:
         self._child_fds = [-1, -1, -1]
         if inherited is None:
             self._make()
-        self.started(0)
 
     def _make(self) -> None:
         modes = self._modes
@@ -328,8 +338,7 @@ class AppStreams:
                 self._child_fds[number] = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             elif modes[stream] != "tty":
                 source = self._add_source(stream, logged=modes[stream] == "log")
-                end, self._child_fds[number] = os.pipe2(os.O_CLOEXEC)
-                source.open(end)
+                source.waiting, self._child_fds[number] = os.pipe2(os.O_CLOEXEC)
         if "tty" in modes.values():
             self._add_source("tty", logged=True)
 
@@ -385,10 +394,13 @@ class AppStreams:
         self._prefix = f"{self._name}[{pid}]: ".encode() if pid else f"{self._name}: ".encode()
         if self._log is not None:
             self._log.end_lines()
+        for source in self._sources.values():
+            source.begin()
 
     def drain(self) -> None:
         """The app has ended: take what it has written and show lines it did not finish."""
         for source in self._sources.values():
+            source.begin()
             source.drain()
         for lines in self._lines:
             lines.end_line()

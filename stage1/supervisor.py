@@ -7,6 +7,7 @@ namespace (pid_namespaces(7)).
 The monitor says (descriptors in brackets):
     start APP [plan stdin stdout stderr cgroup mounts…]    cgroup is /dev/null where there are no cgroups
     sealed             all apps of the beginning were named
+    cleared APP [cgroup]    nothing is left of the app that ended; what follows happens in a new cgroup
     stop APP, kill APP, restart APP, remove APP
     signal NUMBER      to the main process of every app
     terminate          stop the pod; SIGTERM means the same
@@ -15,7 +16,7 @@ The supervisor says:
     started APP PID [pidfd]           PID as the pod sees it
     terminal APP [master]
     failed APP STATUS TEXT    it could not be started; an `ended` follows
-    ended APP STATUS SIGNAL AGAIN     SIGNAL is 0 for an exit; AGAIN is 1 when it will be started again
+    ended APP STATUS SIGNAL AGAIN     SIGNAL is 0 for an exit; AGAIN is 1 when it will be started again. Waits for `cleared`
     ready              every app of the beginning has been started
     over STATUS        the pod is over
 """
@@ -25,6 +26,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 from typing import NoReturn
 
 from common import syscalls
@@ -55,6 +57,8 @@ class _App:
         self.pidfd = -1
         self.handlers = 0
         """The process that runs the post-stop handlers; 0 while there is none."""
+        self.clearing = False
+        """Whether the monitor is still seeing to what is left of it."""
         self.status = 0
         self.report: Channel | None = None
         """Where a process that has not become the app yet tells of its progress."""
@@ -69,7 +73,7 @@ class _App:
     @property
     def busy(self) -> bool:
         """Whether something of it runs or will."""
-        return bool(self.pid or self.handlers or self.timer)
+        return bool(self.pid or self.clearing or self.handlers or self.timer)
 
     def close(self) -> None:
         for fd in (*self.streams, self.cgroup, *self.mounts, self.namespace):
@@ -122,6 +126,8 @@ class Supervisor:
                 _kill(app.pid, int(name))
         elif verb == "terminate":
             self._terminate()
+        elif verb == "cleared":
+            self._cleared(self._apps[name], fds)
         elif name in self._apps:
             {"stop": self._stop, "kill": self._kill, "restart": self._restart, "remove": self._remove}[verb](
                 self._apps[name]
@@ -134,8 +140,7 @@ class Supervisor:
         old = self._apps.pop(plan.name, None)
         if old is not None:
             old.close()
-        cgroup = -1 if os.path.samestat(os.fstat(fds[4]), os.stat("/dev/null")) else fds[4]
-        app = self._apps[plan.name] = _App(plan, fds[1:4], cgroup, fds[5:])
+        app = self._apps[plan.name] = _App(plan, fds[1:4], _cgroup(fds[4]), fds[5:])
         self._launch(app)
 
     def _restart(self, app: _App) -> None:
@@ -263,9 +268,19 @@ class Supervisor:
 
     def _ended(self, app: _App, status: int, number: int) -> None:
         app.status = status
-        again = not app.stopping and policy.restarts(app.plan.restart, app.times, status)
-        self._tell(f"ended {app.plan.name} {status} {number} {int(again or app.again)}")
-        if again:
+        app.clearing = True
+        self._tell(f"ended {app.plan.name} {status} {number} {int(self._restarts(app) or app.again)}")
+
+    def _restarts(self, app: _App) -> bool:
+        return not app.stopping and policy.restarts(app.plan.restart, app.times, app.status)
+
+    def _cleared(self, app: _App, fds: list[int]) -> None:
+        """What the app has left behind is gone: go on."""
+        app.clearing = False
+        if app.cgroup >= 0:
+            os.close(app.cgroup)
+        app.cgroup = _cgroup(fds[0])
+        if self._restarts(app):
             app.timer = self._loop.call_later(policy.delay(app.times), lambda: self._start_again(app))
             app.times += 1
         elif app.plan.post_stop and app.namespace >= 0:
@@ -307,6 +322,14 @@ class Supervisor:
             self.status = self._outcome.status
             self._tell(f"over {self.status}")
             self._loop.stop()
+
+
+def _cgroup(fd: int) -> int:
+    """`fd` when it is a cgroup; -1 for what stands in where there are none."""
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return -1
 
 
 def _kill(pid: int, number: int) -> None:

@@ -39,7 +39,7 @@ def test_plans_survive_the_way(plan: PodPlan) -> None:
 
 @pytest.mark.parametrize("data", [b'["os.system","x"]', b"[", b'["Bind"', b'{"bytes":"!"}'])
 def test_what_is_no_plan(data: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         loads(data)
 
 
