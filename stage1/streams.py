@@ -1,8 +1,33 @@
-"""Where an app's standard streams lead."""
+"""Where an app's standard streams lead, and the host's side of them.
+
+Each output of an app is read by one `_Source` of the monitor and given to sinks: the log, the caller of `rkpy run`,
+clients that have attached. The app writes to pipes (or to a terminal) of its own, never to anything of the caller's, so
+it can neither be stopped by the caller's terminal nor change its settings. docs/logs.md describes it for users.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import errno
+import fcntl
+import os
+import stat
+import struct
+import termios
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from common.errors import PodError
+from stage1.loop import HANGUP, READ, Loop, Timer
+from stage1.outlet import Outlet
+
+_CHUNK = 65536
+_LINE = 16384
+"""Bytes of a line that are held back for the rest of it to come, where only whole lines are shown."""
+_CLIENT_LIMIT = 1 << 18
+STUCK = 10.0
+"""Seconds an attached client may hold up an app before it is sent away."""
+_DRAIN = 1 << 20
+"""Bytes read at most from a terminal whose app has ended."""
 
 
 class Streams(NamedTuple):
@@ -13,3 +38,452 @@ class Streams(NamedTuple):
     stdout: str = "log"
     """"log", "null", "stream" (attached clients only) or "tty"."""
     stderr: str = "log"
+
+
+class Log(Protocol):
+    """What keeps an app's output, such as `logs.LogFile`. It always takes everything."""
+
+    def write(self, stream: str, data: bytes) -> None:
+        """`stream` is "stdout" or "stderr"; `data` is cut anywhere."""
+        ...
+
+    def end_lines(self) -> None:
+        """What follows does not belong to a line that was begun."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """Where output goes that may be slower than the app."""
+
+    @property
+    def full(self) -> bool: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def when_room(self, callback: Callable[[], None]) -> None: ...
+
+
+class Foreground:
+    """The standard output and error of the caller of `rkpy run`, shared by the apps of a pod."""
+
+    def __init__(self, loop: Loop, *, prefixed: bool, fds: tuple[int, int] = (1, 2)) -> None:
+        """`prefixed`: for a pod of several apps, show whole lines with the name of their app before each."""
+        self.prefixed = prefixed
+        self._out = Outlet(loop, fds[0], nonblocking=False)
+        same = os.path.samestat(os.fstat(fds[0]), os.fstat(fds[1]))
+        # One outlet for one pipe or terminal: two would write into the middle of each other's lines.
+        self._err = self._out if same else Outlet(loop, fds[1], nonblocking=False)
+
+    def outlet(self, stream: str) -> Outlet:
+        return self._err if stream == "stderr" else self._out
+
+    def when_written(self, callback: Callable[[], None]) -> None:
+        """Call once, when all that was given to it is written or cannot be. It waits for as long as a reader does not
+        read, so whoever waits listens for signals as well."""
+        self._out.when_empty(lambda: self._err.when_empty(callback))
+
+    def close(self) -> None:
+        self._out.close()
+        self._err.close()
+
+
+class _Lines:
+    """A sink that hands on whole lines with a prefix."""
+
+    def __init__(self, outlet: Outlet, prefix: Callable[[], bytes]) -> None:
+        self._outlet = outlet
+        self._prefix = prefix
+        self._rest = b""
+
+    @property
+    def full(self) -> bool:
+        return self._outlet.full
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        self._outlet.when_room(callback)
+
+    def write(self, data: bytes) -> None:
+        whole, newline, rest = data.rpartition(b"\n")
+        if newline:
+            prefix = self._prefix()
+            self._outlet.write(prefix + (self._rest + whole).replace(b"\n", b"\n" + prefix) + b"\n")
+            self._rest = rest
+        else:
+            self._rest += data
+        if len(self._rest) > _LINE:
+            self.end_line()
+
+    def end_line(self) -> None:
+        """Show what there is of a line."""
+        if self._rest:
+            self._outlet.write(self._prefix() + self._rest + b"\n")
+            self._rest = b""
+
+
+class _Client:
+    """A socket of somebody who has attached to a stream: output goes there, and what comes from there is input."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        *,
+        to_app: Callable[[], Outlet | None],
+        leave: Callable[[], None],
+        end_input: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._to_app = to_app
+        self._leave = leave
+        self._end_input = end_input
+        self._patience: Timer | None = None
+        os.set_blocking(fd, False)
+        self._out_fd = os.dup(fd)  # one number for each direction: a number is watched for one thing
+        self._outlet = Outlet(loop, self._out_fd, nonblocking=True, limit=_CLIENT_LIMIT)
+        self._outlet.on_gone = leave
+        loop.add(fd, READ, self._on_ready)
+
+    @property
+    def full(self) -> bool:
+        return self._outlet.full
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        self._outlet.when_room(callback)
+
+    def write(self, data: bytes) -> None:
+        self._outlet.write(data)
+        if self._outlet.full and self._patience is None:
+            self._patience = self._loop.call_later(STUCK, self._leave)
+            self._outlet.when_room(self._be_patient_again)
+
+    def finish(self) -> None:
+        """Leave once everything is written, or has not been for too long."""
+        if self._patience is None:
+            self._patience = self._loop.call_later(STUCK, self._leave)
+        self._outlet.when_empty(self._leave)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._be_patient_again()
+            self._outlet.on_gone = None
+            self._outlet.close()
+            os.close(self._out_fd)
+
+    def _be_patient_again(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _on_ready(self, events: int) -> None:
+        try:
+            data = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, events = b"", HANGUP
+        if not data:
+            if not events & HANGUP:  # it said that there is no more input, and stays
+                self._end_input()
+            self._leave()
+        elif (to_app := self._to_app()) is not None:
+            to_app.write(data)
+            if to_app.full:
+                self._loop.remove(self._fd)
+                to_app.when_room(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._fd >= 0:
+            self._loop.add(self._fd, READ, self._on_ready)
+
+
+class _Source:
+    """One output of an app, read and given to its sinks. While one of them is full it is not read, so that the app
+    waits as it would if it wrote there itself."""
+
+    def __init__(self, loop: Loop, stream: str, log: Log | None) -> None:
+        self.stream = stream
+        self.sinks: list[Sink] = []
+        self._fd = -1
+        self._loop = loop
+        self._log = log
+        self._reading = False
+
+    def open(self, fd: int) -> None:
+        """Read from `fd`, which is owned from now on, instead of what was read from before."""
+        self.close()
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._flow()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._pause()
+            os.close(self._fd)
+            self._fd = -1
+
+    def drain(self) -> None:
+        """Read what is there now. Somebody may still hold the other end, and may go on writing, so neither its end nor
+        silence is waited for."""
+        if self._fd < 0:
+            return
+        count = _DRAIN
+        if stat.S_ISFIFO(os.fstat(self._fd).st_mode):  # a terminal hands its output on a little later than it says
+            count = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)))[0]
+        while count > 0 and (data := self._read(min(count, _CHUNK))):
+            self._give(data)
+            count -= len(data)
+
+    def _on_ready(self, _events: int) -> None:
+        data = self._read(_CHUNK)
+        if data:
+            self._give(data)
+            self._flow()
+        elif data is not None:
+            self.close()
+
+    def _read(self, count: int) -> bytes | None:
+        """What is there; None when nothing is, empty at the end. A terminal's end is EIO: every copy of its other side
+        is closed."""
+        try:
+            return os.read(self._fd, count)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return b""
+
+    def _give(self, data: bytes) -> None:
+        if self._log is not None:
+            self._log.write(self.stream, data)
+        for sink in tuple(self.sinks):
+            sink.write(data)
+
+    def _flow(self) -> None:
+        """Read on, or wait until the first full sink has room."""
+        full = next((sink for sink in self.sinks if sink.full), None)
+        if full is not None:
+            self._pause()
+            full.when_room(self._flow)
+        elif self._fd >= 0 and not self._reading:
+            self._loop.add(self._fd, READ, self._on_ready)
+            self._reading = True
+
+    def _pause(self) -> None:
+        if self._reading:
+            self._loop.remove(self._fd)
+            self._reading = False
+
+
+class AppStreams:
+    """The host's side of the streams of one app, over all its restarts."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        name: str,
+        streams: Streams,
+        *,
+        log: Log | None = None,
+        foreground: Foreground | None = None,
+        inherited: tuple[int, int, int] | None = None,
+    ) -> None:
+        """`log` is owned from now on. `foreground` shows what is logged, and a terminal; leave it out to show nothing.
+        `inherited` are the caller's own streams, given to the app as they are (interactive without a terminal)."""
+        self.input: Outlet | None = None
+        """Where the app's input is written to, when it has some."""
+        self._loop = loop
+        self._name = name
+        self._modes = streams._asdict()
+        self._log = log
+        self._foreground = foreground
+        self._prefix = b""
+        self._lines: list[_Lines] = []
+        self._sources: dict[str, _Source] = {}
+        self._clients: list[_Client] = []
+        self._input_fd = -1
+        self._done: list[Callable[[], None]] = []
+        self._inherited = inherited
+        self._child_fds = [-1, -1, -1]
+        if inherited is None:
+            self._make()
+        self.started(0)
+
+    def _make(self) -> None:
+        modes = self._modes
+        if modes["stdin"] == "stream":
+            self._child_fds[0], self._input_fd = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._input_fd, False)
+            self.input = Outlet(self._loop, self._input_fd, nonblocking=True)
+        elif modes["stdin"] == "null":
+            self._child_fds[0] = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        for number, stream in ((1, "stdout"), (2, "stderr")):
+            if modes[stream] == "null":
+                self._child_fds[number] = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            elif modes[stream] != "tty":
+                source = self._add_source(stream, logged=modes[stream] == "log")
+                end, self._child_fds[number] = os.pipe2(os.O_CLOEXEC)
+                source.open(end)
+        if "tty" in modes.values():
+            self._add_source("tty", logged=True)
+
+    def _add_source(self, name: str, *, logged: bool) -> _Source:
+        stream = "stderr" if name == "stderr" else "stdout"
+        source = self._sources[name] = _Source(self._loop, stream, self._log if logged else None)
+        if logged and self._foreground is not None:
+            outlet = self._foreground.outlet(stream)
+            if self._foreground.prefixed:
+                self._lines.append(_Lines(outlet, lambda: self._prefix))
+                source.sinks.append(self._lines[-1])
+            else:
+                source.sinks.append(outlet)
+        return source
+
+    # --- towards the app
+
+    def child_fds(self) -> tuple[int, int, int]:
+        """What the app gets as descriptors 0, 1 and 2; -1 where its terminal comes, which the supervisor makes.
+
+        They are to be sent to the supervisor, which keeps them for restarts: there is no end of the output when one
+        process of the app ends."""
+        if self._inherited is not None:
+            return self._inherited
+        return (self._child_fds[0], self._child_fds[1], self._child_fds[2])
+
+    def close_child_ends(self) -> None:
+        """Once they have been sent. Never the caller's own."""
+        for fd in self._child_fds:
+            if fd >= 0:
+                os.close(fd)
+        self._child_fds = [-1, -1, -1]
+
+    def set_terminal(self, master: int) -> None:
+        """The terminal of the app that is being started, owned from now on."""
+        self._close_input()
+        self._input_fd = os.dup(master)  # a number for each direction, as in `_Client`
+        os.set_blocking(master, False)
+        self.input = Outlet(self._loop, self._input_fd, nonblocking=True)
+        self._sources["tty"].open(master)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the app the size of the terminal it is shown on; the kernel sends it SIGWINCH (tty_ioctl(4))."""
+        if "tty" in self._sources and self.input is not None:
+            size = struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0)
+            try:
+                fcntl.ioctl(self._input_fd, termios.TIOCSWINSZ, size)
+            except OSError:
+                pass  # the app is gone
+
+    def started(self, pid: int) -> None:
+        """The app runs as process `pid`, for the first time or again."""
+        self._prefix = f"{self._name}[{pid}]: ".encode() if pid else f"{self._name}: ".encode()
+        if self._log is not None:
+            self._log.end_lines()
+
+    def drain(self) -> None:
+        """The app has ended: take what it has written and show lines it did not finish."""
+        for source in self._sources.values():
+            source.drain()
+        for lines in self._lines:
+            lines.end_line()
+
+    # --- towards clients
+
+    def endpoints(self) -> tuple[str, ...]:
+        """What can be attached to: of "stdin", "stdout", "stderr", "tty-in" and "tty-out"."""
+        found = []
+        if self._modes["stdin"] != "null" and self.input is not None and not self.input.gone:
+            found.append("tty-in" if self._modes["stdin"] == "tty" else "stdin")
+        found += ["tty-out" if name == "tty" else name for name in self._sources]
+        return tuple(found)
+
+    def attach(self, names: Sequence[str], fds: Sequence[int]) -> None:
+        """Connect a stream socket to each of the endpoints `names`; "tty" is both sides of a terminal by one socket.
+        The descriptors are owned from now on, however this ends. Raises PodError.
+
+        A client ends its input with shutdown(2), and leaves by closing its socket; one that does not read what it is
+        sent holds the app up for STUCK seconds and is sent away."""
+        wanted = {"tty-in", "tty-out"} if "tty" in names else set()
+        missing = (wanted | set(names) - {"tty"}) - set(self.endpoints())
+        if missing or len(names) != len(fds) or not all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in fds):
+            for fd in fds:
+                os.close(fd)
+            what = f"has no {' and no '.join(sorted(missing))} to attach to" if missing else "cannot be attached to"
+            raise PodError(f'app "{self._name}" {what}', hint=f"there is: {', '.join(self.endpoints()) or 'nothing'}")
+        for name, fd in zip(names, fds, strict=True):
+            self._add_client(name, fd)
+
+    def _add_client(self, name: str, fd: int) -> None:
+        source = self._sources.get({"tty": "tty", "tty-out": "tty"}.get(name, name))
+
+        def leave() -> None:
+            client.close()
+            if client in self._clients:
+                self._clients.remove(client)
+            if source is not None and client in source.sinks:
+                source.sinks.remove(client)
+            self._call_done()
+
+        client = _Client(
+            self._loop,
+            fd,
+            to_app=lambda: self.input if name in ("stdin", "tty", "tty-in") else None,
+            leave=leave,
+            end_input=self._end_input if name == "stdin" else lambda: None,
+        )
+        self._clients.append(client)
+        if source is not None:
+            source.sinks.append(client)
+
+    # --- the end
+
+    def _end_input(self) -> None:
+        """The app is to see the end of its input, after all that was written to it."""
+        if self.input is not None:
+            self.input.when_empty(self._close_input)
+
+    def _close_input(self) -> None:
+        if self.input is not None:
+            closing = self.input
+            self.input = None
+            closing.close()
+            os.close(self._input_fd)
+            self._input_fd = -1
+
+    def close(self) -> None:
+        """The app will not be started again. What has not been drained is lost; clients are sent what they were to
+        get, which takes the loop a while (`when_written`)."""
+        self.close_child_ends()
+        self._close_input()
+        for source in self._sources.values():
+            source.close()
+        for client in tuple(self._clients):
+            client.finish()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def when_written(self, callback: Callable[[], None]) -> None:
+        """Call once, when no client is attached any more: soon after `close`, STUCK seconds at most."""
+        self._done.append(callback)
+        self._call_done()
+
+    def _call_done(self) -> None:
+        if not self._clients:
+            self._done, calls = [], self._done
+            for call in calls:
+                call()
+
+
+def when_all_written(those: Sequence[Foreground | AppStreams], callback: Callable[[], None]) -> None:
+    """Call once, when everything that was given to these is written, or cannot be."""
+    if those:
+        those[0].when_written(lambda: when_all_written(those[1:], callback))
+    else:
+        callback()
