@@ -40,6 +40,7 @@ VERBS = {
     "image rm": Verb("image", "Remove images from the local store", attribute="rm"),
     "image verify": Verb("image", "Verify one or more rendered images in the local store", attribute="verify"),
     "list": Verb("list", "List pods"),
+    "logs": Verb("logs", "Show what the apps of a rkpy pod have written"),
     "prepare": Verb("run", "Prepare to run image(s) in a pod in rkpy", fast=True, attribute="prepare_pod"),
     "rm": Verb("rm", "Remove all files and resources associated with an exited pod"),
     "run": Verb("run", "Run image(s) in a pod in rkpy", fast=True, attribute="run"),

@@ -36,9 +36,7 @@ def check(pod: PreparedPod) -> list[str]:
     _refuse(pod)
     warnings = []
     if pod.net is None:
-        warnings.append(
-            'nspawn has no network "default" yet: the pod has loopback only (--net=none says so, or --net=host)'
-        )
+        warnings.append('nspawn has no network "default": the pod has loopback only, as with --net=none')
     for app in pod.apps:
         made, more = _app_plan(pod, app)
         warnings += more

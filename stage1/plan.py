@@ -82,8 +82,8 @@ class EnterPlan(NamedTuple):
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS,
-        *kernelfs.STEPS,
+        AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot,
+        *mounts.STEPS, *kernelfs.STEPS,
     )
 }  # fmt: skip
 
@@ -117,5 +117,5 @@ def _decode(value: Any) -> Any:
             raise ValueError(f"no part of a plan is called {value[0]}")
         return _TYPES[value[0]](*items)
     if isinstance(value, dict):
-        return a2b_base64(value["bytes"])
+        return a2b_base64(value["bytes"], strict_mode=True)
     return value

@@ -6,7 +6,7 @@ from stage1.plan import ON_ANY, ON_ANY_FAILURE, Restart
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
-"""Seconds before an app is started again: doubled each time, so that one that fails at once does not keep a core busy."""
+"""Seconds before an app is started again, doubled each time: one that fails at once must not keep a core busy."""
 
 
 def restarts(restart: Restart, times: int, status: int) -> bool:

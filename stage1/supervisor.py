@@ -16,7 +16,7 @@ The supervisor says:
     started APP PID [pidfd]           PID as the pod sees it
     terminal APP [master]
     failed APP STATUS TEXT    it could not be started; an `ended` follows
-    ended APP STATUS SIGNAL AGAIN     SIGNAL is 0 for an exit; AGAIN is 1 when it will be started again. Waits for `cleared`
+    ended APP STATUS SIGNAL AGAIN    waits for `cleared`; SIGNAL is 0 for an exit, AGAIN 1 when it will start again
     ready              every app of the beginning has been started
     over STATUS        the pod is over
 """

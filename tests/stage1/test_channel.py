@@ -18,8 +18,8 @@ from stage2.launch import LaunchSpec
 
 TEXT = st.text(max_size=40)
 LAUNCHES = st.builds(
-    LaunchSpec, TEXT, st.tuples(TEXT, TEXT), st.tuples(st.tuples(TEXT, TEXT)), TEXT, TEXT, st.tuples(st.integers()), TEXT,
-    st.booleans(), st.tuples(), st.none() | st.tuples(st.integers(0, 40)), st.tuples(), st.binary(max_size=64),
+    LaunchSpec, TEXT, st.tuples(TEXT, TEXT), st.tuples(st.tuples(TEXT, TEXT)), TEXT, TEXT, st.tuples(st.integers()),
+    TEXT, st.booleans(), st.tuples(), st.none() | st.tuples(st.integers(0, 40)), st.tuples(), st.binary(max_size=64),
 )  # fmt: skip
 ROOTS = st.builds(OverlayRoot, st.tuples(TEXT, TEXT), TEXT, TEXT, TEXT) | st.builds(CopiedRoot, TEXT)
 STEPS = st.tuples(st.builds(Bind, TEXT, TEXT, st.booleans(), st.booleans(), TEXT), st.just(ReadOnlyRoot()))

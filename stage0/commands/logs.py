@@ -1,0 +1,138 @@
+"""`rkpy logs`: what the apps of a pod have written."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC
+
+import click
+
+from common.errors import PodError, UsageError, reason
+from stage0 import durations
+from stage0.commands.pod_arguments import one_uuid
+from stage0.config import Config
+from stage0.pods import Pod, Pods, State
+from stage1 import logreader
+from stage1.logreader import Entry
+
+_FLUSH = 1 << 16
+
+
+@click.command("logs")
+@click.option("--app", default="", metavar="NAME", help="only the logs of this app")
+@click.option("--follow", "-f", is_flag=True, help="go on until the pod is over")
+@click.option(
+    "--since", default="", metavar="TIME", help="only what is newer than a duration (10m) or an RFC 3339 time"
+)
+@click.option("--tail", default=-1, metavar="LINES", help="only the last lines")
+@click.option("--timestamps", is_flag=True, help="show when each line was written")
+@click.option("--uuid-file", metavar="FILE", help="read pod UUID from file instead of argument")
+@click.argument("uuid", nargs=-1)
+@click.pass_obj
+def command(
+    config: Config,
+    uuid: tuple[str, ...],
+    uuid_file: str | None,
+    app: str,
+    follow: bool,
+    since: str,
+    tail: int,
+    timestamps: bool,
+) -> None:
+    """Show what the apps of a rkpy pod have written: to standard output what they wrote there, to standard error what
+    they wrote there. With several apps each line begins with the name of its app."""
+    start = _parse_since(since) if since else ""
+    with Pods(config.pods).find(one_uuid(uuid, uuid_file)) as pod:
+        names = _choose(pod, app)
+        output = _Output(prefixed=len(names) > 1, timestamps=timestamps)
+
+        def running() -> bool:
+            output.flush()
+            return pod.state() is State.RUNNING
+
+        try:
+            for entry in logreader.read(pod.base, names, since=start, tail=tail, running=running if follow else None):
+                output.show(entry)
+        finally:
+            output.finish()
+
+
+def _choose(pod: Pod, app: str) -> list[str]:
+    """The apps whose logs are meant. Raises PodError for a pod without logs, UsageError for an app it does not have."""
+    state = pod.state()
+    if not state.started:
+        raise PodError(f'pod "{pod.uuid}" has no logs: it has not been started')
+    try:
+        logged = logreader.apps(pod.base)
+    except OSError as error:
+        raise PodError(f'cannot read the logs of pod "{pod.uuid}": {reason(error)}') from error
+    if not logged:
+        hint = "apps under fly write to the streams of whoever runs them" if pod.flavour() == "fly" else ""
+        raise PodError(f'pod "{pod.uuid}" has no logs', hint=hint)
+    if not app:
+        return logged
+    known = sorted({*logged, *(one.name for one in pod.manifest().apps)})
+    if app not in known:
+        raise UsageError(f'no app "{app}" in the pod', hint=f"there is: {', '.join(known)}")
+    return [app]
+
+
+def _parse_since(text: str) -> str:
+    """The time as entries of a log have it. Raises UsageError."""
+    from datetime import datetime
+
+    if text[:4].isdigit() and "-" in text:
+        try:
+            moment = datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise UsageError(f'invalid time "{text}"', hint="write it like 2026-01-31T15:04:05Z") from None
+        return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond:06d}000Z"
+    second, rest = divmod(max(0, time.time_ns() - durations.parse(text)), durations.SECOND)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)) + f".{rest:09d}Z"
+
+
+class _Output:
+    """Standard output and error, each given what is its own, in order."""
+
+    def __init__(self, *, prefixed: bool, timestamps: bool) -> None:
+        self._prefixed = prefixed
+        self._timestamps = timestamps
+        self._begun: dict[tuple[str, str], list[bytes]] = {}
+        self._stream = "stdout"
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def show(self, entry: Entry) -> None:
+        if not self._prefixed and not self._timestamps:
+            self._add(entry.stream, entry.data)
+            return
+        line = self._begun.setdefault((entry.app, entry.stream), [])
+        if not line:
+            time_of = f"{entry.time} " if self._timestamps else ""
+            line.append(f"{time_of}{entry.app}: ".encode() if self._prefixed else time_of.encode())
+        line.append(entry.data)
+        if entry.full:
+            del self._begun[entry.app, entry.stream]
+            self._add(entry.stream, b"".join(line))
+
+    def finish(self) -> None:
+        """Show lines that have no end, too."""
+        for (_, stream), line in self._begun.items():
+            self._add(stream, b"".join(line) + b"\n")
+        self._begun = {}
+        self.flush()
+
+    def _add(self, stream: str, data: bytes) -> None:
+        if stream != self._stream or self._size > _FLUSH:
+            self.flush()
+            self._stream = stream
+        self._pieces.append(data)
+        self._size += len(data)
+
+    def flush(self) -> None:
+        data = b"".join(self._pieces)
+        self._pieces = []
+        self._size = 0
+        while data:
+            data = data[os.write(2 if self._stream == "stderr" else 1, data) :]

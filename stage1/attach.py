@@ -1,0 +1,184 @@
+"""Attaching to the streams of an app that runs: the client's side of `AppStreams.attach`."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+from common.errors import UsageError
+from stage1.loop import READ, Loop
+from stage1.outlet import LIMIT, Outlet, own_description
+
+STREAMS = ("stdin", "stdout", "stderr")
+TERMINAL = ("tty-in", "tty-out")
+LIST, AUTO, TTY = "list", "auto", "tty"
+
+
+def choose(mode: str, available: Sequence[str]) -> tuple[str, ...]:
+    """The endpoints that `--mode` names, of those an app has (`AppStreams.endpoints`). Raises UsageError."""
+    wanted = set(available if mode == AUTO else mode.split(","))
+    wanted = (wanted - {TTY}) | set(TERMINAL) if TTY in wanted else wanted
+    unknown = wanted - {*STREAMS, *TERMINAL}
+    if unknown:
+        words = ", ".join((AUTO, LIST, TTY, *TERMINAL, *STREAMS))
+        raise UsageError(f'invalid --mode "{mode}"', hint=f"there is: {words}")
+    if wanted & set(STREAMS) and wanted & set(TERMINAL):
+        if mode != AUTO:
+            raise UsageError("a terminal and single streams cannot be attached to at the same time")
+        wanted &= set(TERMINAL)
+    if not wanted or not wanted <= set(available):
+        what = f"no {' and no '.join(sorted(wanted - set(available)))} " if wanted else "nothing "
+        raise UsageError(f"the app has {what}to attach to", hint=f"there is: {', '.join(available) or 'nothing'}")
+    if wanted == set(TERMINAL):
+        return (TTY,)
+    return tuple(name for name in (*STREAMS, *TERMINAL) if name in wanted)
+
+
+def attach(
+    names: Sequence[str],
+    connect: Callable[[Sequence[str], Sequence[int]], None],
+    *,
+    resize: Callable[[int, int], None],
+    fds: tuple[int, int, int] = (0, 1, 2),
+) -> None:
+    """Attach the caller's `fds` to the endpoints `names` (from `choose`), until the app's side ends, nobody reads our
+    output any more, a terminal is left with its keys, or SIGTERM, SIGHUP or SIGINT comes.
+
+    `connect` is to hand one socket for each name to the monitor, which calls `AppStreams.attach` with them; it does not
+    close them. `resize` tells the monitor rows and columns of our terminal (`AppStreams.resize`)."""
+    near, far = [], []
+    for _ in names:
+        ours, theirs = _socket.socketpair()
+        near.append(ours.detach())
+        far.append(theirs.detach())
+    try:
+        connect(names, far)
+    finally:
+        for fd in far:
+            os.close(fd)
+    session = _Session(fds, resize)
+    try:
+        for name, fd in zip(names, near, strict=True):
+            session.add(name, fd)
+        session.loop.run()
+    finally:
+        session.close()
+
+
+class _Session:
+    def __init__(self, fds: tuple[int, int, int], resize: Callable[[int, int], None]) -> None:
+        self.loop = Loop()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            self.loop.on_signal(number, self.loop.stop)
+        self._fds = fds
+        self._resize = resize
+        self._open: set[int] = set()
+        self._close: list[Callable[[], None]] = []
+
+    def close(self) -> None:
+        for close in reversed(self._close):
+            close()
+        self.loop.close()
+
+    def add(self, name: str, fd: int) -> None:
+        self._close.append(lambda: os.close(fd))
+        os.set_blocking(fd, False)
+        if name in ("stdin", TTY, "tty-in"):
+            self._send(name, fd)
+        self._receive(fd, self._fds[2 if name == "stderr" else 1])
+
+    def _receive(self, fd: int, to: int) -> None:
+        """Show what comes, and notice the end. From an endpoint that is input only nothing comes but that."""
+        outlet = Outlet(self.loop, to, nonblocking=False)
+        outlet.on_gone = self.loop.stop
+        self._close.append(outlet.close)
+        self._open.add(fd)
+
+        def on_ready(_events: int = 0) -> None:
+            try:
+                data = os.read(fd, LIMIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            outlet.write(data)
+            if not data:
+                self.loop.remove(fd)
+                outlet.when_empty(lambda: self._ended(fd))
+            elif outlet.full:
+                self.loop.remove(fd)
+                outlet.when_room(lambda: self.loop.add(fd, READ, on_ready))
+
+        self.loop.add(fd, READ, on_ready)
+
+    def _ended(self, fd: int) -> None:
+        self._open.discard(fd)
+        if not self._open:
+            self.loop.stop()
+
+    def _send(self, name: str, fd: int) -> None:
+        writing = os.dup(fd)  # a number for each direction
+        outlet = Outlet(self.loop, writing, nonblocking=True)
+        self._close += [lambda: os.close(writing), outlet.close]
+        if name == "stdin" or not os.isatty(self._fds[0]):
+            # The end of our input is the end of the app's, but a terminal has none: its app may still have to answer.
+            end = (lambda: outlet.when_empty(lambda: _end(writing))) if name == "stdin" else (lambda: None)
+            self._close.append(_Input(self.loop, self._fds[0], outlet, end).close)
+            return
+        from stage1.terminal import Keyboard
+
+        keyboard = Keyboard(self.loop, lambda: outlet, resize=self._resize, leave=self.loop.stop, fd=self._fds[0])
+        self._close.append(keyboard.close)
+
+
+def _end(fd: int) -> None:
+    """shutdown(2): no more comes from us."""
+    try:
+        _socket.socket(fileno=os.dup(fd)).shutdown(_socket.SHUT_WR)
+    except OSError:  # the other side has gone already
+        pass
+
+
+class _Input:
+    """The caller's standard input, read as it comes and as the outlet takes it."""
+
+    def __init__(self, loop: Loop, fd: int, outlet: Outlet, end: Callable[[], None]) -> None:
+        self._loop = loop
+        self._own = own_description(fd, os.O_RDONLY)
+        self._fd = fd if self._own < 0 else self._own
+        self._outlet = outlet
+        self._end = end
+        self._open = True
+        self._read_on()
+
+    def close(self) -> None:
+        self._open = False
+        self._loop.remove(self._fd)
+        if self._own >= 0:
+            os.close(self._own)
+            self._own = -1
+
+    def _read_on(self) -> None:
+        if not self._open:
+            return
+        try:
+            self._loop.add(self._fd, READ, self._on_ready)
+        except PermissionError:  # a regular file: always ready
+            self._loop.call_later(0, self._on_ready)
+
+    def _on_ready(self, _events: int = 0) -> None:
+        try:
+            data = os.read(self._fd, LIMIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._loop.remove(self._fd)
+        if not data or self._outlet.gone:
+            self._open = False
+            self._end()
+        else:
+            self._outlet.write(data)
+            self._outlet.when_room(self._read_on) if self._outlet.full else self._read_on()
