@@ -127,7 +127,11 @@ APP = (
     Flag("oom-score-adj", STRING, "OOM killer adjustment, -1000 to 1000"),
     Flag("caps-retain", LIST, "capabilities to keep, comma-separated"),
     Flag("caps-remove", LIST, "capabilities to take away, comma-separated"),
+    Flag("caps-ambient", LIST, "capabilities that a user other than root keeps, comma-separated"),
+    Flag("no-new-privileges", BOOL, "let no program of the app gain privileges, by setuid or otherwise"),
+    Flag("pids-limit", STRING, "most processes and threads; 0 or -1 for no limit of the app's own"),
     Flag("seccomp", STRING, "system call filter, in the form mode=retain|remove[,errno=E],CALL|@GROUP,..."),
+    Flag("ulimit", LIST, "limit of each process in the form NAME=SOFT[:HARD], such as nofile=1024:4096"),
     Flag("signature", STRING, "file with the image's detached signature"),
 )
 
