@@ -1,4 +1,5 @@
-"""Isolators: the restrictions a manifest asks for (spec 0.8.11, "ace.md", and the reference schema for those it adds).
+"""Isolators: the restrictions a manifest asks for (spec 0.8.11, "ace.md", the reference schema for those it adds, and
+three of our own: `os/unix/rlimit`, `os/linux/ambient-capabilities-set` and `resource/pids`).
 
 Isolators are handled as the (name, value) pairs that `aci.image_manifest.Isolator` is. Values stay JSON values; here is
 checked that those of known isolators mean something. Unknown ones are kept, and `unknown` names them for a warning.
@@ -170,6 +171,46 @@ def _check_rate(value: Any) -> None:
     required(entry, "limit", lambda amount: _limit(amount, 1))
 
 
+# Limits of processes
+
+UNLIMITED: Final = "unlimited"
+RLIMITS: Final = (
+    "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE",
+    "MEMLOCK", "AS", "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
+)  # fmt: skip
+"""Resources of setrlimit(2), each at the place that is its number on most machines (asm-generic/resource.h)."""
+_RLIMIT_FIELDS: Final = frozenset({"name", "soft", "hard"})
+_RLIMIT_MOST: Final = 2**63 - 1
+_PIDS_FIELDS: Final = frozenset({"limit"})
+
+
+def _rlimit_name(value: Any) -> str:
+    name = text(value)
+    if name not in RLIMITS:
+        raise ManifestError(f"{quote(name)} is not the name of a resource", hint="one looks like NOFILE")
+    return name
+
+
+def _rlimit_value(value: Any) -> int:
+    """The number, or -1 for "unlimited"."""
+    return -1 if value == UNLIMITED else integer(0, _RLIMIT_MOST)(value)
+
+
+def rlimit(value: Any) -> tuple[str, int, int]:
+    """The resource, the soft and the hard limit of an `os/unix/rlimit`; -1 is unlimited."""
+    entry = record(value, _RLIMIT_FIELDS)
+    name = required(entry, "name", _rlimit_name)
+    soft, hard = (required(entry, key, _rlimit_value) for key in ("soft", "hard"))
+    if hard != -1 and not 0 <= soft <= hard:
+        raise Flaw("soft", "must not be more than hard")
+    return name, soft, hard
+
+
+def _check_pids(value: Any) -> None:
+    # Linux has no more process IDs than 2^22.
+    required(record(value, _PIDS_FIELDS), "limit", integer(1, 2**22))
+
+
 # Security modules and sysctls
 
 _SELINUX_FIELDS: Final = frozenset({"user", "role", "type", "level"})
@@ -203,21 +244,25 @@ CAPABILITIES_RETAIN: Final = "os/linux/capabilities-retain-set"
 CAPABILITIES_REMOVE: Final = "os/linux/capabilities-remove-set"
 SECCOMP_RETAIN: Final = "os/linux/seccomp-retain-set"
 SECCOMP_REMOVE: Final = "os/linux/seccomp-remove-set"
+AMBIENT_CAPABILITIES: Final = "os/linux/ambient-capabilities-set"
 NO_NEW_PRIVILEGES: Final = "os/linux/no-new-privileges"
 OOM_SCORE_ADJ: Final = "os/linux/oom-score-adj"
 CPU_SHARES: Final = "os/linux/cpu-shares"
 SELINUX_CONTEXT: Final = "os/linux/selinux-context"
 APPARMOR_PROFILE: Final = "os/linux/apparmor-profile"
 SYSCTL: Final = "os/unix/sysctl"
+RLIMIT: Final = "os/unix/rlimit"
 CPU: Final = "resource/cpu"
 MEMORY: Final = "resource/memory"
 BLOCK_BANDWIDTH: Final = "resource/block-bandwidth"
 BLOCK_IOPS: Final = "resource/block-iops"
 NETWORK_BANDWIDTH: Final = "resource/network-bandwidth"
+PIDS: Final = "resource/pids"
 
 KNOWN: Final[dict[str, Known]] = {
     CAPABILITIES_RETAIN: Known(_check_capabilities, repeatable=True, excludes=CAPABILITIES_REMOVE),
     CAPABILITIES_REMOVE: Known(_check_capabilities, repeatable=True, excludes=CAPABILITIES_RETAIN),
+    AMBIENT_CAPABILITIES: Known(_check_capabilities, repeatable=True),
     SECCOMP_RETAIN: Known(_check_seccomp, excludes=SECCOMP_REMOVE),
     SECCOMP_REMOVE: Known(_check_seccomp, excludes=SECCOMP_RETAIN),
     NO_NEW_PRIVILEGES: Known(boolean, repeatable=True),
@@ -226,10 +271,12 @@ KNOWN: Final[dict[str, Known]] = {
     SELINUX_CONTEXT: Known(_check_selinux),
     APPARMOR_PROFILE: Known(_check_apparmor),
     SYSCTL: Known(_check_sysctl),
+    RLIMIT: Known(rlimit, repeatable=True),
     CPU: Known(_check_cpu, repeatable=True),
     MEMORY: Known(_check_amount, repeatable=True),
     BLOCK_BANDWIDTH: Known(_check_rate, repeatable=True),
     BLOCK_IOPS: Known(_check_rate, repeatable=True),
     NETWORK_BANDWIDTH: Known(_check_rate, repeatable=True),
+    PIDS: Known(_check_pids, repeatable=True),
 }
 """Every isolator with a meaning, as far as manifests go; whether a flavour enforces it is the flavour's to say."""

@@ -61,7 +61,16 @@ MOUNT_ATTR_IDMAP = 0x100000
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_SECCOMP = 22
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECCOMP_MODE_FILTER = 2
+PROC_SUPER_MAGIC = 0x9FA0
 
 RENAME_EXCHANGE = 2
 
@@ -74,6 +83,8 @@ _NR_FSMOUNT = 432
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
+
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -217,9 +228,39 @@ def _check_fs(result: int, fd: int, about: str) -> None:
     raise OSError(code, f"fsconfig: {os.strerror(code)}" + (f" [{said}]" if said else ""), about)
 
 
-def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument."""
-    _check(_libc.prctl(ctypes.c_int(option), _long(value), _long(0), _long(0), _long(0)), "prctl", str(option))
+def prctl(option: int, value: int, second: int = 0) -> int:
+    """prctl(2) with one or two arguments; what it returns."""
+    result = _libc.prctl(ctypes.c_int(option), _long(value), _long(second), _long(0), _long(0))
+    return _check(result, "prctl", str(option))
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) of this process; each set is a mask with bit N for capability N."""
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    halves = [word >> shift & 0xFFFFFFFF for shift in (0, 32) for word in (effective, permitted, inheritable)]
+    _check(_libc.capset(header, struct.pack("=6I", *halves)), "capset", hex(permitted))
+
+
+def set_seccomp_filter(program: bytes) -> None:
+    """PR_SET_SECCOMP of an array of struct sock_filter, from now on and for every child (seccomp(2))."""
+    code = ctypes.create_string_buffer(program, len(program))
+    sock_fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    mode = _long(SECCOMP_MODE_FILTER)
+    result = _libc.prctl(ctypes.c_int(PR_SET_SECCOMP), mode, sock_fprog, _long(0), _long(0))
+    _check(result, "prctl", "PR_SET_SECCOMP")
+
+
+def setrlimit(resource: int, soft: int, hard: int) -> None:
+    """prlimit(2) of this process; -1 is no limit."""
+    limits = struct.pack("=QQ", *(value & 0xFFFFFFFFFFFFFFFF for value in (soft, hard)))
+    _check(_libc.prlimit(ctypes.c_int(0), ctypes.c_int(resource), limits, None), "prlimit", str(resource))
+
+
+def filesystem_type(fd: int) -> int:
+    """f_type of fstatfs(2), such as PROC_SUPER_MAGIC."""
+    found = ctypes.create_string_buffer(256)
+    _check(_libc.fstatfs(ctypes.c_int(fd), found), "fstatfs", f"fd {fd}")
+    return int(struct.unpack_from("@l", found)[0])
 
 
 def syncfs(fd: int, path: str) -> None:

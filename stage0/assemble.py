@@ -21,11 +21,15 @@ from stage0.options import Values
 _REPLACED_FAMILIES = {
     "caps-retain": "os/linux/capabilities-",
     "caps-remove": "os/linux/capabilities-",
+    "caps-ambient": isolators.AMBIENT_CAPABILITIES,
+    "no-new-privileges": isolators.NO_NEW_PRIVILEGES,
+    "pids-limit": isolators.PIDS,
     "seccomp": "os/linux/seccomp-",
     "cpu-shares": "os/linux/cpu-shares",
     "oom-score-adj": "os/linux/oom-score-adj",
 }
-"""Isolators of the image that a flag takes the place of; `--memory` and `--cpu` are added and win by being last."""
+"""Isolators of the image that a flag takes the place of; those of `--memory`, `--cpu` and `--ulimit` are added and win by
+being last."""
 
 
 class Selected(NamedTuple):

@@ -134,6 +134,9 @@ APP = (
     Flag("oom-score-adj", STRING, "OOM killer adjustment, -1000 to 1000"),
     Flag("caps-retain", LIST, "capabilities to keep, comma-separated"),
     Flag("caps-remove", LIST, "capabilities to take away, comma-separated"),
+    Flag("caps-ambient", LIST, "capabilities that a user other than root keeps, comma-separated"),
+    Flag("no-new-privileges", BOOL, "let no program of the app gain privileges, by setuid or otherwise"),
+    Flag("pids-limit", STRING, "most processes and threads; 0 or -1 for no limit of the app's own"),
     Flag("seccomp", STRING, "system call filter, in the form mode=retain|remove[,errno=E],CALL|@GROUP,..."),
     Flag("restart", STRING, "when to start the app again: no, on-failure[:N] or always", "no"),
     Flag("stop-signal", STRING, "signal that asks the app to end, by name or number", "SIGTERM"),
@@ -141,6 +144,7 @@ APP = (
     Flag("stdout", STRING, "where the app's output goes: log, null, tty or stream", "log"),
     Flag("stderr", STRING, "where the app's errors go: log, null, tty or stream", "log"),
     Flag("device", LIST, "device of the host the app may use, in the form HOST[:APP][:rwm]"),
+    Flag("ulimit", LIST, "limit of each process in the form NAME=SOFT[:HARD], such as nofile=1024:4096"),
     Flag("signature", STRING, "file with the image's detached signature"),
 )
 

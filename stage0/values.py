@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from aci import isolators as isolator
 from aci.image_manifest import Isolator
 from aci.pod_manifest import ExposedPort, Volume
 from aci.types import ac_name, quantity
@@ -134,24 +135,61 @@ def gids(texts: Iterable[str]) -> tuple[int, ...]:
 
 def isolators(flags: Values) -> Iterator[Isolator]:
     """The isolators an app's own flags ask for, checked as those of a manifest are."""
-    makers: dict[str, Callable[[Values], Isolator]] = {
+    makers: dict[str, Callable[[Values], Isolator | Iterable[Isolator]]] = {
         "memory": lambda flags: _resource("memory", flags),
         "cpu": lambda flags: _resource("cpu", flags),
+        "pids-limit": _pids,
         "cpu-shares": lambda flags: _integer("os/linux/cpu-shares", "cpu-shares", flags),
         "oom-score-adj": lambda flags: _integer("os/linux/oom-score-adj", "oom-score-adj", flags),
-        "caps-retain": lambda flags: _capabilities("retain", flags),
-        "caps-remove": lambda flags: _capabilities("remove", flags),
+        "caps-retain": lambda flags: _capabilities("caps-retain", isolator.CAPABILITIES_RETAIN, flags),
+        "caps-remove": lambda flags: _capabilities("caps-remove", isolator.CAPABILITIES_REMOVE, flags),
+        "caps-ambient": lambda flags: _capabilities("caps-ambient", isolator.AMBIENT_CAPABILITIES, flags),
+        "no-new-privileges": lambda flags: Isolator(isolator.NO_NEW_PRIVILEGES, flags.boolean("no-new-privileges")),
         "seccomp": _seccomp,
+        "ulimit": lambda flags: [ulimit(text) for text in flags.all("ulimit")],
     }
     if flags.get("caps-retain") is not None and flags.get("caps-remove") is not None:
         raise UsageError("--caps-retain and --caps-remove exclude each other")
     for name in flags.typed():
         if name in makers:
-            yield makers[name](flags)
+            made = makers[name](flags)
+            yield from (made,) if isinstance(made, Isolator) else made
 
 
-RESTRICTIONS = ("memory", "cpu", "cpu-shares", "oom-score-adj", "caps-retain", "caps-remove", "seccomp")
-"""Flags that restrict an app."""
+_RESTRICTIONS = (
+    "memory", "cpu", "cpu-shares", "oom-score-adj", "caps-retain", "caps-remove", "caps-ambient", "seccomp", "ulimit",
+)  # fmt: skip
+
+
+def restrictions(flags: Values) -> Iterator[str]:
+    """Names of the flags that restrict an app and that not every flavour can enforce."""
+    for name in flags.typed():
+        if name in _RESTRICTIONS or (name == "pids-limit" and _pids(flags)):
+            yield name
+
+
+def ulimit(text: str) -> Isolator:
+    """`NAME=SOFT[:HARD]`, the hard limit being the soft one when it is left out. -1 is unlimited too, as for podman."""
+    name, _, limits = text.partition("=")
+    soft, colon, hard = limits.partition(":")
+    if name not in map(str.lower, isolator.RLIMITS):
+        known = ", ".join(map(str.lower, isolator.RLIMITS))
+        raise UsageError(f'--ulimit={text}: there is no limit "{name}"', hint=f"there is: {known}")
+    values = {"soft": _rlimit(text, soft), "hard": _rlimit(text, hard if colon else soft)}
+    return Isolator(isolator.RLIMIT, {"name": name.upper(), **values})
+
+
+def _rlimit(text: str, value: str) -> int | str:
+    if value in (isolator.UNLIMITED, "-1"):
+        return isolator.UNLIMITED
+    return _number(f"--ulimit={text}", value, 10, 2**63 - 1)
+
+
+def _pids(flags: Values) -> list[Isolator]:
+    text = flags.get("pids-limit") or ""
+    if text in ("0", "-1"):
+        return []
+    return [Isolator(isolator.PIDS, {"limit": _number(f"--pids-limit={text}", text, 10, 2**22)})]
 
 
 def _resource(kind: str, flags: Values) -> Isolator:
@@ -169,9 +207,9 @@ def _integer(isolator: str, flag: str, flags: Values) -> Isolator:
         raise UsageError(f'--{flag}: "{text}" is not a number') from None
 
 
-def _capabilities(mode: str, flags: Values) -> Isolator:
-    words = [word for text in flags.all(f"caps-{mode}") for word in text.split(",") if word]
-    return Isolator(f"os/linux/capabilities-{mode}-set", {"set": words})
+def _capabilities(flag: str, name: str, flags: Values) -> Isolator:
+    words = [word for text in flags.all(flag) for word in text.split(",") if word]
+    return Isolator(name, {"set": words})
 
 
 def _seccomp(flags: Values) -> Isolator:

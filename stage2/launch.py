@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 from typing import NamedTuple, NoReturn
 
 from common import syscalls
 from common.errors import LaunchError, reason
-from stage2 import environment, identity, program
+from stage2 import capabilities, environment, identity, program
 
 MAX_FD = 2**31 - 1
+_RLIMIT_NAMES = (
+    "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile",
+    "memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime",
+)  # fmt: skip
+_PTY_MAJORS = range(136, 144)
+"""Major numbers of pseudo-terminals (devices.txt, "Unix98 PTY slaves")."""
 
 
 class LaunchSpec(NamedTuple):
@@ -47,8 +54,6 @@ def launch(spec: LaunchSpec, *, report: int = -1) -> NoReturn:
 
     Closes descriptors, so a caller that catches the error must not use its own; 0, 1, 2 and `report` stay, the latter
     until the app is executed."""
-    who = identity.resolve(spec.user, spec.group, spec.supplementary_gids)
-    variables = environment.build(spec.app_name, spec.environment, who, _terminal())
     sys.stdout.flush()
     sys.stderr.flush()
     # Before any path of the image's choosing is walked: through /proc/self/fd a directory of the host left open would
@@ -56,13 +61,19 @@ def launch(spec: LaunchSpec, *, report: int = -1) -> NoReturn:
     _close_all_but((*spec.keep_fds, report))
     for fd in spec.keep_fds:
         os.set_inheritable(fd, True)
+    who = identity.resolve(spec.user, spec.group, spec.supplementary_gids)
+    variables = environment.build(spec.app_name, spec.environment, who, _terminal())
     _reset_signals()
     os.umask(0o022)
+    # While we still may: raising a limit takes a privilege of the host's, giving a descriptor away one of ours.
+    _set_limits(spec)
+    if spec.owns_streams:
+        _give_streams(who)
     if spec.no_new_privileges:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    _become(who)
+    _become(who, spec)
     _enter_working_directory(spec.working_directory or "/", who)
-    program.execute(spec.argv, variables)
+    program.execute(spec.argv, variables, last=lambda: _load_filter(who, spec))
 
 
 def run_and_wait(spec: LaunchSpec, what: str) -> None:
@@ -112,14 +123,100 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _become(who: identity.Identity) -> None:
+def _set_limits(spec: LaunchSpec) -> None:
+    for resource, soft, hard in spec.rlimits:
+        try:
+            syscalls.setrlimit(resource, soft, hard)
+        except OSError as error:
+            asked = ":".join("unlimited" if value < 0 else str(value) for value in (soft, hard))
+            raise LaunchError(
+                f"cannot set the limit {_RLIMIT_NAMES[resource]} to {asked}: {reason(error)}",
+                hint="above the hard limit rkpy has itself it takes CAP_SYS_RESOURCE",
+            ) from error
+    if spec.oom_score_adj is not None:
+        _adjust_oom_score(spec.oom_score_adj)
+
+
+def _adjust_oom_score(value: int) -> None:
+    """/proc is looked up in the app's root, so make sure that it is the kernel's."""
+    path = "/proc/self/oom_score_adj"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        try:
+            if syscalls.filesystem_type(fd) != syscalls.PROC_SUPER_MAGIC:
+                raise LaunchError(f"cannot set oom-score-adj: {path} in the app's root is not the kernel's")
+            os.write(fd, b"%d" % value)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise LaunchError(
+            f"cannot set oom-score-adj to {value}: {reason(error)}",
+            hint="lowering it takes CAP_SYS_RESOURCE",
+        ) from error
+
+
+def _give_streams(who: identity.Identity) -> None:
+    """Let the app's user open /dev/stdout again by name. Only what is made for the pod is given away: pipes, sockets
+    and pseudo-terminals; a file or a device of the host stays whose it is."""
+    for fd in range(3):
+        try:
+            found = os.fstat(fd)
+            pty = stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) in _PTY_MAJORS
+            if (pty or stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode)) and found.st_uid != who.uid:
+                os.fchown(fd, who.uid, -1)
+        except OSError as error:
+            raise LaunchError(f"cannot give stream {fd} to user {who.uid}: {reason(error)}") from error
+
+
+def _become(who: identity.Identity, spec: LaunchSpec) -> None:
     """Groups first: a process that gave up root cannot change them any more."""
     try:
+        if spec.capabilities is not None:
+            _bound(spec.capabilities)
         os.setgroups(who.groups)
         os.setresgid(who.gid, who.gid, who.gid)
         os.setresuid(who.uid, who.uid, who.uid)
+        if spec.capabilities is not None:
+            syscalls.capset(*_sets(who, spec))
+            for ambient in spec.ambient:
+                syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, ambient)
     except OSError as error:
         raise LaunchError(f"cannot become user {who.uid}, group {who.gid}: {reason(error)}") from error
+
+
+# What the app may do is settled by its own execve(2), not by calls that follow the filter: root is permitted its
+# bounding set then, anybody else the ambient set and what the program's file gives, whatever we still hold
+# (capabilities(7), "Transformation of capabilities during execve()"). So without no_new_privs, which would disable
+# setuid programs and file capabilities, we keep the CAP_SYS_ADMIN that loading a filter takes until it is loaded, the
+# last thing we do; and the filter need not allow a call for our sake but execve, without which no app can start.
+
+
+def _bound(wanted: tuple[int, ...]) -> None:
+    # Nobody may look into this process while it holds more than the app; execve(2) ends that.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    for number in capabilities.available().difference(wanted):
+        syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
+    syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
+
+
+def _sets(who: identity.Identity, spec: LaunchSpec, *, loading: bool = False) -> tuple[int, int, int]:
+    """Effective, permitted and inheritable set from setresuid(2) to execve(2); `loading` is just before the filter."""
+    ambient = capabilities.mask(spec.ambient)
+    own = capabilities.mask(spec.capabilities or ()) if who.uid == 0 else ambient
+    admin = capabilities.mask((capabilities.SYS_ADMIN,)) if spec.seccomp and not spec.no_new_privileges else 0
+    return own | (admin if loading else 0), own | admin, ambient
+
+
+def _load_filter(who: identity.Identity, spec: LaunchSpec) -> None:
+    if not spec.seccomp:
+        return
+    try:
+        if spec.capabilities is not None:
+            syscalls.capset(*_sets(who, spec, loading=True))
+        syscalls.set_seccomp_filter(spec.seccomp)
+    except OSError as error:
+        raise LaunchError(f"cannot load the system call filter: {reason(error)}") from error
 
 
 def _enter_working_directory(path: str, who: identity.Identity) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Callable
 from typing import NoReturn
 
 from common.errors import EXIT_CANNOT_EXEC, EXIT_NOT_FOUND, LaunchError, reason
@@ -14,9 +15,12 @@ _HEAD = 4096
 _PT_INTERP = 3
 
 
-def execute(argv: tuple[str, ...], variables: dict[str, str]) -> NoReturn:
+def execute(argv: tuple[str, ...], variables: dict[str, str], last: Callable[[], None] = lambda: None) -> NoReturn:
     """execve(2) of `argv`, its first word looked up in the PATH of `variables` unless it has a slash. LaunchError with
-    exit status 127 when there is no such program, 126 when it cannot be executed."""
+    exit status 127 when there is no such program, 126 when it cannot be executed.
+
+    `last` is called when nothing is left but execve(2): it may load a filter that allows little else. (What is said of
+    an execve(2) that fails then may be cut short by the filter.)"""
     if not argv or not argv[0]:
         raise LaunchError("the app has nothing to execute", hint="name a program with --exec")
     try:
@@ -24,18 +28,30 @@ def execute(argv: tuple[str, ...], variables: dict[str, str]) -> NoReturn:
         raw_variables = {_encode(name): _encode(value) for name, value in variables.items()}
     except ValueError as error:
         raise LaunchError(f'cannot pass arguments and environment to "{argv[0]}": {error}') from error
-    failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-    path = argv[0]
-    for candidate in candidates(argv[0], variables.get("PATH", "")):
+    paths = [path for path in candidates(argv[0], variables.get("PATH", "")) if _may_exist(path)]
+    if not paths:
+        raise explain(argv[0], OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    raw_paths = [_encode(path) for path in paths]
+    last()
+    for path, raw in zip(paths, raw_paths, strict=True):
         try:
-            os.execve(_encode(candidate), raw_argv, raw_variables)  # noqa: S606
+            os.execve(raw, raw_argv, raw_variables)  # noqa: S606
         except OSError as error:
             # As execvp(3): a file that may not be executed does not end the search, but is what is reported.
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR) or os.path.lexists(candidate):
-                failure, path = error, candidate
+            failed, failure = path, error
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                 break
-    raise explain(path, failure)
+    raise explain(failed, failure)
+
+
+def _may_exist(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def candidates(name: str, search_path: str) -> list[str]:

@@ -20,7 +20,7 @@ from stage0.grammar import ImageArguments, Request
 from stage0.notices import warn
 from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
-from stage0.values import RESTRICTIONS
+from stage0.values import restrictions
 from stage1 import flavour as flavours
 from stage1.flavour import Flavour, PreparedPod
 
@@ -203,8 +203,11 @@ def _given_manifest(path: str, request: Request, store: Store) -> tuple[PodManif
 
 
 def _asked(request: Request) -> tuple[str, ...]:
-    honoured = (*RESTRICTIONS, *behaviour.STREAMS)
-    return tuple(f"--{name}" for image in request.images for name in image.flags.typed() if name in honoured)
+    return tuple(
+        f"--{name}"
+        for image in request.images
+        for name in (*restrictions(image.flags), *(set(image.flags.typed()) & set(behaviour.STREAMS)))
+    )
 
 
 def _checked(

@@ -10,7 +10,8 @@ from aci import isolators
 from aci.image_manifest import Isolator
 from common.errors import ManifestError
 
-CAPABILITIES = ("os/linux/capabilities-retain-set", "os/linux/capabilities-remove-set")
+OPPOSITES = ("os/linux/capabilities-retain-set", "os/linux/capabilities-remove-set")
+CAPABILITIES = (*OPPOSITES, "os/linux/ambient-capabilities-set")
 SECCOMP = ("os/linux/seccomp-retain-set", "os/linux/seccomp-remove-set")
 AMOUNTS = ("resource/cpu", "resource/memory")
 RATES = ("resource/block-bandwidth", "resource/block-iops", "resource/network-bandwidth")
@@ -30,6 +31,14 @@ GOOD: dict[tuple[str, ...], list[Any]] = {
     ("os/unix/sysctl",): [{}, {"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.1/forwarding": "0"}],
     AMOUNTS: [{"limit": "500m"}, {"request": "1", "limit": "2"}, {"limit": 1, "default": False}, {}, {"limit": None}],
     RATES: [{"default": True, "limit": "2M"}],
+    ("os/unix/rlimit",): [
+        {"name": "NOFILE", "soft": 1024, "hard": 4096},
+        {"name": "CORE", "soft": 0, "hard": 0},
+        {"name": "AS", "soft": 1, "hard": "unlimited"},
+        {"name": "RTTIME", "soft": "unlimited", "hard": "unlimited"},
+        {"name": "FSIZE", "soft": 1, "hard": 2**63 - 1},
+    ],
+    ("resource/pids",): [{"limit": 1}, {"limit": 4194304}],
 }
 BAD: dict[tuple[str, ...], list[tuple[Any, str]]] = {
     CAPABILITIES: [
@@ -85,6 +94,22 @@ BAD: dict[tuple[str, ...], list[tuple[Any, str]]] = {
         ({"default": True}, "limit: .*missing"),
         ({"default": True, "limit": "1", "request": "1"}, "request: .*no meaning"),
     ],
+    ("os/unix/rlimit",): [
+        ({"name": "NOFILE", "soft": 2, "hard": 1}, "soft: .*not be more than hard"),
+        ({"name": "NOFILE", "soft": "unlimited", "hard": 1}, "soft: .*not be more than hard"),
+        ({"name": "nofile", "soft": 1, "hard": 1}, "name: .*not the name of a resource"),
+        ({"name": "NOFILE", "soft": 1}, "hard: .*missing"),
+        ({"name": "NOFILE", "soft": -1, "hard": -1}, "soft: .*must be 0 to"),
+        ({"name": "NOFILE", "soft": 1, "hard": 2**63}, "hard: .*must be 0 to"),
+        ({"name": "NOFILE", "soft": "1", "hard": 1}, "soft: .*integer"),
+        ({"name": "NOFILE", "soft": True, "hard": 1}, "soft: .*integer"),
+        ([], "must be an object"),
+    ],
+    ("resource/pids",): [
+        ({"limit": 0}, "limit: .*must be 1 to"),
+        ({"limit": "5"}, "limit: .*integer"),
+        ({}, "limit: .*missing"),
+    ],
 }
 
 
@@ -121,12 +146,14 @@ def test_at_most_once(name: str) -> None:
         isolators.check([Isolator(name, _good(name))] * 2)
 
 
-@pytest.mark.parametrize("name", [*CAPABILITIES, "os/linux/no-new-privileges", *AMOUNTS, *RATES])
+@pytest.mark.parametrize(
+    "name", [*CAPABILITIES, "os/linux/no-new-privileges", "os/unix/rlimit", "resource/pids", *AMOUNTS, *RATES]
+)
 def test_repeatable(name: str) -> None:
     isolators.check([Isolator(name, _good(name))] * 2)
 
 
-@pytest.mark.parametrize("family", [CAPABILITIES, SECCOMP])
+@pytest.mark.parametrize("family", [OPPOSITES, SECCOMP])
 def test_retain_and_remove_exclude_each_other(family: tuple[str, str]) -> None:
     for one, other in (family, family[::-1]):
         with pytest.raises(ManifestError, match="exclude each other"):
