@@ -1,0 +1,569 @@
+"""The cgroups of a pod (cgroups(7), Documentation/admin-guide/cgroup-v2.rst): one for the supervisor, one for each app.
+
+    BASE/UUID/_init   the supervisor; no app has this name, because names of apps have no underscore
+    BASE/UUID/APP     one app, with its limits
+
+BASE is the monitor's own cgroup when systemd has delegated it, else `rkpy` at the top of the hierarchy. Only cgroup v2
+is used. Where there is none a pod runs without: nothing fails here, and `enforceable` says why no limit can be kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from common.errors import LaunchError, PodError, reason
+from stage1.limits import Limits
+
+CONTROLLERS = ("cpu", "io", "memory", "pids")
+"""All of them are enabled for every pod: they account for what the limits bound."""
+CONTROLLER_OF = {
+    "memory": "memory", "cpu": "cpu", "cpu_weight": "cpu", "pids": "pids", "io_bandwidth": "io", "io_operations": "io",
+}  # fmt: skip
+"""The controller each field of Limits needs."""
+
+RECORD = "cgroup"
+"""The file in the pod directory that names the pod's cgroup."""
+TOP = "rkpy"
+INIT = "_init"
+SUPERVISOR = "supervisor"
+MAX_DEPTH = 12
+"""Levels an app that may make cgroups can add: few enough for any of their paths to fit into PATH_MAX."""
+DEATH = 10.0
+"""Seconds that killed processes are given to be gone."""
+
+ENFORCED, ADJUSTED, NOT_ENFORCEABLE = "enforced", "adjusted", "not enforceable"
+
+
+class Report(NamedTuple):
+    """What became of one limit."""
+
+    app: str
+    """Empty for a limit of the whole pod."""
+    name: str
+    """A field of Limits, or "swap"."""
+    verdict: str
+    detail: str
+    """What was written, what the kernel made of it, or why it cannot be."""
+
+
+class Place(NamedTuple):
+    """Where the cgroups of pods are made."""
+
+    mount: str
+    """The cgroup2 mount; empty when there is none."""
+    base: str
+    """The directory that has one for each pod; does not exist yet perhaps."""
+    delegated: bool
+    refusal: str
+    """Why no cgroups can be made; empty when they can."""
+
+
+class _Setting(NamedTuple):
+    """One value for one file of a cgroup."""
+
+    name: str
+    file: str
+    value: str
+
+
+# Where
+
+
+def find() -> Place:
+    """Where this process may make cgroups."""
+    mount = _mount(_read("/proc/self/mountinfo"))
+    if mount is None:
+        return Place("", "", False, "no cgroup2 file system is mounted")
+    root, place = mount
+    own = _own(_read("/proc/self/cgroup"))
+    base = _delegated(place, _below(root, own))
+    if base:
+        return Place(place, base, True, _cannot_write(base))
+    refusal = _cannot_write(place) if os.geteuid() == 0 else "without root it takes a delegated cgroup (Delegate=yes)"
+    return Place(place, f"{place}/{TOP}", False, refusal)
+
+
+def _mount(mountinfo: str) -> tuple[str, str] | None:
+    """What of the hierarchy is mounted, and where (proc(5)); the last mount covers those before it."""
+    found = None
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        if rest.split(" ", 1)[0] == "cgroup2":
+            root, place = fields.split(" ")[3:5]
+            found = root, _unescape(place)
+    return found
+
+
+def _unescape(path: str) -> str:
+    for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        path = path.replace(f"\\{code}", character)
+    return path
+
+
+def _own(cgroup: str) -> str:
+    """This process's cgroup in the v2 hierarchy, from its root or that of its cgroup namespace."""
+    return next((line[3:] for line in cgroup.splitlines() if line.startswith("0::")), "/")
+
+
+def _below(root: str, own: str) -> str:
+    """`own` as a path in a mount that shows the hierarchy from `root` on; empty when it is not in there."""
+    if root == "/":
+        return "" if own == "/" or own.startswith("/..") else own
+    return own.removeprefix(root) if own.startswith(f"{root}/") else ""
+
+
+def _delegated(mount: str, own: str) -> str:
+    """The directory of our cgroup when systemd says it is ours to divide, or of the one above when ours is but a leaf
+    of it (DelegateSubgroup=, or an earlier `_enter_leaf`)."""
+    if not own:
+        return ""
+    path = f"{mount}{own}"
+    above, name = os.path.split(path)
+    if _is_delegated(path):
+        return path
+    unit = name.endswith((".service", ".scope", ".slice"))
+    return above if not unit and above != mount and _is_delegated(above) else ""
+
+
+def _is_delegated(path: str) -> bool:
+    """systemd marks what it delegates (CGROUP_DELEGATION); `trusted.` only root can read and nobody else forge."""
+    for name in ("trusted.delegate", "user.delegate"):
+        try:
+            return os.getxattr(path, name) == b"1"
+        except OSError:
+            continue
+    return False
+
+
+def _cannot_write(path: str) -> str:
+    """Why cgroups cannot be made in `path`, or empty."""
+    try:
+        writable = os.access(path, os.W_OK) and os.access(f"{path}/cgroup.procs", os.W_OK)
+    except OSError as error:
+        return f"cannot use {path}: {reason(error)}"
+    if writable:
+        return ""
+    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    return f"{path} is mounted read-only" if read_only else f"{path} belongs to somebody else"
+
+
+# What can be enforced
+
+
+def enforceable(directory: str) -> dict[str, str]:
+    """For each of CONTROLLERS why it cannot be used for a pod whose directory this is, or an empty string. Changes
+    nothing. Asked by a process that will become the pod's monitor: it may be moved, others may not."""
+    place = find()
+    answers = {name: place.refusal or _unavailable(place, name) for name in CONTROLLERS}
+    answers["io"] = answers["io"] or _disk(directory)[1]
+    return answers
+
+
+def _unavailable(place: Place, controller: str) -> str:
+    above = place.base if place.delegated else place.mount
+    if controller not in _read(f"{above}/cgroup.controllers").split():
+        if _is_v1(controller):
+            return f"the {controller} controller is on a cgroup v1 hierarchy"
+        return f"the {controller} controller is not available in {above}"
+    return "" if _can_distribute(above, controller) else f"processes run in {above} itself"
+
+
+def _is_v1(controller: str) -> bool:
+    name = "blkio" if controller == "io" else controller
+    lines = (line.split(":", 2) for line in _read("/proc/self/cgroup").splitlines())
+    return any(name in fields[1].split(",") for fields in lines)
+
+
+def _can_distribute(path: str, controller: str) -> bool:
+    """A controller cannot be enabled below a cgroup that has processes, the root of the hierarchy excepted."""
+    if controller in _read(f"{path}/cgroup.subtree_control").split() or not os.path.exists(f"{path}/cgroup.type"):
+        return True
+    return not set(_read(f"{path}/cgroup.procs").split()) - {str(os.getpid())}
+
+
+def _disk(directory: str) -> tuple[str, str]:
+    """The disk `directory` lies on as io.max wants it, whole and not a partition, and why there is none."""
+    device = os.stat(directory).st_dev
+    numbers = f"{os.major(device)}:{os.minor(device)}"
+    place = os.path.realpath(f"/sys/dev/block/{numbers}")
+    if not os.path.isdir(place):
+        return "", f"the file system of {directory} is not on one block device"
+    if os.path.exists(f"{place}/partition"):
+        numbers = _read(f"{os.path.dirname(place)}/dev").strip()
+    return numbers, ""
+
+
+# The cgroups of one pod
+
+
+class PodCgroup:
+    """A pod's cgroups, or nothing at all where `path` is empty; every method can be called in either case."""
+
+    def __init__(self, path: str, disk: tuple[str, str], owner: tuple[int, int] | None, refusal: str) -> None:
+        self.path = path
+        self.refusal = refusal
+        """Why there are no cgroups."""
+        self._disk = disk
+        self._owner = owner
+        self._limits = Limits()
+        self._reports: list[Report] = []
+
+    @classmethod
+    def create(cls, directory: str, uuid: str, limits: Limits, owner: tuple[int, int] | None = None) -> PodCgroup:
+        """The cgroup of the pod `uuid`, which lies in `directory`. `owner`: the pod's root, user and group, when it has
+        a user namespace. May move this process into a leaf of its delegated cgroup. LaunchError on refusal.
+        """
+        place = find()
+        pod = cls("" if place.refusal else f"{place.base}/{uuid}", _disk(directory), owner, place.refusal)
+        if pod.path:
+            _record(directory, pod.path)
+            try:
+                pod._make_first(place)
+            except OSError as error:
+                raise LaunchError(f'cannot make the pod\'s cgroup "{pod.path}": {reason(error)}') from error
+        pod._limits = limits
+        pod._apply("", limits)
+        return pod
+
+    def init_fd(self) -> int:
+        """A descriptor of the supervisor's cgroup for CLONE_INTO_CGROUP, the caller's to close; -1 without cgroups."""
+        return os.open(f"{self.path}/{INIT}", os.O_PATH | os.O_DIRECTORY) if self.path else -1
+
+    def app(self, name: str, limits: Limits) -> int:
+        """Make the cgroup of an app, or use it again: a descriptor for CLONE_INTO_CGROUP, the caller's to close; -1
+        without cgroups."""
+        path = f"{self.path}/{name}"
+        if self.path:
+            try:
+                self._make(path)
+            except FileExistsError:
+                self._reports = [report for report in self._reports if report.app != name]
+            except OSError as error:
+                raise LaunchError(f'cannot make the cgroup of app "{name}": {reason(error)}') from error
+        self._apply(name, limits)
+        return os.open(path, os.O_PATH | os.O_DIRECTORY) if self.path else -1
+
+    def report(self) -> list[Report]:
+        """What became of every limit asked for, the pod's first."""
+        return list(self._reports)
+
+    def kill(self, app: str | None = None) -> bool:
+        """SIGKILL for everything in the app's cgroup, or the pod's. Does not wait. False when there is none."""
+        path = f"{self.path}/{app}" if app is not None else self.path
+        return bool(self.path) and _kill(path)
+
+    def is_populated(self, app: str) -> bool:
+        """Whether any process of the app, left-over ones too, is alive."""
+        return bool(self.path) and _is_populated(f"{self.path}/{app}")
+
+    def oom_kills(self, app: str) -> int:
+        """How many processes of the app were killed for want of memory since its cgroup was made."""
+        return _counter(f"{self.path}/{app}/memory.events", "oom_kill") if self.path else 0
+
+    def remove_app(self, name: str) -> None:
+        """Kill what is left of the app and remove its cgroup. PodError when something does not die."""
+        if self.path:
+            _destroy(f"{self.path}/{name}")
+
+    def remove(self) -> None:
+        """Kill what is left of the pod and remove all its cgroups. PodError when something does not die."""
+        if self.path:
+            _destroy(self.path)
+            _remove_top(self.path)
+
+    def _make_first(self, place: Place) -> None:
+        while True:
+            _make_room(place)
+            try:
+                self._make(self.path)
+                break
+            except FileNotFoundError:
+                # The last pod of others has just taken BASE with it (`_remove_top`).
+                if place.delegated:
+                    raise
+        os.mkdir(f"{self.path}/{INIT}")
+        _try_write(f"{self.path}/cgroup.max.depth", str(MAX_DEPTH))
+        _enable(self.path)
+
+    def _make(self, path: str) -> None:
+        """To be moved or born from one cgroup into another a process must be allowed to write cgroup.procs of the new
+        one and of the nearest they have in common; with that and no more the pod's root can start apps but not lift
+        limits."""
+        os.mkdir(path, 0o755)
+        if self._owner is not None:
+            os.chown(f"{path}/cgroup.procs", *self._owner)
+
+    def _apply(self, app: str, limits: Limits) -> None:
+        path = f"{self.path}/{app}" if app else self.path
+        for setting in _settings(limits, self._disk[0]):
+            if setting.name == "swap" and self._reports[-1].verdict == NOT_ENFORCEABLE:
+                continue
+            if self.refusal:
+                verdict, detail = NOT_ENFORCEABLE, self.refusal
+            elif not setting.value:
+                verdict, detail = NOT_ENFORCEABLE, self._disk[1]
+            else:
+                verdict, detail = _set(path, setting)
+            self._reports.append(Report(app, setting.name, verdict, detail))
+        # An app that lost some of its processes is of no use: it ends as a whole, and its restart policy decides.
+        if self.path and app and (limits.memory or self._limits.memory):
+            _try_write(f"{path}/memory.oom.group", "1")
+
+
+def _make_room(place: Place) -> None:
+    """Make BASE and let it hand out the controllers. One that cannot be enabled shows when its limit is set."""
+    if place.delegated:
+        _enter_leaf(place.base)
+    else:
+        # systemd turns off at the top what no unit of its own needs; the kernel refuses that (EBUSY) as long as another
+        # cgroup below, as BASE does, hands it on.
+        _enable(place.mount)
+        try:
+            os.mkdir(place.base, 0o755)
+        except FileExistsError:
+            pass
+    _enable(place.base)
+
+
+def _enter_leaf(base: str) -> None:
+    """Leave `base` for a leaf of it: controllers cannot be enabled in a cgroup that has processes of its own."""
+    if str(os.getpid()) not in _read(f"{base}/cgroup.procs").split():
+        return
+    try:
+        os.mkdir(f"{base}/{SUPERVISOR}")
+    except FileExistsError:
+        pass
+    _write(f"{base}/{SUPERVISOR}/cgroup.procs", "0")
+
+
+def _enable(path: str) -> None:
+    """One by one: a write with several is refused as a whole for the sake of one."""
+    for controller in set(CONTROLLERS) & set(_read(f"{path}/cgroup.controllers").split()):
+        _try_write(f"{path}/cgroup.subtree_control", f"+{controller}")
+
+
+# Limits
+
+
+def _settings(limits: Limits, disk: str) -> Iterator[_Setting]:
+    """What to write for `limits`. The value is empty where `disk` is needed and there is none."""
+    if limits.memory:
+        yield _Setting("memory", "memory.max", str(limits.memory))
+        # As podman has it: what does not fit into memory may be swapped out, the same amount again and no more.
+        yield _Setting("swap", "memory.swap.max", str(limits.memory))
+    if limits.cpu:
+        # The kernel takes no quota of less than a millisecond: a small share of a core gets a longer period.
+        period = 100_000 if limits.cpu >= 10 else 1_000_000
+        yield _Setting("cpu", "cpu.max", f"{limits.cpu * period // 1000} {period}")
+    if limits.cpu_weight:
+        yield _Setting("cpu_weight", "cpu.weight", str(limits.cpu_weight))
+    if limits.pids:
+        yield _Setting("pids", "pids.max", str(limits.pids))
+    for name, value, kind in (
+        ("io_bandwidth", limits.io_bandwidth, "bps"),
+        ("io_operations", limits.io_operations, "iops"),
+    ):
+        if value:
+            yield _Setting(name, "io.max", f"{disk} r{kind}={value} w{kind}={value}" if disk else "")
+
+
+def _set(path: str, setting: _Setting) -> tuple[str, str]:
+    """Write a limit and see what the kernel made of it: it rounds to pages, and cuts what is beyond its range."""
+    file = f"{path}/{setting.file}"
+    try:
+        _write(file, setting.value)
+        got = _effective(setting, _read(file))
+    except FileNotFoundError:
+        return NOT_ENFORCEABLE, f"there is no {setting.file}"
+    except OSError as error:
+        return NOT_ENFORCEABLE, f"{setting.file} = {setting.value}: {reason(error)}"
+    if got == setting.value:
+        return ENFORCED, f"{setting.file} = {got}"
+    return ADJUSTED, f"{setting.file} = {got}, not {setting.value}"
+
+
+def _effective(setting: _Setting, text: str) -> str:
+    """What `text`, the file's content, says in the terms of `setting`; io.max has a line for each disk, and in it
+    everything about that disk."""
+    if setting.file != "io.max":
+        return text.strip()
+    disk, *asked = setting.value.split()
+    keys = {word.partition("=")[0] for word in asked}
+    line = next((line.split() for line in text.splitlines() if line.startswith(f"{disk} ")), [disk])
+    return " ".join([disk, *(word for word in line[1:] if word.partition("=")[0] in keys)])
+
+
+# The end
+
+
+def gc(directory: str) -> None:
+    """Kill and remove what a dead pod left behind, as its record says. PodError when the record names anything that is
+    not a cgroup of this pod, or something does not die. Idempotent."""
+    path = _read(f"{directory}/{RECORD}").removesuffix("\n")
+    if not path:
+        return
+    if os.path.lexists(path):
+        _require_cgroup_of(os.path.basename(directory.rstrip("/")), path)
+        _destroy(path)
+        _remove_top(path)
+    os.unlink(f"{directory}/{RECORD}")
+
+
+def _record(directory: str, path: str) -> None:
+    """Written whole or not at all, and before there is anything to undo."""
+    partial = f"{directory}/{RECORD}.new"
+    with open(partial, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"{path}\n")
+    os.rename(partial, f"{directory}/{RECORD}")
+
+
+def _require_cgroup_of(uuid: str, path: str) -> None:
+    mount = _mount(_read("/proc/self/mountinfo"))
+    below = mount is not None and path.startswith(f"{mount[1]}/") and os.path.normpath(path) == path
+    if not below or mount is None or os.path.basename(path) != uuid or os.path.realpath(path) != path:
+        raise PodError(f'"{path}" is not the cgroup of pod {uuid}', hint=f"the pod's file {RECORD} was changed")
+    if os.stat(path).st_dev != os.stat(mount[1]).st_dev:
+        raise PodError(f'"{path}" is not a cgroup')
+
+
+def _destroy(path: str) -> None:
+    """rmdir(2), leaves first; it says EBUSY until the last process is gone, and a fork may have escaped one kill."""
+    end = time.monotonic() + DEATH
+    while os.path.isdir(path):
+        _kill(path)
+        left = end - time.monotonic()
+        if not _wait_until_empty(path, left) or not _remove_tree(path):
+            if left <= 0:
+                raise PodError(f'cgroup "{path}" cannot be removed: processes in it do not die')
+            time.sleep(0.005)
+
+
+def _wait_until_empty(path: str, seconds: float) -> bool:
+    """poll(2) reports when cgroup.events has changed since it was read."""
+    poll = select.poll()
+    try:
+        fd = os.open(f"{path}/cgroup.events", os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        poll.register(fd, select.POLLPRI)
+        while (populated := b"populated 1" in os.pread(fd, 4096, 0)) and poll.poll(max(seconds, 0) * 1000):
+            pass
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # removed by somebody else meanwhile
+            raise
+        return True
+    finally:
+        os.close(fd)
+    return not populated
+
+
+def _remove_tree(path: str) -> bool:
+    for directory, _, _ in os.walk(path, topdown=False):
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise PodError(f'cannot remove cgroup "{directory}": {reason(error)}') from error
+            return False
+    return True
+
+
+def _remove_top(path: str) -> None:
+    """The last pod takes `rkpy` with it. A delegated cgroup is not ours to remove."""
+    above = os.path.dirname(path)
+    if os.path.basename(above) == TOP:
+        try:
+            os.rmdir(above)
+        except OSError:
+            pass
+
+
+def _kill(path: str) -> bool:
+    try:
+        _write(f"{path}/cgroup.kill", "1")
+    except FileNotFoundError:
+        if not os.path.isdir(path):
+            return False
+        _kill_one_by_one(path)
+    return True
+
+
+def _kill_one_by_one(path: str) -> None:
+    """Linux before 5.14. What forks meanwhile is found by the next round; a PID is held by a pidfd before it is looked
+    for a second time, so that no stranger that got it anew is hit."""
+    end = time.monotonic() + DEATH
+    while (found := _processes(path)) and time.monotonic() < end:
+        held = {pid: fd for pid in found if (fd := _pidfd(pid)) >= 0}
+        still = _processes(path)
+        for pid, fd in held.items():
+            if pid in still:
+                _signal(fd)
+            os.close(fd)
+        time.sleep(0.001)
+
+
+def _processes(path: str) -> set[int]:
+    """Those of the cgroup and all below it."""
+    return {int(pid) for directory, _, _ in os.walk(path) for pid in _read(f"{directory}/cgroup.procs").split()}
+
+
+def _pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _signal(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+# Files
+
+
+def _is_populated(path: str) -> bool:
+    return _counter(f"{path}/cgroup.events", "populated") == 1
+
+
+def _counter(path: str, key: str) -> int:
+    """A value of a flat keyed file; 0 when it is not there."""
+    words = _read(path).split()
+    return int(words[words.index(key) + 1]) if key in words else 0
+
+
+def _read(path: str) -> str:
+    """Empty when there is no such file, or the cgroup has gone."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+            raise
+        return ""
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _try_write(path: str, text: str) -> None:
+    try:
+        _write(path, text)
+    except OSError:
+        pass
