@@ -408,20 +408,13 @@ def _effective(setting: _Setting, text: str) -> str:
     return " ".join([disk, *(word for word in line[1:] if word.partition("=")[0] in keys)])
 
 
-def open_procs(directory: str, app: str) -> int:
-    """A descriptor through which to join the cgroup of an app of the pod in `directory`: who writes 0 to it is in it.
-    -1 for a pod without cgroups. OSError when it is gone."""
-    path = _read(f"{directory}/{RECORD}").removesuffix("\n")
-    return os.open(f"{path}/{app}/cgroup.procs", os.O_WRONLY) if path else -1
-
-
 # The end
 
 
 def gc(directory: str) -> None:
     """Kill and remove what a dead pod left behind, as its record says. PodError when the record names anything that is
     not a cgroup of this pod, or something does not die. Idempotent."""
-    path = _read(f"{directory}/{RECORD}").removesuffix("\n")
+    path = _recorded(directory)
     if not path:
         return
     if os.path.lexists(path):
@@ -429,6 +422,17 @@ def gc(directory: str) -> None:
         _destroy(path)
         _remove_top(path)
     os.unlink(f"{directory}/{RECORD}")
+
+
+def open_procs(directory: str, app: str) -> int:
+    """A descriptor to join the cgroup of an app of the pod in `directory` through: who writes 0 to it is in it. -1 for
+    a pod without cgroups. OSError when it is gone."""
+    path = _recorded(directory)
+    return os.open(f"{path}/{app}/cgroup.procs", os.O_WRONLY) if path else -1
+
+
+def _recorded(directory: str) -> str:
+    return _read(f"{directory}/{RECORD}").removesuffix("\n")
 
 
 def _record(directory: str, path: str) -> None:
