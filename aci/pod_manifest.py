@@ -67,7 +67,7 @@ class RuntimeApp(NamedTuple):
 
 
 class Volume(NamedTuple):
-    """`kind` is "host" (source, read_only, recursive) or "empty" (mode, uid, gid)."""
+    """`kind` is "host" (source, read_only, recursive, propagation) or "empty" (mode, uid, gid, size)."""
 
     name: str
     kind: str
@@ -77,6 +77,15 @@ class Volume(NamedTuple):
     mode: str = "0755"
     uid: int = 0
     gid: int = 0
+    size: int = 0
+    """Bytes it may grow to, in memory then; 0 for one on disk without a limit. An extension of the specification, as
+    is `propagation`."""
+    propagation: str = ""
+    """One of PROPAGATIONS, or empty for what the flavour does by itself."""
+
+
+PROPAGATIONS: Final = ("private", "slave", "shared")
+"""Whether mounts made later below a volume show: neither way, the host's in the app, both ways."""
 
 
 class ExposedPort(NamedTuple):
@@ -110,7 +119,9 @@ _POD_FIELDS: Final = frozenset(
 _APP_FIELDS: Final = frozenset({"name", "image", "app", "readOnlyRootFS", "mounts", "annotations"})
 _IMAGE_FIELDS: Final = frozenset({"name", "id", "labels"})
 _MOUNT_FIELDS: Final = frozenset({"volume", "path", "appVolume"})
-_VOLUME_FIELDS: Final = frozenset({"name", "kind", "source", "readOnly", "recursive", "mode", "uid", "gid"})
+_VOLUME_FIELDS: Final = frozenset(
+    {"name", "kind", "source", "readOnly", "recursive", "mode", "uid", "gid", "size", "propagation"}
+)
 _EXPOSED_PORT_FIELDS: Final = frozenset({"name", "hostPort", "hostIP", "podPort"})
 
 
@@ -200,7 +211,7 @@ def _volume(value: Any) -> Volume:
     kind = required(entry, "kind", text)
     if kind not in ("host", "empty"):
         raise Flaw("kind", f"{quote(kind)} is not a kind of volume", hint="one of host, empty")
-    for key in ("mode", "uid", "gid") if kind == "host" else ("source",):
+    for key in ("mode", "uid", "gid", "size") if kind == "host" else ("source", "propagation"):
         if entry.get(key) not in (None, ""):
             raise Flaw(key, f"has no meaning for a volume of the kind {kind}")
     return Volume(
@@ -212,7 +223,18 @@ def _volume(value: Any) -> Volume:
         mode=field(entry, "mode", _mode, "0755") if kind == "empty" else "0755",
         uid=field(entry, "uid", _owner, 0),
         gid=field(entry, "gid", _owner, 0),
+        size=field(entry, "size", _size, 0),
+        propagation=field(entry, "propagation", _propagation, ""),
     )
+
+
+_size: Final = integer(0, 2**63 - 1)
+
+
+def _propagation(value: Any) -> str:
+    if text(value) not in ("", *PROPAGATIONS):
+        raise ManifestError(f"{quote(value)} is no propagation", hint=f"one of {', '.join(PROPAGATIONS)}")
+    return str(value)
 
 
 _owner: Final = integer(0, OWNER_MAX)
@@ -302,7 +324,7 @@ def _volume_to_json(volume: Volume) -> dict[str, Any]:
         result["recursive"] = volume.recursive
     if volume.kind == "empty":
         result |= {"mode": volume.mode, "uid": volume.uid, "gid": volume.gid}
-    return result
+    return result | set_fields(size=volume.size, propagation=volume.propagation)
 
 
 def _exposed_port_to_json(port: ExposedPort) -> dict[str, Any]:

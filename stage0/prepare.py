@@ -177,4 +177,15 @@ def _mounts(manifest: PodManifest, app: RuntimeApp, section: App) -> list[Mount]
 
 def _mount(path: str, volume: Volume, read_only: bool) -> Mount:
     source = volume.source if volume.kind == "host" else ""
-    return Mount(source=source, target=path, read_only=read_only, recursive=volume.recursive, volume=volume.name)
+    return Mount(
+        source=source,
+        target=path,
+        read_only=read_only,
+        recursive=volume.recursive,
+        volume=volume.name,
+        propagation=volume.propagation,
+        size=volume.size,
+        mode=int(volume.mode, 8),
+        uid=volume.uid,
+        gid=volume.gid,
+    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from aci import isolators as isolator
 from aci.image_manifest import Isolator
-from aci.pod_manifest import ExposedPort, Volume
+from aci.pod_manifest import PROPAGATIONS, ExposedPort, Volume
 from aci.types import ac_name, quantity
 from common.errors import UsageError, reason
 from stage0.options import Values, to_bool
@@ -30,12 +30,19 @@ def pairs(flag: str, text: str) -> dict[str, str]:
     return found
 
 
+_VOLUME_FIELDS = {
+    "host": ("source", "readOnly", "recursive", "propagation"),
+    "empty": ("mode", "uid", "gid", "size"),
+}
+
+
 def volume(text: str) -> Volume:
-    """`NAME,kind=host,source=/abs[,readOnly=BOOL][,recursive=BOOL]` or `NAME,kind=empty[,mode=M][,uid=N][,gid=N]`."""
+    """`NAME,kind=host,source=/abs[,readOnly=BOOL][,recursive=BOOL][,propagation=WORD]` or
+    `NAME,kind=empty[,mode=M][,uid=N][,gid=N][,size=QUANTITY]`."""
     name, _, rest = text.partition(",")
     fields = pairs("volume", rest) if rest else {}
     kind = fields.pop("kind", "")
-    allowed = {"host": ("source", "readOnly", "recursive"), "empty": ("mode", "uid", "gid")}.get(kind)
+    allowed = _VOLUME_FIELDS.get(kind)
     if allowed is None:
         raise UsageError(f'--volume={text}: kind has to be "host" or "empty"', hint="NAME,kind=host,source=/path")
     for key in fields:
@@ -47,13 +54,16 @@ def volume(text: str) -> Volume:
     source = fields.get("source", "")
     if not os.path.isabs(source):
         raise UsageError(f"--volume={text}: source has to be an absolute path")
-    recursive = fields.get("recursive")
+    recursive, propagation = fields.get("recursive"), fields.get("propagation", "")
+    if propagation not in ("", *PROPAGATIONS):
+        raise UsageError(f"--volume={text}: propagation has to be one of {', '.join(PROPAGATIONS)}")
     return Volume(
         name=name,
         kind="host",
         source=source,
         read_only=to_bool("volume readOnly", fields.get("readOnly", "false")),
         recursive=None if recursive is None else to_bool("volume recursive", recursive),
+        propagation=propagation,
     )
 
 
@@ -62,7 +72,27 @@ def _empty_volume(text: str, name: str, fields: dict[str, str]) -> Volume:
     numbers = {"mode": (mode, 8, 0o7777), "uid": (fields.get("uid", "0"), 10, 2**32 - 2)}
     numbers["gid"] = (fields.get("gid", "0"), 10, 2**32 - 2)
     parsed = {key: _number(f"--volume={text}: {key}", *value) for key, value in numbers.items()}
-    return Volume(name=name, kind="empty", mode=mode, uid=parsed["uid"], gid=parsed["gid"])
+    size = quantity(fields["size"]) if "size" in fields else 0
+    if "size" in fields and size < MINIMUM_MEMORY:
+        hint = "m is milli; write M or Mi"
+        raise UsageError(f"--volume={text}: size is less than {MINIMUM_MEMORY} bytes", hint=hint)
+    return Volume(name=name, kind="empty", mode=mode, uid=parsed["uid"], gid=parsed["gid"], size=size)
+
+
+def device(text: str) -> tuple[str, str]:
+    """`/dev/HOST[:/dev/APP][:rw[m]]` as the paths on the host and in the app. Nothing would enforce less than reading
+    and writing; making other nodes (`m`) is never of use, because they do not work."""
+    source, *rest = text.split(":")
+    if rest and rest[-1] in ("rw", "rwm", "rmw", "wr", "wrm", "wmr", "mrw", "mwr"):
+        rest.pop()
+    elif rest and not rest[-1].startswith("/") and not rest[-1].strip("rwm"):
+        raise UsageError(
+            f"--device={text}: an app reads and writes a device, or does not have it", hint="leave it at rw"
+        )
+    target = rest.pop(0) if rest else source
+    if rest or not os.path.isabs(source) or not os.path.isabs(target):
+        raise UsageError(f"--device={text}: it takes /dev/HOST[:/dev/APP][:rwm]")
+    return source, target
 
 
 def _number(what: str, text: str, base: int, most: int) -> int:

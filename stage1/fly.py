@@ -47,15 +47,17 @@ def plan(pod: PreparedPod) -> Plan:
     return Plan(root, (*steps, mounts.ReadOnlyRoot()) if app.read_only_root else steps)
 
 
-def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind:
-    return mounts.Bind(
+def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind | mounts.MemoryVolume:
+    bind = mounts.Bind(
         mount.source or poddir.volume(pod.directory, mount.volume),
         mounts.normalize(mount.target),
         mount.read_only,
         bool(mount.recursive),
         about=f'volume "{mount.volume}"',
         own=not mount.source,
+        propagation=mount.propagation,
     )
+    return mounts.MemoryVolume(bind, mount.size, mount.mode, mount.uid, mount.gid) if mount.size else bind
 
 
 def _defaults() -> tuple[mounts.Step, ...]:
@@ -133,9 +135,12 @@ def run(pod: PreparedPod) -> NoReturn:
     planned = plan(pod)
     if pod.debug:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
+    host = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     _leave_mount_namespace()
     # Sources before anything is mounted, and after the unshare: a descriptor from before belongs to the old namespace.
-    sources = [mounts.open_source(step) for step in planned.steps]
+    namespaces = mounts.Namespaces(mounts=host)
+    sources = [mounts.open_source(step, namespaces) for step in planned.steps]
+    os.close(host)
     root = planned.root.attach()
     for step, source in zip(planned.steps, sources, strict=True):
         step.apply(root, source)

@@ -90,8 +90,15 @@ POD: dict[str, Any] = {
         {"name": "bare", "image": {"id": "sha512-0f0f"}},
     ],
     "volumes": [
-        {"name": "data", "kind": "empty", "mode": "0700", "uid": 1, "gid": 2},
-        {"name": "host", "kind": "host", "source": "/srv", "readOnly": True, "recursive": False},
+        {"name": "data", "kind": "empty", "mode": "0700", "uid": 1, "gid": 2, "size": 4096},
+        {
+            "name": "host",
+            "kind": "host",
+            "source": "/srv",
+            "readOnly": True,
+            "recursive": False,
+            "propagation": "slave",
+        },
     ],
     "isolators": [{"name": "resource/cpu", "value": {"limit": "500m"}}],
     "annotations": [{"name": "authors", "value": "someone"}],
@@ -203,18 +210,22 @@ images = st.builds(
     annotations=annotation_pairs,
 )
 volumes = st.builds(
-    lambda name, source, read_only, recursive: Volume(name, "host", source, read_only, recursive),
+    lambda name, source, read_only, recursive, propagation: Volume(
+        name, "host", source, read_only, recursive, propagation=propagation
+    ),
     names,
     paths,
     st.booleans(),
     st.none() | st.booleans(),
+    st.sampled_from(["", "private", "slave", "shared"]),
 ) | st.builds(
-    lambda name, read_only, mode, uid, gid: Volume(name, "empty", "", read_only, None, mode, uid, gid),
+    lambda name, read_only, mode, uid, gid, size: Volume(name, "empty", "", read_only, None, mode, uid, gid, size),
     names,
     st.booleans(),
     st.from_regex("[0-7]{1,4}", fullmatch=True),
     owners,
     owners,
+    st.integers(0, 2**63 - 1),
 )
 mounts = volumes.flatmap(lambda volume: st.builds(RuntimeMount, names, paths, st.just(volume)))
 runtime_apps = st.builds(

@@ -23,7 +23,12 @@ from stage0.options import APP, Values, table
             "data,kind=host,source=/srv,readOnly=true,recursive=false",
             Volume("data", "host", "/srv", read_only=True, recursive=False),
         ),
+        (
+            "data,kind=host,source=/srv,propagation=shared",
+            Volume("data", "host", "/srv", propagation="shared"),
+        ),
         ("tmp,kind=empty", Volume("tmp", "empty")),
+        ("tmp,kind=empty,size=16Mi", Volume("tmp", "empty", size=16 << 20)),
         ("tmp,kind=empty,mode=1777,uid=5,gid=6", Volume("tmp", "empty", mode="1777", uid=5, gid=6)),
     ],
 )
@@ -37,12 +42,35 @@ def test_volumes(text: str, expected: Volume) -> None:
         "", "data", "data,kind=host", "data,kind=host,source=relative", "data,kind=nfs,source=/x", "D,kind=empty",
         "data,kind=empty,source=/x", "data,kind=host,source=/x,mode=0755", "data,kind=empty,mode=99",
         "data,kind=empty,mode=17777", "data,kind=empty,uid=-1", "data,kind=empty,uid=4294967295",
+        "data,kind=host,source=/x,propagation=rshared", "data,kind=host,source=/x,size=1M", "d,kind=empty,size=16m",
+        "d,kind=empty,size=", "d,kind=empty,size=-1M", "d,kind=empty,propagation=slave",
         "data,kind=host,source=/x,readOnly=maybe", "data,kind=host,kind=empty", "data,kind=host,source",
     ],
 )  # fmt: skip
 def test_bad_volumes(text: str) -> None:
     with pytest.raises(RkpyError):
         values.volume(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/dev/fuse", ("/dev/fuse", "/dev/fuse")),
+        ("/dev/fuse:rw", ("/dev/fuse", "/dev/fuse")),
+        ("/dev/sda:/dev/disk:rwm", ("/dev/sda", "/dev/disk")),
+        ("/dev/sda:/r", ("/dev/sda", "/r")),
+    ],
+)
+def test_devices(text: str, expected: tuple[str, str]) -> None:
+    assert values.device(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fuse", "/a:b", "/a:/b:x", "/a:r", "/a:/b:w", "/a:m", "/a:/b:/c", "/a:", "/a:rwx"]
+)
+def test_bad_devices(text: str) -> None:
+    with pytest.raises(UsageError):
+        values.device(text)
 
 
 def test_mounts() -> None:
