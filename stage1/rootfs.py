@@ -67,13 +67,13 @@ class OverlayRoot(NamedTuple):
 
     def _mount(self, layers: list[int], upper: int, work: int) -> None:
         try:
-            _mount_by_context(layers, upper, work, self.label, self.place)
+            _mount_by_context(layers, (upper, work), self.label, self.place)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS):
                 raise
             # Linux before 6.5 has no `lowerdir+`. Where both ways fail, the first says more about the reason.
             try:
-                _mount_by_options(layers, upper, work, self.label, self.place)
+                _mount_by_options(layers, (upper, work), self.label, self.place)
             except OSError as second:
                 raise (second if second.errno == errno.E2BIG else error) from None
 
@@ -97,7 +97,23 @@ class CopiedRoot(NamedTuple):
         return _open_root(self.place)
 
 
-def _mount_by_context(layers: list[int], upper: int, work: int, label: str, place: str) -> None:
+def show_layers(layers: tuple[str, ...], place: str) -> None:
+    """Stack `layers` (lowest first, two at least) read-only at `place`, in a mount namespace that this process enters
+    for it and that ends with it. Writes nothing: a pod's upper directory may be the topmost. Raises OSError."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    fds = [_open_directory(layer) for layer in layers]
+    try:
+        _mount_by_context(fds, None, "rkpy", place)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        _mount_by_options(fds, None, "rkpy", place)
+    for fd in fds:
+        os.close(fd)
+
+
+def _mount_by_context(layers: list[int], state: tuple[int, int] | None, label: str, place: str) -> None:
     """One `lowerdir+` each, topmost first. Layers go by descriptor: fsconfig(2) takes at most 255 bytes a string, and
     neither a colon nor a comma in a path can then mean anything."""
     context = syscalls.fsopen("overlay")
@@ -105,8 +121,8 @@ def _mount_by_context(layers: list[int], upper: int, work: int, label: str, plac
         syscalls.fsconfig(context, "source", label)
         for layer in reversed(layers):
             syscalls.fsconfig(context, "lowerdir+", f"/proc/self/fd/{layer}")
-        syscalls.fsconfig(context, "upperdir", f"/proc/self/fd/{upper}")
-        syscalls.fsconfig(context, "workdir", f"/proc/self/fd/{work}")
+        for key, fd in zip(("upperdir", "workdir"), state or (), strict=False):
+            syscalls.fsconfig(context, key, f"/proc/self/fd/{fd}")
         for key, value in _FIXED_OPTIONS:
             syscalls.fsconfig(context, key, value)
         mounted = syscalls.fsmount(context, 0, "overlay")
@@ -115,11 +131,12 @@ def _mount_by_context(layers: list[int], upper: int, work: int, label: str, plac
     _move(mounted, place)
 
 
-def _mount_by_options(layers: list[int], upper: int, work: int, label: str, place: str) -> None:
+def _mount_by_options(layers: list[int], state: tuple[int, int] | None, label: str, place: str) -> None:
     """The same as one option string to mount(2)."""
     lower = ":".join(f"/proc/self/fd/{layer}" for layer in reversed(layers))
     fixed = ",".join(f"{key}={value}" for key, value in _FIXED_OPTIONS)
-    data = f"lowerdir={lower},upperdir=/proc/self/fd/{upper},workdir=/proc/self/fd/{work},{fixed}"
+    own = f"upperdir=/proc/self/fd/{state[0]},workdir=/proc/self/fd/{state[1]}," if state else ""
+    data = f"lowerdir={lower},{own}{fixed}"
     if len(data) > MAX_MOUNT_DATA:
         raise OSError(errno.E2BIG, "too many layers for this kernel", place)
     syscalls.mount(label, place, "overlay", 0, data)
