@@ -7,7 +7,9 @@ import fcntl
 import os
 import stat
 import struct
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, NamedTuple
 
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
 
@@ -39,6 +41,20 @@ def replace(path: str, data: bytes, *, mode: int = 0o644, durable: bool = False)
         raise
     if durable:
         flush_directory(os.path.dirname(path) or ".")
+
+
+@contextmanager
+def replacing(path: str, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """A file to write, which becomes `path` when the block ends well and is removed when it does not."""
+    partial = f"{path}.{os.urandom(6).hex()}"
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:
+            yield file
+        os.rename(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
 
 
 def flush_directory(path: str) -> None:

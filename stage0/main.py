@@ -27,6 +27,7 @@ VERBS = {
     "cat-manifest": Verb("cat_manifest", "Inspect and print the pod manifest"),
     "config": Verb("config", "Print configuration for each stage in JSON format"),
     "enter": Verb("enter", "Enter the namespaces of an app within a rkpy pod"),
+    "export": Verb("export", "Export an app from an exited pod to an ACI file"),
     "fetch": Verb("fetch", "Fetch image(s) and store them in the local store", fast=True),
     "gc": Verb("gc", "Garbage collect rkpy pods no longer in use"),
     "image cat-manifest": Verb("image", "Inspect and print the image manifest", attribute="cat_manifest"),

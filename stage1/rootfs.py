@@ -126,6 +126,16 @@ def open_image(layers: tuple[str, ...], label: str, place: str) -> int:
         return _mount(fds, {}, label, syscalls.MOUNT_ATTR_RDONLY, place)
 
 
+def show_layers(layers: tuple[str, ...], place: str) -> None:
+    """Stack `layers` (lowest first, two at least) read-only at `place`, in a mount namespace that this process enters
+    for it and that ends with it. Writes nothing: a pod's upper directory may be the topmost. Raises OSError."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    tree = open_image(layers, "rkpy", place)
+    _attach(tree, place)
+    os.close(tree)
+
+
 def _mount(layers: list[int], writable: dict[str, int], label: str, attributes: int, place: str) -> int:
     """A detached overlay mount; `writable` names the directories it writes to, if it does."""
     others = [*((key, f"/proc/self/fd/{fd}") for key, fd in writable.items()), *_FIXED_OPTIONS]

@@ -11,6 +11,7 @@ import click
 from aci.store import Store
 from common.errors import PodError, UsageError
 from stage0 import flags, prepare
+from stage0.commands.pod_arguments import app_name
 from stage0.config import Config
 from stage0.pods import RUN, Pod, Pods, State
 from stage1 import flavour as flavours
@@ -82,10 +83,4 @@ def _wait_until_ready(pod: Pod) -> None:
 def choose(apps: tuple[PreparedApp, ...], name: str) -> PreparedApp:
     """The app called `name`; without a name, the only one. Raises UsageError."""
     known = {app.name: app for app in apps}
-    if name:
-        if name not in known:
-            raise UsageError(f'no app "{name}" in the pod', hint=f"there is: {', '.join(known)}")
-        return known[name]
-    if len(apps) != 1:
-        raise UsageError(f"pod contains multiple apps: {', '.join(known)}", hint='specify one with "--app=NAME"')
-    return apps[0]
+    return known[app_name(tuple(known), name)]

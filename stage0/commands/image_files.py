@@ -49,17 +49,14 @@ def export(config: Config, image: str, file: str, overwrite: bool) -> None:
 def _write_aci(blob: str, target: str) -> None:
     from aci.compression import open_stream
 
-    partial = f"{target}.{os.urandom(6).hex()}"
     try:
-        try:
-            with open(blob, "rb") as source, open(partial, "xb") as out, open_stream(source, name=blob) as stream:
-                while chunk := stream.read1(_COPY):
-                    out.write(chunk)
-            os.rename(partial, target)
-        except BaseException:
-            if os.path.lexists(partial):
-                os.unlink(partial)
-            raise
+        with (
+            open(blob, "rb") as source,
+            files.replacing(target) as out,
+            open_stream(source, name=blob) as stream,
+        ):
+            while chunk := stream.read1(_COPY):
+                out.write(chunk)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {reason(error)}") from error
 

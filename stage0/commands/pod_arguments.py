@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from common.errors import UsageError
 from stage0.pods import read_uuid_file
 
@@ -23,3 +25,17 @@ def one_uuid(arguments: tuple[str, ...], uuid_file: str | None) -> str:
     if len(found) > 1:
         raise UsageError("must provide exactly one pod UUID")
     return found[0]
+
+
+def app_name(names: Sequence[str], wanted: str) -> str:
+    """The app called `wanted`; without a name, the only one. Raises UsageError."""
+    if wanted:
+        if wanted not in names:
+            raise UsageError(f'no app "{wanted}" in the pod', hint=f"there is: {', '.join(names) or 'none'}")
+        return wanted
+    if len(names) != 1:
+        hint = 'specify one with "--app=NAME"' if names else ""
+        raise UsageError(
+            f"pod contains multiple apps: {', '.join(names)}" if names else "pod contains no app", hint=hint
+        )
+    return names[0]
