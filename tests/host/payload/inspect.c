@@ -1,7 +1,7 @@
 /* What an app can say about the place it runs in. One verb per question, one answer per line, nothing else printed:
  *
  * What the process is
- *   id | env | cwd | args ... | umask | pid | limits | oom | hostname | ns | cgroup | seccomp | nnp | caps | signals
+ *   id | env | cwd | args ... | umask | pid | limits [NAME] | oom | hostname | ns | cgroup | seccomp | nnp | caps | signals
  *   fds                      number, kind and access of each descriptor;  fdlinks  number and what /proc calls it
  *   ps                       PID, parent, state and name of every process it can see
  *   tty                      for descriptors 0 to 2 "N tty ROWSxCOLUMNS" or "N none", then the session's terminal
@@ -162,11 +162,13 @@ static void cat(const char *path, const char *prefix) {
     fclose(file);
 }
 
-static void limits(void) {
+static void limits(const char *only) {
     static const char *const names[] = {"cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock",
                                         "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime"};
     for (int i = 0; i < (int)(sizeof names / sizeof *names); i++) {
         struct rlimit limit;
+        if (*only && strcmp(only, names[i]))
+            continue;
         getrlimit(i, &limit);
         printf("%s %lld %lld\n", names[i], (long long)limit.rlim_cur, (long long)limit.rlim_max);
     }
@@ -750,7 +752,7 @@ static int says_what_it_is(void) {
     VERB("args") for (int i = 1; i < count_of_words; i++) printf("%s\n", words[i]);
     VERB("umask") printf("%04o\n", umask(0));
     VERB("pid") pids();
-    VERB("limits") limits();
+    VERB("limits") limits(word(1));
     VERB("oom") cat("/proc/self/oom_score_adj", "");
     VERB("hostname") hostname();
     VERB("ns") namespaces();
