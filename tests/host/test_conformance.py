@@ -562,7 +562,8 @@ def test_an_empty_volume_of_limited_size(ground: Ground, variant: Variant) -> No
 @table(
     Case("missing", "id", pod=("--volume=v,kind=host,source=/none/such", "--mount=volume=v,target=/v"), status=254,
          error='"/none/such" does not exist'),
-    Case("at-the-root", "id", pod=("--volume=v,kind=empty", "--mount=volume=v,target=/"), status=254, error="mounted over the app's root"),
+    Case("at-the-root", "id", pod=("--volume=v,kind=empty", "--mount=volume=v,target=/"), status=254,
+         error="mounted over the app's root"),
 )  # fmt: skip
 def test_impossible_volumes(ground: Ground, variant: Variant, case: Case) -> None:
     ground.check(variant, case)

@@ -16,7 +16,7 @@
  *   shocker PATH             open the root directory of the file system PATH is on, by its handle
  *   call NAME                try a harmless form of a system call in a child (table `attempt`)
  *   calls FIRST LAST         every system call by number, with arguments that cannot be right (bench/profile)
- *   socket FAMILY TYPE PROTOCOL | listen ADDRESS | connect ADDRESS TEXT | accept
+ *   socket FAMILY TYPE PROTOCOL | listen ADDRESS | connect[-when-there] ADDRESS TEXT | accept
  *                            ADDRESS is HOST:PORT, /path or @abstract; accept prints what the client sent
  *   swap A B                 exchange two names for ever;  exe-writer SECONDS  try to open others' programs for writing
  * What it prints and reads
@@ -548,11 +548,15 @@ static void start_listening(const char *text) {
     printf("\n");
 }
 
-static void connect_to(const char *text, const char *message) {
+static void connect_to(const char *text, const char *message, int tries) {
     struct sockaddr_storage place;
     socklen_t length = address(text, &place);
     int fd = socket(place.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int result = fd < 0 ? -1 : connect(fd, (void *)&place, length);
+    while (result < 0 && --tries > 0 && (errno == ECONNREFUSED || errno == ENOENT)) {
+        usleep(10000);
+        result = connect(fd, (void *)&place, length);
+    }
     report(text, result);
     if (!result && write(fd, message, strlen(message)) < 0)
         fail(text);
@@ -811,7 +815,8 @@ static int changes(void) {
     VERB("shocker") report(path, by_handle(path));
     VERB("socket") report("socket", socket(number(1), number(2), number(3)));
     VERB("listen") start_listening(path);
-    VERB("connect") connect_to(path, word(2));
+    VERB("connect") connect_to(path, word(2), 1);
+    VERB("connect-when-there") connect_to(path, word(2), 2000);
     VERB("accept") accept_one();
     VERB("swap") swap(path, word(2));
     VERB("exe-writer") exe_writer(number(1));
