@@ -1,0 +1,632 @@
+"""What every flavour promises, asked from inside a pod that the real command has run (tests.host.flavours)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stage2.environment import DEFAULT_PATH
+from tests.host import flavours
+from tests.host.flavours import (
+    ALL_IDS,
+    CAPABILITIES,
+    FLY,
+    IMPLICIT,
+    LIMITS,
+    NAMESPACES,
+    SECCOMP,
+    Case,
+    Ground,
+    Variant,
+    every,
+    table,
+)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator[Ground]:
+    with flavours.ground(tmp_path_factory.mktemp("conformance"), inspector) as made:
+        yield made
+
+
+# --- who it is
+
+
+def identity(name: str, user: str, group: str, uid: int, gid: int, *needs: str) -> Case:
+    lines = (f"uid {uid} {uid} {uid}", f"gid {gid} {gid} {gid}", "groups")
+    return Case(name, "id", lines, image={"user": user, "group": group}, needs=needs)
+
+
+@table(
+    identity("root", "0", "0", 0, 0),
+    identity("name", "web", "web", 33, 34),
+    identity("name-and-group", "web", "staff", 33, 50),
+    identity("number-with-account", "33", "34", 33, 34),
+    identity("number-without", "77", "88", 77, 88),
+    identity("a-name-that-is-a-number", "1000", "1000", 4321, 777),
+    identity("owner-of-a-path", "/owned", "/owned", 123, 456),
+    identity("large", "4000000000", "4294967294", 4000000000, 4294967294, ALL_IDS),
+    Case(
+        "flags-win",
+        "id",
+        ("uid 33 33 33", "gid 50 50 50", "groups 5 2000"),
+        app=("--user=web", "--group=staff", "--supplementary-gids=2000,5"),
+        image={"user": "77", "supplementaryGIDs": [9]},
+    ),
+    Case(
+        "groups-of-the-image", "id", ("uid 33 33 33", "gid 34 34 34", "groups 9 50"),
+        image={"user": "web", "group": "web", "supplementaryGIDs": [50, 9]},
+    ),
+    Case("unknown-user", "id", app=("--user=nobody-here",), status=254, error='no user "nobody-here" in the image'),
+    Case("unknown-group", "id", app=("--group=nobody",), status=254, error='no group "nobody" in the image'),
+    Case("negative", "id", app=("--user=-1",), status=254, error='no user "-1"'),
+    Case("missing-path", "id", app=("--user=/none",), status=254, error='cannot take the owner of "/none"'),
+)  # fmt: skip
+def test_identity(ground: Ground, variant: Variant, case: Case) -> None:
+    ground.check(variant, case)
+
+
+@every(NAMESPACES)
+def test_a_user_beyond_the_pods_range_is_refused_or_real(ground: Ground, variant: Variant) -> None:
+    result = ground.run(variant, "id", "--user=4000000000", "--group=4000000000")
+    if ALL_IDS in variant.claims:
+        assert result.lines[0] == "uid 4000000000 4000000000 4000000000", result
+    else:
+        assert (result.status, result.out) == (254, ""), result
+        assert "4000000000" in result.err, result
+
+
+# --- what it finds
+
+
+@every()
+def test_the_environment_is_exact(ground: Ground, variant: Variant) -> None:
+    variables = [{"name": name, "value": value} for name, value in (("A", "1"), ("EMPTY", ""), ("U", "\u00fc"))]
+    image = ground.image(user="web", group="web", environment=variables)
+    words = [*ground.words(variant, "--set-env=B=2"), *ground.app("env", "--environment=C=3", image=image)]
+    done = ground.rkpy(*words, SECRET="host", LISTEN_FDS="1", NOTIFY_SOCKET="@nobody")
+    assert sorted(done.out.splitlines()) == sorted(
+        [
+            f"PATH={DEFAULT_PATH}", "HOME=/srv/www", "USER=web", "LOGNAME=web", "SHELL=/bin/ash", "AC_APP_NAME=app",
+            "container=rkpy", "A=1", "EMPTY=", "U=\u00fc", "B=2", "C=3",
+        ]
+    ), done  # fmt: skip
+
+
+@table(
+    Case("default", "cwd", ("/",)),
+    Case("of-the-image", "cwd", ("/srv/www",), image={"workingDirectory": "/srv/www"}),
+    Case("flag", "cwd", ("/etc",), app=("--working-dir=/etc",), image={"workingDirectory": "/srv/www"}),
+    Case(
+        "missing", "cwd", app=("--working-dir=/none",), status=254,
+        error='cannot enter working directory "/none" as user 0: no such file or directory',
+    ),
+    Case(
+        "a-file", "cwd", app=("--working-dir=/etc/passwd",), status=254,
+        error='cannot enter working directory "/etc/passwd" as user 0: not a directory',
+    ),
+)  # fmt: skip
+def test_working_directory(ground: Ground, variant: Variant, case: Case) -> None:
+    ground.check(variant, case)
+
+
+@every()
+def test_descriptors(ground: Ground, variant: Variant) -> None:
+    """Standard streams; fly adds the pod's lock, which nobody can write to. Not what the caller left open."""
+    leak = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    command = ground.rkpy.command(*ground.words(variant), *ground.app("fds + fdlinks"))
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=[leak], check=True,
+        env=ground.rkpy.environment(),
+    )  # fmt: skip
+    os.close(leak)
+    lines = done.stdout.splitlines()
+    found, links = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    assert [line.split()[0] for line in found[:3]] == ["0", "1", "2"], done
+    assert found[0].startswith("0 character "), done
+    extra = [line.partition(" ")[2] for line in found[3:]]
+    assert extra == (["file read"] if FLY in variant.claims else []), done
+    assert not [line for line in links[:3] if str(ground.directory) in line], done
+
+
+@every()
+def test_nothing_of_the_callers_process_attributes_comes_along(ground: Ground, variant: Variant) -> None:
+    """Ignored and blocked signals, umask."""
+    command = ground.rkpy.command(*ground.words(variant), *ground.app("signals + umask"))
+    block = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK, {10, 17, 64}); os.umask(0o077)"
+    ignore = "signal.signal(1, signal.SIG_IGN); signal.signal(12, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [command[0], "-c", f"{block}; {ignore}", *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False, timeout=60, env=ground.rkpy.environment(),
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["SigBlk:\t" + "0" * 16, "SigIgn:\t" + "0" * 16, "0022"], done
+
+
+@every(NAMESPACES)
+def test_the_pod_has_namespaces_of_its_own(ground: Ground, variant: Variant) -> None:
+    def numbers(lines: list[str]) -> dict[str, str]:
+        return {line.partition(":")[0]: line for line in lines}
+
+    host = numbers([os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns") if "for" not in name])
+    pod = numbers(ground.ask(variant, "ns"))
+    same = {name for name in pod if pod[name] == host[name]}
+    assert same == ({"time"} if "users" in variant.name else {"time", "user"}), pod
+    with_ipc = numbers(ground.ask(variant, "ns", pod=("--ipc=parent",))) if "users" not in variant.name else host
+    assert with_ipc["ipc"] == host["ipc"]
+
+
+@every(NAMESPACES)
+def test_processes_of_the_host_are_invisible(ground: Ground, variant: Variant) -> None:
+    """The supervisor is PID 1, the app is not, and nobody else is there."""
+    lines = ground.ask(variant, "pid + ps")
+    own = {key: int(value) for key, value in (line.split() for line in lines[:4])}
+    assert own["pid"] != 1 and own["parent"] == 1, lines
+    assert own["session"] == own["pid"] == own["group"], lines
+    assert [line.split()[:2] for line in lines[4:]] == [["1", "0"], [str(own["pid"]), "1"]], lines
+
+
+@every(NAMESPACES)
+def test_hostname(ground: Ground, variant: Variant) -> None:
+    host = os.uname().nodename
+    assert ground.ask(variant, "hostname")[0] not in ("", host)
+    assert ground.ask(variant, "hostname", pod=("--hostname=box",)) == ["box"]
+    assert ground.ask(variant, "hostname", pod=("--pod-name=first",)) == ["first"]
+    assert os.uname().nodename == host
+
+
+@every(NAMESPACES)
+def test_loopback_is_up_and_nothing_else_is_there(ground: Ground, variant: Variant) -> None:
+    lines = ground.ask(variant, "listen 127.0.0.1:8080 + connect 127.0.0.1:8080 hello + accept + list /sys/class/net")
+    assert lines == ["127.0.0.1:8080: ok 8080", "127.0.0.1:8080: ok", "hello", "lo"]
+
+
+# --- limits
+
+
+@table(
+    Case("soft-and-hard", "limits nofile", ("nofile 100 200",), app=("--ulimit=nofile=100:200",), needs=(LIMITS,)),
+    Case("one-for-both", "limits nofile", ("nofile 300 300",), app=("--ulimit=nofile=300",), needs=(LIMITS,)),
+    Case(
+        "several", "limits core + limits nproc", ("core 0 0", "nproc 50 60"), needs=(LIMITS,),
+        app=("--ulimit=core=0", "--ulimit=nproc=50:60"),
+    ),
+    Case("not-raised-by-the-app", "raise-limit", ("raise-limit: EPERM",), app=("--ulimit=nofile=9",), needs=(LIMITS,)),
+    Case("soft-over-hard", "id", app=("--ulimit=nofile=200:100",), status=254, error="nofile=200:100", needs=(LIMITS,)),
+    Case("no-such-limit", "id", app=("--ulimit=files=1",), status=254, error="files", needs=(LIMITS,)),
+    Case("no-number", "id", app=("--ulimit=nofile=many",), status=254, error="nofile=many", needs=(LIMITS,)),
+    Case("out-of-memory-score", "oom", ("500",), app=("--oom-score-adj=500",), needs=(LIMITS,)),
+    Case(
+        "out-of-memory-score-of-the-image", "oom", ("321",), needs=(LIMITS,),
+        image={"isolators": [{"name": "os/linux/oom-score-adj", "value": 321}]},
+    ),
+)  # fmt: skip
+def test_limits(ground: Ground, variant: Variant, case: Case) -> None:
+    ground.check(variant, case)
+
+
+# --- capabilities and filters
+
+DEFAULT = 0xA80425FB
+"""CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD AUDIT_WRITE
+SETFCAP: rkt's set, and that of Docker."""
+BIND = 1 << 10
+NET_ADMIN = 1 << 12
+ALL_FOURTEEN = (
+    "CAP_AUDIT_WRITE,CAP_CHOWN,CAP_DAC_OVERRIDE,CAP_FSETID,CAP_FOWNER,CAP_KILL,CAP_MKNOD,CAP_NET_RAW,"
+    "CAP_NET_BIND_SERVICE,CAP_SETUID,CAP_SETGID,CAP_SETPCAP,CAP_SETFCAP,CAP_SYS_CHROOT"
+)
+
+
+def sets(inheritable: int, permitted: int, effective: int, bounding: int, ambient: int) -> tuple[str, ...]:
+    values = {"Inh": inheritable, "Prm": permitted, "Eff": effective, "Bnd": bounding, "Amb": ambient}
+    return tuple(f"Cap{name}:\t{value:016x}" for name, value in values.items())
+
+
+def root_with(mask: int) -> tuple[str, ...]:
+    return sets(0, mask, mask, mask, 0)
+
+
+def user_with(bounding: int, ambient: int = 0) -> tuple[str, ...]:
+    return sets(ambient, ambient, ambient, bounding, ambient)
+
+
+def capabilities(name: str, lines: tuple[str, ...], *flags: str, isolator: object = None) -> Case:
+    image = {} if isolator is None else {"isolators": [isolator]}
+    return Case(name, "caps", lines, app=flags, image=image, needs=(CAPABILITIES,))
+
+
+RETAIN = {"name": "os/linux/capabilities-retain-set", "value": {"set": ["CAP_KILL", "CAP_NET_ADMIN"]}}
+
+
+@table(
+    capabilities("default", root_with(DEFAULT)),
+    capabilities("default-of-a-user", user_with(DEFAULT), "--user=web"),
+    capabilities("retain", root_with(NET_ADMIN), "--caps-retain=CAP_NET_ADMIN"),
+    capabilities("retain-and-a-user", user_with(NET_ADMIN), "--caps-retain=CAP_NET_ADMIN", "--user=web"),
+    capabilities("remove", root_with(DEFAULT & ~BIND), "--caps-remove=CAP_NET_BIND_SERVICE"),
+    capabilities("remove-all", root_with(0), f"--caps-remove={ALL_FOURTEEN}"),
+    capabilities("isolator", root_with(NET_ADMIN | 1 << 5), isolator=RETAIN),
+    capabilities("a-flag-replaces-it", root_with(DEFAULT & ~1), "--caps-remove=CAP_CHOWN", isolator=RETAIN),
+    capabilities("ambient", user_with(DEFAULT, BIND), "--user=web", "--caps-ambient=CAP_NET_BIND_SERVICE"),
+    capabilities("ambient-only", user_with(BIND, BIND), "--user=web", "--caps-ambient=CAP_NET_BIND_SERVICE",
+                 "--caps-retain=CAP_NET_BIND_SERVICE"),
+    Case("unknown", "caps", app=("--caps-retain=CAP_FLY",), needs=(CAPABILITIES,), status=254, error="CAP_FLY"),
+    Case("unknown-ambient", "id", app=("--caps-ambient=CAP_FLY",), needs=(CAPABILITIES,), status=254, error="CAP_FLY"),
+)  # fmt: skip
+def test_capabilities(ground: Ground, variant: Variant, case: Case) -> None:
+    ground.check(variant, case)
+
+
+@every(CAPABILITIES)
+def test_what_is_bounded_cannot_be_had_back(ground: Ground, variant: Variant) -> None:
+    ask = "try raise-caps + try setpriv-ambient 21 + become 0 0 + exec /bin/inspect caps"
+    assert ground.ask(variant, ask) == [
+        "raise-caps: EPERM", "setpriv-ambient: EPERM", "become: ok", *root_with(DEFAULT),
+    ]  # fmt: skip
+
+
+def filtered(name: str, ask: str, *lines: str, rule: str = "", status: int = 0, error: str = "") -> Case:
+    app = (f"--seccomp={rule}",) if rule else ()
+    return Case(name, ask, lines, app=app, needs=(SECCOMP,), status=status, error=error)
+
+
+@table(
+    filtered("default", "seccomp", "Seccomp:\t2"),
+    filtered("all", "seccomp", "Seccomp:\t0", rule="mode=retain,@appc.io/all"),
+    filtered("remove-with-errno", "call mkdir + call chmod", "mkdir: EACCES", "chmod: ok",
+             rule="mode=remove,errno=EACCES,mkdir"),
+    filtered("remove-kills", "call mkdir + call chmod", "mkdir: SIGSYS", "chmod: ok", rule="mode=remove,mkdir"),
+    filtered("remove-keeps-the-defaults", "call keyctl", "keyctl: EXDEV", rule="mode=remove,errno=EXDEV,mkdir,keyctl"),
+    filtered("retain-with-errno", "call chmod + call keyctl", "chmod: ok", "keyctl: EXDEV",
+             rule="mode=retain,errno=EXDEV,@docker/default-whitelist"),
+    filtered("retain-kills", "call chmod + call keyctl", "chmod: ok", "keyctl: SIGSYS",
+             rule="mode=retain,@rkt/default-whitelist"),
+    filtered("unknown-group", "id", rule="mode=retain,@docker/typo", status=254, error="@docker/typo"),
+    filtered("unknown-group-to-remove", "id", rule="mode=remove,@nobody/knows", status=254, error="@nobody/knows"),
+    filtered("unknown-errno", "id", rule="mode=remove,errno=ENOTHING,mkdir", status=254, error="ENOTHING"),
+)  # fmt: skip
+def test_seccomp(ground: Ground, variant: Variant, case: Case) -> None:
+    ground.check(variant, case)
+
+
+@every(SECCOMP)
+@pytest.mark.parametrize(
+    "rule", ["retain,@appc.io/empty", "retain,errno=EPERM,@appc.io/empty", "remove,errno=EPERM,@appc.io/all"]
+)
+def test_a_filter_that_allows_nothing_lets_nothing_run(ground: Ground, variant: Variant, rule: str) -> None:
+    """rkt took an empty set for no filter at all."""
+    result = ground.run(variant, "say running", f"--seccomp=mode={rule}")
+    assert result.status != 0 and result.out == "", result
+
+
+@every(SECCOMP)
+@pytest.mark.parametrize("user", ["0", "web"])
+def test_a_filter_does_not_take_programs_their_privileges(ground: Ground, variant: Variant, user: str) -> None:
+    """no_new_privs comes with a filter only where it is asked for: rkt broke every set-user-ID program."""
+    image = _with_set_id_program(ground)
+    number = {"0": 0, "web": 33}[user]
+    seen = ground.ask(variant, "nnp + exec /bin/set-id id", f"--user={user}", image=image)
+    assert seen[:2] == ["NoNewPrivs:\t0", f"uid {number} 77 77"]
+
+
+@every(SECCOMP)
+def test_no_new_privileges(ground: Ground, variant: Variant) -> None:
+    image = _with_set_id_program(ground)
+    seen = ground.ask(variant, "nnp + seccomp + exec /bin/set-id id", "--no-new-privileges", "--user=web", image=image)
+    assert seen[:3] == ["NoNewPrivs:\t1", "Seccomp:\t2", "uid 33 33 33"]
+
+
+@every()
+def test_no_new_privileges_of_the_image(ground: Ground, variant: Variant) -> None:
+    isolator = {"name": "os/linux/no-new-privileges", "value": True}
+    assert ground.ask(variant, "nnp", image=ground.image(isolators=[isolator])) == ["NoNewPrivs:\t1"]
+
+
+def _with_set_id_program(ground: Ground) -> str:
+    def arrange(root: Path) -> None:
+        program = root / "bin/set-id"
+        program.write_bytes((root / "bin/inspect").read_bytes())
+        os.chown(program, 77, 77)
+        program.chmod(0o4755)
+
+    return ground.image(arrange=arrange)
+
+
+# --- devices, /proc and /sys
+
+DEVICES = {
+    "full": "1:7", "null": "1:3", "random": "1:8", "tty": "5:0", "urandom": "1:9", "zero": "1:5",
+}  # fmt: skip
+LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+
+
+@every(NAMESPACES)
+def test_devices(ground: Ground, variant: Variant) -> None:
+    """Those that appC demands, and no other."""
+    names = ground.ask(variant, "list /dev")
+    assert {*DEVICES, *LINKS, "ptmx", "pts", "shm"} <= set(names)
+    kinds = ground.ask(variant, " + ".join(f"try device /dev/{name}" for name in names))
+    nodes = {name: kind for name, kind in zip(names, kinds, strict=True) if kind.startswith(("character", "block"))}
+    terminals = {"ptmx": "character 5:2", "console": nodes.get("console", "")}
+    expected = {name: f"character {number}" for name, number in DEVICES.items()} | terminals
+    streams = {name: nodes.get(name) for name in LINKS}
+    assert {name: kind for name, kind in nodes.items() if kind != streams.get(name)} == {
+        name: kind for name, kind in expected.items() if kind
+    }
+    opened = ground.ask(variant, " + ".join(f"open /dev/{name} rw" for name in DEVICES if name != "tty"))
+    assert opened == [f"/dev/{name}: ok" for name in DEVICES if name != "tty"]
+    links = ground.ask(variant, " + ".join(f"readlink /dev/{name}" for name in LINKS))
+    assert links == list(LINKS.values())
+
+
+@every(NAMESPACES)
+def test_devices_work_for_a_user(ground: Ground, variant: Variant) -> None:
+    lines = ground.ask(
+        variant, "open /dev/null w + open /dev/zero r + write /dev/shm/x 1 + stat /dev/shm", "--user=web"
+    )
+    assert lines == ["/dev/null: ok", "/dev/zero: ok", "directory 1777 0 0"]
+
+
+@every(NAMESPACES)
+def test_a_device_that_is_asked_for(ground: Ground, variant: Variant) -> None:
+    """Given by name with its own name in the app; not there otherwise."""
+    given = ground.run(variant, "device /dev/hw + open /dev/hw rw", "--device=/dev/zero:/dev/hw:rw")
+    assert given.lines == ["character 1:5", "/dev/hw: ok"], given
+    assert ground.run(variant, "open /dev/hw").lines == ["/dev/hw: ENOENT"]
+
+
+MASKED_FILES = ("/proc/kcore", "/proc/config.gz", "/proc/kallsyms", "/proc/sched_debug", "/proc/timer_list")
+MASKED_DIRECTORIES = ("/sys/firmware", "/sys/fs", "/sys/hypervisor", "/sys/module", "/sys/power")
+READ_ONLY = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/vm/panic_on_oom",
+    "/proc/sysrq-trigger",
+    "/proc/sys/kernel/domainname",
+)
+
+
+@every(NAMESPACES)
+def test_masked_paths(ground: Ground, variant: Variant) -> None:
+    for path in filter(os.path.exists, MASKED_FILES):
+        # Nothing in it, as in /dev/null.
+        assert ground.ask(variant, f"read {path}") == [], path
+    for path in filter(os.path.exists, MASKED_DIRECTORIES):
+        assert ground.ask(variant, f"list {path}") == [], path
+
+
+@every(NAMESPACES)
+def test_read_only_paths(ground: Ground, variant: Variant) -> None:
+    paths = [path for path in READ_ONLY if os.path.exists(path)]
+    seen = ground.ask(variant, " + ".join(f"open {path} w" for path in paths))
+    assert set(seen) <= {f"{path}: {error}" for path in paths for error in ("EROFS", "EACCES")}, seen
+    assert ground.ask(variant, "mkdir /sys/x + mkdir /proc/sys/x + chmod /proc/sys/kernel 700") == [
+        "/sys/x: EROFS", "/proc/sys/x: EROFS", "/proc/sys/kernel: EROFS",
+    ]  # fmt: skip
+
+
+@every(NAMESPACES)
+def test_the_paths_are_what_the_option_uncovers(ground: Ground, variant: Variant) -> None:
+    """The control: without it the tests above would pass on a kernel that has none of these."""
+    words = ["--insecure-options=image,paths", "run", *variant.words, *ground.app("list /sys/fs + list /sys/module")]
+    assert "cgroup" in ground.rkpy.ok(*words).splitlines()
+
+
+# --- the root
+
+
+@table(
+    Case("written", "write /x 1 + read /x", ("1",)),
+    Case(
+        "read-only", "try write /x 1 + mkdir /y + chmod /etc 700",
+        ("/x: Read-only file system", "/y: EROFS", "/etc: EROFS"), app=("--readonly-rootfs",),
+    ),
+    Case("nothing-set", "statvfs /proc", ("size=0 nosuid nodev noexec",), needs=(NAMESPACES,)),
+)  # fmt: skip
+def test_root(ground: Ground, variant: Variant, case: Case) -> None:
+    answer = ground.run(variant, case.ask, *case.app)
+    assert (answer.status, [line.replace(" noatime", "") for line in answer.lines]) == (0, list(case.lines)), answer
+
+
+@every()
+@pytest.mark.parametrize("copied", [False, True])
+def test_owners_modes_and_attributes_of_the_image(ground: Ground, variant: Variant, copied: bool) -> None:
+    def arrange(root: Path) -> None:
+        (root / "mode").write_text("")
+        os.chown(root / "mode", 1, 2)
+        (root / "mode").chmod(0o2755)
+        os.link(root / "mode", root / "other")
+        (root / "link").symlink_to("../../etc/passwd")
+
+    image = ground.image(arrange=arrange)
+    pod = ("--no-overlay",) if copied else ()
+    ask = "stat /mode + stat /other + readlink /link + stat /tmp + stat /owned + chown /owned 9 9 + stat /owned"
+    assert ground.ask(variant, ask, image=image, pod=pod) == [
+        "file 2755 1 2", "file 2755 1 2", "../../etc/passwd", "directory 1777 0 0", "file 0644 123 456", "/owned: ok",
+        "file 0644 9 9",
+    ]  # fmt: skip
+
+
+@every()
+def test_pods_share_nothing(ground: Ground, variant: Variant) -> None:
+    assert ground.ask(variant, "write /x 1 + unlink /owned") == ["/owned: ok"]
+    assert ground.run(variant, "try read /x + stat /owned").lines == [
+        "/x: No such file or directory",
+        "file 0644 123 456",
+    ]
+
+
+# --- volumes
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """A directory to be a volume: `file` of user 5, a directory, a link that leads out, a socket and a pipe."""
+    place = tmp_path / "host"
+    (place / "below").mkdir(parents=True)
+    (place / "file").write_text("from the host\n")
+    os.chown(place / "file", 5, 6)
+    (place / "out").symlink_to("../../../etc/hostname")
+    os.mkfifo(place / "pipe")
+    return place
+
+
+def volume(source: Path, target: str = "/data", **options: str) -> list[str]:
+    more = "".join(f",{name}={value}" for name, value in options.items())
+    name = target.strip("/").replace("/", "-")
+    return [f"--volume={name},kind=host,source={source}{more}", f"--mount=volume={name},target={target}"]
+
+
+@every()
+def test_a_volume_of_the_host(ground: Ground, variant: Variant, host: Path) -> None:
+    """Owners are the same on both sides, whatever users the pod has."""
+    ask = "stat /data/file + read /data/file + write /data/new mine + chown /data/new 7 8 + stat /data/new"
+    lines = ground.ask(variant, ask, pod=volume(host))
+    assert lines == ["file 0644 5 6", "from the host", "/data/new: ok", "file 0644 7 8"]
+    assert (host / "new").read_text() == "mine"
+    assert ((host / "new").stat().st_uid, (host / "new").stat().st_gid) == (7, 8)
+
+
+@every()
+def test_a_read_only_volume(ground: Ground, variant: Variant, host: Path) -> None:
+    ask = "try write /data/x 1 + chmod /data/file 777 + unlink /data/file + open /data/file rw + read /data/file"
+    lines = ground.ask(variant, ask, pod=volume(host, readOnly="true"))
+    assert lines == ["/data/x: Read-only file system", *["/data/file: EROFS"] * 3, "from the host"]
+    if NAMESPACES in variant.claims:
+        assert " ro" in ground.ask(variant, "statvfs /data", pod=volume(host, readOnly="true"))[0]
+
+
+@every()
+def test_volumes_that_are_files_sockets_and_nested(
+    ground: Ground, variant: Variant, host: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/deep").write_text("inner\n")
+    pod = [
+        *volume(tmp_path / "inner", "/data/below"), *volume(host), *volume(host / "file", "/etc/one"),
+        *volume(host / "pipe", "/run/pipe"),
+    ]  # fmt: skip
+    ask = "read /data/below/deep + read /etc/one + stat /run/pipe + read /data/file"
+    lines = ground.ask(variant, ask, pod=pod)
+    assert lines == ["inner", "from the host", "fifo 0644 0 0", "from the host"]
+    assert not list((host / "below").iterdir())
+
+
+@every()
+def test_mounts_below_a_volume(ground: Ground, variant: Variant, host: Path) -> None:
+    """They come along with recursive=true, read-only when the volume is."""
+    subprocess.run(["mount", "-t", "tmpfs", "below", host / "below"], check=True)
+    try:
+        (host / "below/inside").write_text("mounted\n")
+        with_it = ground.ask(variant, "read /data/below/inside", pod=volume(host, recursive="true"))
+        without = ground.ask(variant, "list /data/below", pod=volume(host, recursive="false"))
+        ask = "try write /data/below/x 1 + read /data/below/inside"
+        read_only = ground.ask(variant, ask, pod=volume(host, recursive="true", readOnly="true"))
+    finally:
+        subprocess.run(["umount", host / "below"], check=True)
+    assert (with_it, without) == (["mounted"], [])
+    assert read_only == ["/data/below/x: Read-only file system", "mounted"]
+
+
+@every(NAMESPACES)
+def test_a_volume_brings_no_devices_and_no_set_id_programs(ground: Ground, variant: Variant, host: Path) -> None:
+    os.mknod(host / "zero", 0o20666, os.makedev(1, 5))
+    os.chmod(host / "zero", 0o666)
+    (host / "set-id").write_bytes(Path(ground.root(), "bin/inspect").read_bytes())
+    os.chown(host / "set-id", 77, 77)
+    (host / "set-id").chmod(0o4755)
+    lines = ground.ask(variant, "open /data/zero + exec /data/set-id id", "--user=web", pod=volume(host))
+    assert lines[:2] == ["/data/zero: EACCES", "uid 33 33 33"]
+
+
+@every()
+def test_empty_volumes(ground: Ground, variant: Variant) -> None:
+    pod = ["--volume=data,kind=empty,mode=0750,uid=33,gid=34", "--mount=volume=data,target=/data"]
+    assert ground.ask(variant, "stat /data + list /data + write /data/x 1", "--user=web", pod=pod) == [
+        "directory 0750 33 34"
+    ]
+
+
+@every(NAMESPACES)
+def test_an_empty_volume_of_limited_size(ground: Ground, variant: Variant) -> None:
+    pod = ["--volume=data,kind=empty,size=1Mi,mode=0700,uid=33,gid=34", "--mount=volume=data,target=/data"]
+    assert ground.ask(variant, "stat /data + statvfs /data", "--user=web", pod=pod) == [
+        "directory 0700 33 34", "size=1048576 nosuid nodev",
+    ]  # fmt: skip
+
+
+@table(
+    Case("missing", "id", pod=("--volume=v,kind=host,source=/none/such", "--mount=volume=v,target=/v"), status=254,
+         error='"/none/such" does not exist'),
+    Case("at-the-root", "id", pod=("--volume=v,kind=empty", "--mount=volume=v,target=/"), status=254,
+         error="mounted over the app's root"),
+)  # fmt: skip
+def test_impossible_volumes(ground: Ground, variant: Variant, case: Case) -> None:
+    ground.check(variant, case)
+
+
+@every(IMPLICIT)
+def test_a_mount_point_without_a_volume(ground: Ground, variant: Variant) -> None:
+    """An ACI's is empty, and everybody is told; an OCI image's VOLUME has what the image has there."""
+    image = ground.image(files={"data/seed": "s"}, mountPoints=[{"name": "data", "path": "/data"}])
+    result = ground.run(variant, "list /data + write /data/x 1", image=image)
+    assert (result.status, result.lines) == (0, []), result
+    assert "data" in result.err, result
+
+    def arrange(root: Path) -> None:
+        (root / "data").mkdir()
+        (root / "data/seed").write_text("seed\n")
+        os.chown(root / "data", 33, 34)
+        os.chown(root / "data/seed", 5, 6)
+        (root / "data").chmod(0o750)
+
+    oci = ground.oci("--volume", "/data", "--entrypoint", '["/bin/inspect"]', arrange=arrange)
+    lines = ground.ask(variant, "stat /data + stat /data/seed + read /data/seed + write /data/x 1", image=oci)
+    assert lines == ["directory 0750 33 34", "file 0644 5 6", "seed"]
+    assert "x" not in ground.ask(variant, "list /data", image=oci)
+
+
+# --- how it ends
+
+
+@every()
+@pytest.mark.parametrize("status", [0, 1, 7, 125, 126, 127, 254, 255])
+def test_exit_status(ground: Ground, variant: Variant, status: int) -> None:
+    assert ground.run(variant, f"exit {status}").status == status
+
+
+@every()
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL, signal.SIGPIPE, signal.SIGTERM, signal.SIGXFSZ])
+def test_death_by_signal(ground: Ground, variant: Variant, number: int) -> None:
+    assert ground.run(variant, f"signal {int(number)}").status == 128 + number
+
+
+@table(
+    Case("missing", "id", app=("--exec=/bin/nothing",), status=127, error='program "/bin/nothing" not found'),
+    Case(
+        "not-in-path", "id", app=("--exec=nothing",), status=127, error='program "nothing" not found in the app\'s PATH'
+    ),
+    Case("no-program", "id", app=("--exec=/etc/passwd",), status=126, error='cannot execute "/etc/passwd"'),
+    Case("a-directory", "id", app=("--exec=/etc",), status=126, error='cannot execute "/etc": it is a directory'),
+)
+def test_programs_that_cannot_be_executed(ground: Ground, variant: Variant, case: Case) -> None:
+    ground.check(variant, case)
+
+
+# --- images of the other format
+
+
+@every()
+def test_an_oci_image(ground: Ground, variant: Variant) -> None:
+    config = ("--cmd", "id", "--user", "web:staff", "--env", "A=1", "--workingdir", "/srv")
+    image = ground.oci("--entrypoint", '["/bin/inspect"]', *config)
+    plain = ground.rkpy(*ground.words(variant), image)
+    assert plain.out.splitlines() == ["uid 33 33 33", "gid 50 50 50", "groups"], plain
+    lines = ground.ask(variant, "cwd + env + stat /owned + stat /srv/www", image=image)
+    assert lines[0] == "/srv"
+    assert {"A=1", "HOME=/srv/www", "USER=web", "container=rkpy"} <= set(lines)
+    assert lines[-2:] == ["file 0644 123 456", "directory 0755 33 34"]
