@@ -11,6 +11,7 @@ import gc
 import os
 import select
 import signal
+import stat
 from typing import Any, NamedTuple
 
 from common import syscalls
@@ -138,6 +139,8 @@ class Monitor:
         if app.streams is not None:
             app.streams.close()
         streams = app.streams = self._streams(plan)
+        if plan.launch.owns_streams:
+            self._give_to_pod(streams.child_fds())
         opened = [channel.memory_file(dumps(plan))]
         try:
             cgroup = self._cgroup.renew(plan.name, plan.limits)
@@ -154,6 +157,13 @@ class Monitor:
                 os.close(fd)
             streams.close_child_ends()
         app.state = RUNNING
+
+    def _give_to_pod(self, fds: tuple[int, ...]) -> None:
+        """Make the pod's root the owner of the app's pipes: in a user namespace it could not give them on otherwise."""
+        owner = self._owner()
+        for fd in fds if owner is not None else ():
+            if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.fchown(fd, *owner)
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         as_they_are = self._plan.interactive and "tty" not in plan.streams

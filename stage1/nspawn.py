@@ -154,7 +154,8 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
         working_directory=section.working_directory,
         no_new_privileges=False,
         keep_fds=(),
-        owns_streams=True,
+        # What the caller has when it is no terminal stays the caller's.
+        owns_streams=not pod.interactive or "tty" in app.streams,
     )
     cache = f"{pod.data_directory}/cache"
     return restrictions.restrict(spec, section.isolators, insecure=pod.insecure, cache=cache)
