@@ -28,8 +28,8 @@ _REPLACED_FAMILIES = {
     "cpu-shares": "os/linux/cpu-shares",
     "oom-score-adj": "os/linux/oom-score-adj",
 }
-"""Isolators of the image that a flag takes the place of; those of `--memory`, `--cpu` and `--ulimit` are added and win by
-being last."""
+"""Isolators of the image that a flag takes the place of. `--memory`, `--cpu` and `--ulimit` are added, and win by being
+last."""
 
 
 class Selected(NamedTuple):

@@ -24,7 +24,7 @@ _Instruction = tuple[int, int, int, int]
 """code, jt, jf, k of struct sock_filter"""
 
 
-class Test(NamedTuple):
+class Condition(NamedTuple):
     """Whether the lower 32 bits of an argument, as far as `mask` has them, are `value`. Calls that take an `int` ignore
     the rest, so a comparison of all 64 could be got round by setting a bit there."""
 
@@ -36,11 +36,11 @@ class Test(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What becomes of a call when every test holds."""
+    """What becomes of a call when every condition holds."""
 
     call: str
     action: int
-    tests: tuple[Test, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
 
 Numbers = Callable[[str], Iterable[tuple[int, int]]]
@@ -83,18 +83,18 @@ def _only_if(value: int, body: list[_Instruction]) -> list[_Instruction]:
 
 
 def _rule(rule: Rule) -> list[_Instruction]:
-    """Falls through to the next rule when a test fails."""
+    """Falls through to the next rule when a condition fails."""
     code = [_return(rule.action)]
-    for test in reversed(rule.tests):
+    for condition in reversed(rule.conditions):
         fail = len(code)
-        jumps = (fail, 0) if test.unless else (0, fail)
-        code = [*_load(test), (_JUMP_IF_EQUAL, *jumps, test.value), *code]
+        jumps = (fail, 0) if condition.unless else (0, fail)
+        code = [*_load(condition), (_JUMP_IF_EQUAL, *jumps, condition.value), *code]
     return code
 
 
-def _load(test: Test) -> list[_Instruction]:
-    load = (_LOAD, 0, 0, _ARGUMENTS + 8 * test.argument + _LOW_HALF)
-    return [load] if test.mask == _ALL_BITS else [load, (_AND, 0, 0, test.mask)]
+def _load(condition: Condition) -> list[_Instruction]:
+    load = (_LOAD, 0, 0, _ARGUMENTS + 8 * condition.argument + _LOW_HALF)
+    return [load] if condition.mask == _ALL_BITS else [load, (_AND, 0, 0, condition.mask)]
 
 
 def _return(action: int) -> _Instruction:

@@ -15,7 +15,7 @@ from common import files
 from common.errors import LaunchError, UsageError
 from common.libseccomp import ALLOW, KILL, Layer, Library, all_of, fail_with
 from stage2 import bpf, system_calls
-from stage2.bpf import Rule, Test
+from stage2.bpf import Condition, Rule
 from stage2.capabilities import NAMES, SYS_ADMIN
 
 _EPERM: Final = fail_with(errno.EPERM)
@@ -126,11 +126,11 @@ def _guards(have: frozenset[int], *, asked: bool) -> tuple[Rule, ...]:
 
 def _terminals() -> tuple[Rule, ...]:
     """Typing into the terminal the app was given would be typing into the shell that started it."""
-    return tuple(Rule("ioctl", _EPERM, (Test(1, request),)) for request in (_TIOCSTI, _TIOCLINUX))
+    return tuple(Rule("ioctl", _EPERM, (Condition(1, request),)) for request in (_TIOCSTI, _TIOCLINUX))
 
 
 def _personality() -> tuple[Rule, ...]:
-    allowed = (Rule("personality", ALLOW, (Test(0, persona),)) for persona in _PERSONALITIES)
+    allowed = (Rule("personality", ALLOW, (Condition(0, persona),)) for persona in _PERSONALITIES)
     return (*allowed, Rule("personality", _ENOSYS))
 
 
@@ -138,7 +138,7 @@ def _namespaces() -> tuple[Rule, ...]:
     """No namespaces, so no user namespace that gives every capability. What clone3(2) is asked for a filter cannot see;
     C libraries fall back on clone(2), whose flags are the second argument on s390."""
     argument = 1 if os.uname().machine.startswith("s390") else 0
-    clone = (Rule("clone", _EPERM, (Test(argument, flag, flag),)) for flag in _NAMESPACE_FLAGS)
+    clone = (Rule("clone", _EPERM, (Condition(argument, flag, flag),)) for flag in _NAMESPACE_FLAGS)
     return (*clone, Rule("clone3", _ENOSYS))
 
 
@@ -147,21 +147,21 @@ def _sockets(*, audit: bool, raw: bool) -> tuple[Rule, ...]:
     hides its arguments from a filter; C libraries use socket(2) as well."""
     family, kind, protocol = 0, 1, 2
     rules = [
-        Rule("socketcall", _ENOSYS, (Test(0, _SYS_SOCKET),)),
-        Rule("socket", fail_with(errno.EAFNOSUPPORT), (Test(family, _AF_VSOCK),)),
+        Rule("socketcall", _ENOSYS, (Condition(0, _SYS_SOCKET),)),
+        Rule("socket", fail_with(errno.EAFNOSUPPORT), (Condition(family, _AF_VSOCK),)),
     ]
     if not audit:
         # libaudit takes EINVAL for a kernel without audit, and is content.
-        audits = (Test(family, _AF_NETLINK), Test(protocol, _NETLINK_AUDIT))
+        audits = (Condition(family, _AF_NETLINK), Condition(protocol, _NETLINK_AUDIT))
         rules.append(Rule("socket", fail_with(errno.EINVAL), audits))
     if not raw:
         rules += (
             # Of these two families SOCK_RAW is nothing special.
-            Rule("socket", ALLOW, (Test(family, _AF_UNIX),)),
-            Rule("socket", ALLOW, (Test(family, _AF_NETLINK),)),
-            Rule("socket", _EPERM, (Test(family, _AF_PACKET),)),
-            Rule("socket", _EPERM, (Test(kind, _SOCK_RAW, _SOCK_TYPE_MASK),)),
-            Rule("socket", _EPERM, (Test(kind, _SOCK_PACKET, _SOCK_TYPE_MASK),)),
+            Rule("socket", ALLOW, (Condition(family, _AF_UNIX),)),
+            Rule("socket", ALLOW, (Condition(family, _AF_NETLINK),)),
+            Rule("socket", _EPERM, (Condition(family, _AF_PACKET),)),
+            Rule("socket", _EPERM, (Condition(kind, _SOCK_RAW, _SOCK_TYPE_MASK),)),
+            Rule("socket", _EPERM, (Condition(kind, _SOCK_PACKET, _SOCK_TYPE_MASK),)),
         )
     return tuple(rules)
 
@@ -172,8 +172,8 @@ def _devices() -> tuple[Rule, ...]:
         rule
         for call, mode in (("mknod", 1), ("mknodat", 2))
         for rule in (
-            Rule(call, _EPERM, (Test(mode, stat.S_IFBLK, _FORMAT),)),
-            Rule(call, _EPERM, (Test(mode, stat.S_IFCHR, _FORMAT), Test(mode + 1, 0, unless=True))),
+            Rule(call, _EPERM, (Condition(mode, stat.S_IFBLK, _FORMAT),)),
+            Rule(call, _EPERM, (Condition(mode, stat.S_IFCHR, _FORMAT), Condition(mode + 1, 0, unless=True))),
         )
     )
 
@@ -221,17 +221,20 @@ def _digest(data: bytes, size: int) -> bytes:
 def _read(path: str) -> bytes | None:
     """The program in a cache file, None when there is none or it is not as we write them."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(path, "rb", buffering=0, opener=_open_quietly) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                return None
+            data = file.read(bpf.MAX_INSTRUCTIONS * 8 + _CHECKSUM + 1)
     except OSError:
         return None
-    with open(fd, "rb", buffering=0) as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            return None
-        data = file.read(bpf.MAX_INSTRUCTIONS * 8 + _CHECKSUM + 1)
     program, checksum = data[:-_CHECKSUM], data[-_CHECKSUM:]
     whole = program and len(program) % 8 == 0 and checksum == _digest(program, _CHECKSUM)
     return program if whole else None
+
+
+def _open_quietly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _write(path: str, program: bytes) -> None:

@@ -24,17 +24,19 @@ APP = App(
 )
 
 
-def pod(*words: str, inherited: dict[str, str] | None = None) -> PodManifest:
-    """The manifest of `rkpy run WORDS`, where every image is the same one."""
+def pod(*words: str, inherited: dict[str, str] | None = None, added: tuple[Isolator, ...] = ()) -> PodManifest:
+    """The manifest of `rkpy run WORDS`, where every image is the same one, with these isolators added."""
     request = grammar.parse(words, options.table(options.PREPARE, options.RUNTIME, options.APP))
-    manifest = ImageManifest("example.com/app", app=APP)
+    manifest = ImageManifest("example.com/app", app=APP._replace(isolators=(*APP.isolators, *added)))
     record = ImageRecord("sha512-" + "0" * 128, "aci", manifest, (), (), 0, 0, 0, False, None)
     return assemble.pod_manifest(request.flags, [Selected(image, record) for image in request.images], inherited or {})
 
 
-def only(*words: str, inherited: dict[str, str] | None = None) -> tuple[RuntimeApp, App]:
+def only(
+    *words: str, inherited: dict[str, str] | None = None, added: tuple[Isolator, ...] = ()
+) -> tuple[RuntimeApp, App]:
     """The only app of that pod, and its section."""
-    (app,) = pod(*words, inherited=inherited).apps
+    (app,) = pod(*words, inherited=inherited, added=added).apps
     assert app.app is not None
     return app, app.app
 
@@ -80,11 +82,29 @@ def test_user_annotations_belong_to_what_they_follow() -> None:
             [MEMORY, SHARES, Isolator("os/linux/capabilities-remove-set", {"set": ["CAP_CHOWN"]})],
         ),
         ("--cpu-shares=200", [CAPABILITIES, MEMORY, Isolator("os/linux/cpu-shares", 200)]),
+        ("--pids-limit=0", [CAPABILITIES, MEMORY, SHARES]),
         ("--memory=1G", [CAPABILITIES, MEMORY, SHARES, Isolator("resource/memory", {"limit": "1G"})]),
     ],
 )
 def test_a_restriction_replaces_its_kind_or_comes_last(flag: str, expected: list[Isolator]) -> None:
     assert list(only("image", flag)[1].isolators) == expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "isolator", "left"),
+    [
+        ("--pids-limit=-1", Isolator("resource/pids", {"limit": 1}), []),
+        ("--no-new-privileges=false", Isolator("os/linux/no-new-privileges", True), [False]),
+        (
+            "--caps-ambient=CAP_KILL",
+            Isolator("os/linux/ambient-capabilities-set", {"set": ["CAP_X"]}),
+            [{"set": ["CAP_KILL"]}],
+        ),
+    ],
+)
+def test_what_the_image_says_of_it_is_replaced(flag: str, isolator: Isolator, left: list[object]) -> None:
+    found = only("image", flag, added=(isolator,))[1].isolators
+    assert [one.value for one in found if one.name == isolator.name] == left
 
 
 def test_on_one_target_the_apps_mount_wins() -> None:

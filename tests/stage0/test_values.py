@@ -140,6 +140,17 @@ def app_flags(*given: tuple[str, str]) -> Values:
             "mode=remove,errno=EPERM,reboot,@docker/default-blacklist",
             Isolator("os/linux/seccomp-remove-set", {"set": ["reboot", "@docker/default-blacklist"], "errno": "EPERM"}),
         ),
+        ("caps-ambient", "CAP_KILL", Isolator("os/linux/ambient-capabilities-set", {"set": ["CAP_KILL"]})),
+        ("no-new-privileges", "true", Isolator("os/linux/no-new-privileges", True)),
+        ("no-new-privileges", "false", Isolator("os/linux/no-new-privileges", False)),
+        ("pids-limit", "100", Isolator("resource/pids", {"limit": 100})),
+        ("ulimit", "nofile=10:20", Isolator("os/unix/rlimit", {"name": "NOFILE", "soft": 10, "hard": 20})),
+        ("ulimit", "core=0", Isolator("os/unix/rlimit", {"name": "CORE", "soft": 0, "hard": 0})),
+        (
+            "ulimit",
+            "as=-1:unlimited",
+            Isolator("os/unix/rlimit", {"name": "AS", "soft": "unlimited", "hard": "unlimited"}),
+        ),
     ],
 )
 def test_restrictions_become_isolators(flag: str, text: str, isolator: Isolator) -> None:
@@ -147,11 +158,37 @@ def test_restrictions_become_isolators(flag: str, text: str, isolator: Isolator)
 
 
 @pytest.mark.parametrize(
-    ("flag", "text"), [("memory", "16m"), ("memory", "lots"), ("cpu-shares", "many"), ("seccomp", "mode=what,reboot")]
-)
+    ("flag", "text"), [("memory", "16m"), ("memory", "lots"), ("cpu-shares", "many"), ("seccomp", "mode=what,reboot"),
+     ("pids-limit", "many"), ("pids-limit", ""), ("pids-limit", "-2"), ("pids-limit", "4194305"),
+     ("no-new-privileges", "perhaps"), ("ulimit", "nofile"), ("ulimit", "nofile="), ("ulimit", "NOFILE=1"),
+     ("ulimit", "files=1"), ("ulimit", "nofile=1:"), ("ulimit", "nofile=1:2:3"), ("ulimit", "nofile=-2"),
+     ("ulimit", "nofile=9223372036854775808"), ("ulimit", "=1")],
+)  # fmt: skip
 def test_bad_restrictions(flag: str, text: str) -> None:
     with pytest.raises(RkpyError):
         list(values.isolators(app_flags((flag, text))))
+
+
+def test_ulimits_add_up() -> None:
+    found = values.isolators(app_flags(("ulimit", "core=0"), ("ulimit", "nproc=5")))
+    assert [isolator.value["name"] for isolator in found] == ["CORE", "NPROC"]
+
+
+@pytest.mark.parametrize("text", ["0", "-1"])
+def test_no_limit_of_processes_is_no_isolator_and_no_restriction(text: str) -> None:
+    flags = app_flags(("pids-limit", text))
+    assert (list(values.isolators(flags)), list(values.restrictions(flags))) == ([], [])
+
+
+def test_flags_that_restrict() -> None:
+    flags = app_flags(
+        ("ulimit", "core=0"),
+        ("pids-limit", "5"),
+        ("caps-ambient", "CAP_KILL"),
+        ("no-new-privileges", "true"),
+        ("user", "1"),
+    )
+    assert list(values.restrictions(flags)) == ["ulimit", "pids-limit", "caps-ambient"]
 
 
 def test_capabilities_are_kept_or_removed_not_both() -> None:
@@ -161,7 +198,7 @@ def test_capabilities_are_kept_or_removed_not_both() -> None:
 
 @given(st.text(max_size=80))
 def test_no_text_ends_in_anything_but_a_value_or_one_of_our_errors(text: str) -> None:
-    for read in (values.volume, values.mount, values.port):
+    for read in (values.volume, values.mount, values.port, values.ulimit):
         try:
             read(text)
         except RkpyError:
