@@ -132,7 +132,13 @@ def _delegated(mount: str, own: str) -> str:
 
 
 def _is_delegated(path: str) -> bool:
-    """systemd marks what it delegates (CGROUP_DELEGATION); `trusted.` only root can read and nobody else forge."""
+    """systemd marks what it delegates (CGROUP_DELEGATION), and gives it to the unit's user. What was given to somebody
+    else is no place for pods of ours: their owner could mark it, and meddle."""
+    try:
+        if os.stat(path).st_uid != os.geteuid():
+            return False
+    except OSError:
+        return False
     for name in ("trusted.delegate", "user.delegate"):
         try:
             return os.getxattr(path, name) == b"1"

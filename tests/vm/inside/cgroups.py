@@ -316,6 +316,12 @@ def test_a_user_who_is_given_a_cgroup_uses_it() -> None:
     assert found["removed"]
 
 
+def test_what_was_delegated_to_somebody_else_is_left_to_them() -> None:
+    place = "/sys/fs/cgroup/system.slice/not-ours.service"
+    options = ("--unit=not-ours", "-p", "Delegate=yes", "-p", f"ExecStartPre=+/bin/chown nobody {place}")
+    assert in_unit(*options)["app"] == f"/rkpy/{UUID}/web"
+
+
 def test_a_user_without_one_has_none() -> None:
     code = "from stage1 import cgroup; print(cgroup.find().refusal)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, user=65534)
