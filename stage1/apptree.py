@@ -17,6 +17,7 @@ from common.errors import LaunchError, reason
 from stage1 import kernelfs
 from stage1.mounts import NO_SOURCE, NONE, Namespaces, SourcedStep, new_file_system
 from stage1.plan import AppPlan
+from stage1.rootfs import switch_root
 from stage1.targets import AppRoot, mount_id
 
 PLACE = "/app"
@@ -135,11 +136,3 @@ def furnish(plan: AppPlan, fds: list[int]) -> None:
         os.close(root_fd)
     except OSError as error:
         raise LaunchError(f"cannot furnish the app's root: {error.strerror or reason(error)}") from error
-
-
-def switch_root(root_fd: int) -> None:
-    """Make the attached mount `root_fd` the root of the namespace and let go of every other one (pivot_root(2))."""
-    os.fchdir(root_fd)
-    syscalls.pivot_root(".", ".")
-    syscalls.umount2(".", syscalls.MNT_DETACH)
-    os.chdir("/")

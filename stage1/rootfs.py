@@ -126,6 +126,21 @@ def open_image(layers: tuple[str, ...], label: str, place: str) -> int:
         return _mount(fds, {}, label, syscalls.MOUNT_ATTR_RDONLY, place)
 
 
+def switch_root(root_fd: int) -> None:
+    """Make the attached mount `root_fd` the root of the namespace and let go of every other one, so that the pod keeps
+    nothing of the host busy. On an initramfs, whose root cannot be pivoted, the app's root is moved over it instead."""
+    os.fchdir(root_fd)
+    try:
+        syscalls.pivot_root(".", ".")
+        syscalls.umount2(".", syscalls.MNT_DETACH)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise LaunchError(f"cannot enter the new root: {reason(error)}") from error
+        syscalls.mount(".", "/", None, syscalls.MS_MOVE)
+        os.chroot(".")
+    os.chdir("/")
+
+
 def _mount(layers: list[int], writable: dict[str, int], label: str, attributes: int, place: str) -> int:
     """A detached overlay mount; `writable` names the directories it writes to, if it does."""
     others = [*((key, f"/proc/self/fd/{fd}") for key, fd in writable.items()), *_FIXED_OPTIONS]
