@@ -55,7 +55,9 @@ def test_one_module_knows_ctypes() -> None:
     assert users == {"common/syscalls.py"}
 
 
-@pytest.mark.parametrize("module", ["stage0.commands.run", "stage1.fly", "stage2.launch", "aci.store"])
+@pytest.mark.parametrize(
+    "module", ["stage0.commands.run", "stage1.fly", "stage1.apptree", "stage2.launch", "aci.store"]
+)
 def test_the_start_path_imports_nothing_heavy(module: str) -> None:
     code = f"import sys; import stage0.main, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

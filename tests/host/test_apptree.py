@@ -346,6 +346,23 @@ def test_a_null_device_that_is_none(shop: Workshop) -> None:
         inside(planned(shop), lambda: "started", Setting(in_monitor=replace))
 
 
+@pytest.mark.parametrize("kind", [kernelfs.Mask, kernelfs.ReadOnlyPath])
+def test_a_mask_that_is_not_there(shop: Workshop, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    """What was mounted has to be what is seen (runc, CVE-2025-31133)."""
+    plan = planned(shop)
+    real = mounts.attach
+
+    def elsewhere(source: int, target: int, path: str, about: str) -> None:
+        if path == "/proc/sys":
+            target = os.open("/app/proc/fs", os.O_PATH)
+        real(source, target, path, about)
+
+    monkeypatch.setattr(kernelfs, "attach", elsewhere)
+    wrong = plan._replace(steps=(*(step for step in plan.steps if step.target != "/proc/sys"), kind("/proc/sys")))
+    with pytest.raises(RkpyError, match='"/proc/sys" in the app changed while it was being protected'):
+        inside(wrong, lambda: "started")
+
+
 # --- volumes
 
 
