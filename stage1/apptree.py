@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from common import syscalls
 from common.errors import LaunchError, reason
 from stage1 import kernelfs
+from stage1.locked import lock
 from stage1.mounts import NO_SOURCE, NONE, Namespaces, SourcedStep, new_file_system
 from stage1.plan import AppPlan
 from stage1.rootfs import switch_root
@@ -46,6 +47,8 @@ def open_app(plan: AppPlan, idmap: int | None, host: int | None = None) -> list[
                     raise LaunchError(f'what belongs at "{step.target}" in the app is gone')
                 opened.append(source)
                 undo.callback(os.close, source)
+        if idmap is not None:
+            return lock(opened, idmap, plan.root.place)
         undo.pop_all()
     return opened
 

@@ -74,7 +74,7 @@ class OverlayRoot(NamedTuple):
                 hint="keep the store on a file system that can be (ext4, xfs, btrfs), or leave out --private-users",
             ) from error
         _attach(tree, self.place)
-        undo.callback(_let_go, self.place)
+        undo.callback(let_go, self.place)
         return tree
 
     def _prepare_upper(self, top: os.stat_result) -> None:
@@ -173,7 +173,7 @@ def _mount_by_options(layers: list[int], others: list[tuple[str, str]], label: s
     try:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, place, syscalls.OPEN_TREE_CLONE)
     finally:
-        _let_go(place)
+        let_go(place)
     syscalls.mount_setattr(tree, place, set_attributes=attributes, recursive=False, propagation=syscalls.MS_PRIVATE)
     return tree
 
@@ -193,7 +193,8 @@ def _attach_root(tree: int, place: str) -> AppRoot:
     return AppRoot(fd, {mount_id(fd)}, set())
 
 
-def _let_go(place: str) -> None:
+def let_go(place: str) -> None:
+    """Unmount what is mounted on `place`, whoever uses it still."""
     syscalls.umount2(place, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
 
 

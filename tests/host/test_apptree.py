@@ -27,6 +27,7 @@ from tests.host.furnishing import COUNT, FIRST, PLAIN, Setting, inside, user_nam
 USERS = Setting(users=True)
 BOTH = pytest.mark.parametrize("setting", [PLAIN, USERS], ids=["plain", "users"])
 COPIED = pytest.mark.parametrize("copied", [False, True], ids=["overlay", "copied"])
+MS_REMOUNT, MS_BIND = 0x20, 0x1000
 LAUNCH = LaunchSpec("app", ("/x",), (), "0", "0", (), "/", False, ())
 
 
@@ -680,6 +681,46 @@ def test_what_failed_leaves_nothing_behind(shop: Workshop) -> None:
         return int((len(os.listdir("/proc/self/fd")), len(mounts.mount_table())) == before)
 
     assert _in_private_mounts(attempt) == 1
+
+
+def test_root_of_the_pod_cannot_undo_what_the_host_decided(shop: Workshop, tmp_path: Path) -> None:
+    """With all capabilities in its user namespace: no device of the image, no writing to a read-only volume, nothing
+    that lies below a mount point in a volume."""
+    (tmp_path / "data/sub").mkdir(parents=True)
+    (tmp_path / "data/sub/hidden").touch()
+    layer = shop.layer({"x/": ""})
+    os.mknod(f"{layer}/x/zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    os.chmod(f"{layer}/x/zero", 0o666)
+    volumes = (host(tmp_path / "data", "/ro", read_only=True), host(tmp_path / "data", "/rw", volume="other"))
+
+    def remount(path: str) -> str:
+        return fails(lambda: syscalls.mount(None, path, None, MS_REMOUNT | MS_BIND))
+
+    def look() -> Any:
+        tries = [remount(path) for path in ("/", "/ro", "/ro/sub", "/rw")]
+        tries += [fails(lambda: syscalls.umount2("/rw/sub", syscalls.MNT_DETACH))]
+        return tries, fails(lambda: os.open("/x/zero", os.O_RDONLY)), fails_to_write("/ro/x"), os.listdir("/rw/sub")
+
+    def on_host() -> None:
+        syscalls.mount("tmpfs", str(tmp_path / "data/sub"), "tmpfs", 0)
+
+    plan = planned(shop, USERS, layers=(layer,), mounts=volumes)
+    tries, device, written, below = inside(plan, look, USERS._replace(on_host=on_host))
+    assert tries == ["EPERM", "EPERM", "EPERM", "EPERM", "EINVAL"]
+    assert (device, written, below) == ("EACCES", "EROFS", [])
+
+
+def test_many_volumes(shop: Workshop, tmp_path: Path) -> None:
+    """More descriptors than one message takes."""
+    (tmp_path / "data").mkdir()
+    volumes = tuple(host(tmp_path / "data", f"/v/{number}", volume=f"v{number}") for number in range(450))
+    assert inside(planned(shop, USERS, mounts=volumes), lambda: len(os.listdir("/v")), USERS) == 450
+
+
+def test_nothing_of_a_pod_with_users_of_its_own_is_shared(shop: Workshop) -> None:
+    plan = planned(shop, USERS, mounts=(host("/etc", "/x", propagation="shared"),))
+    with pytest.raises(RkpyError, match='volume "data": propagation "shared" is not possible here'):
+        inside(plan, lambda: "started", USERS)
 
 
 # --- read-only roots
