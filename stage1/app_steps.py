@@ -43,6 +43,8 @@ def steps(pod: PreparedPod, app: PreparedApp) -> tuple[mounts.Step, ...]:
     covered = {f"{step.target}/" for step in volumes if step.target in KERNEL_PATHS}
     defaults = [step for step in _defaults(pod, app, guarded) if not step.target.startswith(tuple(covered))]
     arranged = mounts.arrange((*volumes, *devices), defaults)
+    # The kernel's first: a symlink of the image must not lead a volume to a place that is theirs a moment later.
+    arranged = tuple(sorted(arranged, key=lambda step: step.target not in KERNEL_PATHS))
     last = (mounts.ReadOnlyRoot(),) if app.read_only_root else ()
     return (*arranged, *_protection(guarded, frozenset(covered)), *last)
 

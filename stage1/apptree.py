@@ -15,8 +15,10 @@ from contextlib import ExitStack
 from common import syscalls
 from common.errors import LaunchError, reason
 from stage1 import kernelfs
+from stage1.locked import lock
 from stage1.mounts import NO_SOURCE, NONE, Namespaces, SourcedStep, new_file_system
 from stage1.plan import AppPlan
+from stage1.rootfs import switch_root
 from stage1.targets import AppRoot, mount_id
 
 PLACE = "/app"
@@ -45,6 +47,8 @@ def open_app(plan: AppPlan, idmap: int | None, host: int | None = None) -> list[
                     raise LaunchError(f'what belongs at "{step.target}" in the app is gone')
                 opened.append(source)
                 undo.callback(os.close, source)
+        if idmap is not None:
+            return lock(opened, idmap, plan.root.place)
         undo.pop_all()
     return opened
 
@@ -135,11 +139,3 @@ def furnish(plan: AppPlan, fds: list[int]) -> None:
         os.close(root_fd)
     except OSError as error:
         raise LaunchError(f"cannot furnish the app's root: {error.strerror or reason(error)}") from error
-
-
-def switch_root(root_fd: int) -> None:
-    """Make the attached mount `root_fd` the root of the namespace and let go of every other one (pivot_root(2))."""
-    os.fchdir(root_fd)
-    syscalls.pivot_root(".", ".")
-    syscalls.umount2(".", syscalls.MNT_DETACH)
-    os.chdir("/")

@@ -18,7 +18,7 @@ from stage1 import mounts, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.plan import ON_ANY_FAILURE
 from stage1.processes import Process, send
-from stage1.rootfs import CopiedRoot, OverlayRoot
+from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
@@ -146,7 +146,7 @@ def run(pod: PreparedPod) -> NoReturn:
         step.apply(root, source)
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
-    _switch_root(root.fd)
+    switch_root(root.fd)
     spec = launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,))
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
@@ -178,21 +178,6 @@ def _leave_mount_namespace() -> None:
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     except OSError as error:
         raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
-
-
-def _switch_root(root_fd: int) -> None:
-    """Make the app's root the root of the namespace and let go of every mount of the host, so that the pod keeps none
-    of them busy. On an initramfs, whose root cannot be pivoted, the app's root is moved over it instead."""
-    os.fchdir(root_fd)
-    try:
-        syscalls.pivot_root(".", ".")
-        syscalls.umount2(".", syscalls.MNT_DETACH)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise LaunchError(f"cannot enter the app's root: {reason(error)}") from error
-        syscalls.mount(".", "/", None, syscalls.MS_MOVE)
-        os.chroot(".")
-    os.chdir("/")
 
 
 def enter(request: EnterRequest) -> NoReturn:

@@ -87,7 +87,7 @@ class Bind(NamedTuple):
         """A detached copy of the source's mount, final in all its attributes before anyone can see it."""
         if self.propagation != "shared":
             return self._open_source(namespaces)
-        if namespaces.mounts == NONE:
+        if namespaces.mounts == NONE or namespaces.users != NONE:
             raise LaunchError(f'{self.about}: propagation "shared" is not possible here', hint="use slave or private")
         with _Visiting(namespaces.mounts):
             return self._open_source(namespaces)

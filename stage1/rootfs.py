@@ -74,7 +74,7 @@ class OverlayRoot(NamedTuple):
                 hint="keep the store on a file system that can be (ext4, xfs, btrfs), or leave out --private-users",
             ) from error
         _attach(tree, self.place)
-        undo.callback(_let_go, self.place)
+        undo.callback(let_go, self.place)
         return tree
 
     def _prepare_upper(self, top: os.stat_result) -> None:
@@ -136,6 +136,21 @@ def show_layers(layers: tuple[str, ...], place: str) -> None:
     os.close(tree)
 
 
+def switch_root(root_fd: int) -> None:
+    """Make the attached mount `root_fd` the root of the namespace and let go of every other one, so that the pod keeps
+    nothing of the host busy. On an initramfs, whose root cannot be pivoted, the app's root is moved over it instead."""
+    os.fchdir(root_fd)
+    try:
+        syscalls.pivot_root(".", ".")
+        syscalls.umount2(".", syscalls.MNT_DETACH)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise LaunchError(f"cannot enter the new root: {reason(error)}") from error
+        syscalls.mount(".", "/", None, syscalls.MS_MOVE)
+        os.chroot(".")
+    os.chdir("/")
+
+
 def _mount(layers: list[int], writable: dict[str, int], label: str, attributes: int, place: str) -> int:
     """A detached overlay mount; `writable` names the directories it writes to, if it does."""
     others = [*((key, f"/proc/self/fd/{fd}") for key, fd in writable.items()), *_FIXED_OPTIONS]
@@ -168,7 +183,7 @@ def _mount_by_options(layers: list[int], others: list[tuple[str, str]], label: s
     try:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, place, syscalls.OPEN_TREE_CLONE)
     finally:
-        _let_go(place)
+        let_go(place)
     syscalls.mount_setattr(tree, place, set_attributes=attributes, recursive=False, propagation=syscalls.MS_PRIVATE)
     return tree
 
@@ -188,7 +203,8 @@ def _attach_root(tree: int, place: str) -> AppRoot:
     return AppRoot(fd, {mount_id(fd)}, set())
 
 
-def _let_go(place: str) -> None:
+def let_go(place: str) -> None:
+    """Unmount what is mounted on `place`, whoever uses it still."""
     syscalls.umount2(place, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
 
 

@@ -24,68 +24,112 @@ FIRST, COUNT = 400000, 65536
 """The host's IDs a pod with a user namespace has."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Setting(NamedTuple):
-    """What varies between pods."""
+    """What varies between pods, and what is done in their processes before the part under test."""
 
     users: bool = False
     host_network: bool = False
     cgroup: bool | None = None
-    shared: bool = False
-    """Whether the monitor knows the host's mount namespace."""
+    on_host: Callable[[], object] = _nothing
+    """Called in what stands for the host: a mount namespace of the test's own."""
+    afterwards: Callable[[], Any] | None = None
+    """Called there in the end; `inside` returns what it returns, beside what `look` does."""
+    in_monitor: Callable[[], object] = _nothing
 
 
 PLAIN = Setting()
 
 
-def inside(
-    plan: AppPlan, look: Callable[[], Any], setting: Setting = PLAIN, *, before: Callable[[], object] = lambda: None
-) -> Any:
-    """What `look` returns in the app furnished by `plan`; `before` is called in the supervisor. RkpyError comes
-    through as one."""
-    read_end, write_end = os.pipe()
-    monitor = os.fork()
-    if monitor == 0:
-        _answer(write_end, lambda: _monitor(loads(dumps(plan)), setting, look, before, write_end))
-    os.close(write_end)
-    with open(read_end, "rb") as file:
-        said = file.read()
-    assert wait(monitor) == 0
-    answer = json.loads(said)
-    if "error" in answer:
-        raise RkpyError(answer["error"])
-    assert "bug" not in answer, answer["bug"]
-    return answer["result"]
+def inside(plan: AppPlan, look: Callable[[], Any], setting: Setting = PLAIN) -> Any:
+    """What `look` returns in the app furnished by `plan`. RkpyError comes through as one."""
+    return _Pod(loads(dumps(plan)), look, setting).run()
 
 
-def _answer(write_end: int, action: Callable[[], object]) -> NoReturn:
-    """Do it, tell how it went, and be gone."""
-    try:
-        result = {"result": action()}
-    except RkpyError as error:
-        result = {"error": str(error)}
-    except BaseException as error:
-        line = error.__traceback__.tb_lineno if error.__traceback__ else 0
-        result = {"bug": f"{error!r} below line {line}"}
-    if result != {"result": None}:
-        os.write(write_end, json.dumps(result).encode())
-    os._exit(0)
+class _Pod:
+    def __init__(self, plan: AppPlan, look: Callable[[], Any], setting: Setting) -> None:
+        self.plan, self.look, self.setting = plan, look, setting
+        self.read_end, self.write_end = os.pipe()
+
+    def run(self) -> Any:
+        host = self._fork(self._host)
+        os.close(self.write_end)
+        with open(self.read_end, "rb") as file:
+            answers = [json.loads(line) for line in file]
+        assert wait(host) == 0
+        for answer in answers:
+            assert "bug" not in answer, answer["bug"]
+            if "error" in answer:
+                raise RkpyError(answer["error"])
+        results = [answer["result"] for answer in answers]
+        return results if self.setting.afterwards else results[0]
+
+    def _fork(self, action: Callable[[], object]) -> int:
+        child = os.fork()
+        if child == 0:
+            self._end(action)
+        return child
+
+    def _end(self, action: Callable[[], object]) -> NoReturn:
+        """Do it, tell how it went, and be gone."""
+        answer: dict[str, Any] = {}
+        try:
+            result = action()
+            if result is not None:
+                answer["result"] = result
+        except RkpyError as error:
+            answer["error"] = str(error)
+        except BaseException as error:
+            answer["bug"] = repr(error)
+        if answer:
+            os.write(self.write_end, json.dumps(answer).encode() + b"\n")
+        os._exit(0)
+
+    def _host(self) -> Any:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        self.setting.on_host()
+        wait(self._fork(self._monitor))
+        return self.setting.afterwards() if self.setting.afterwards else None
+
+    def _monitor(self) -> None:
+        host = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+        self.users = user_namespace() if self.setting.users else None
+        self.setting.in_monitor()
+        with open("/proc/self/mountinfo", "rb") as before:
+            had = before.read().count(b"\n")
+        self.fds = apptree.open_app(self.plan, self.users, host)
+        with open("/proc/self/mountinfo", "rb") as after:
+            new = after.read().splitlines()[had:]
+        assert not [line for line in new if b" - tmpfs " not in line], new
+        wait(self._fork(self._pod))
+
+    def _pod(self) -> None:
+        if self.users is not None:
+            syscalls.setns(self.users, CLONE_NEWUSER)
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+        network = 0 if self.setting.host_network else CLONE_NEWNET
+        syscalls.unshare(syscalls.CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | network)
+        wait(self._fork(self._supervisor))
+
+    def _supervisor(self) -> None:
+        apptree.supervisor_root(cgroup=self.setting.cgroup)
+        wait(self._fork(self._app))
+
+    def _app(self) -> Any:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        apptree.furnish(self.plan, self.fds)
+        return self.look()
 
 
-def _monitor(
-    plan: AppPlan, setting: Setting, look: Callable[[], Any], before: Callable[[], object], write_end: int
-) -> None:
-    host = os.open("/proc/self/ns/mnt", os.O_RDONLY) if setting.shared else None
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    users = _user_namespace() if setting.users else None
-    fds = apptree.open_app(plan, users, host)
-    pod = os.fork()
-    if pod == 0:
-        _answer(write_end, lambda: _pod(plan, setting, users, fds, look, before, write_end))
-    wait(pod)
-
-
-def _user_namespace() -> int:
+def user_namespace() -> int:
     holder = os.fork()
     if holder == 0:
         syscalls.unshare(CLONE_NEWUSER)
@@ -99,47 +143,3 @@ def _user_namespace() -> int:
     os.kill(holder, signal.SIGCONT)
     wait(holder)
     return fd
-
-
-def _pod(
-    plan: AppPlan,
-    setting: Setting,
-    users: int | None,
-    fds: list[int],
-    look: Callable[[], Any],
-    before: Callable[[], object],
-    write_end: int,
-) -> None:
-    if users is not None:
-        syscalls.setns(users, CLONE_NEWUSER)
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-    network = 0 if setting.host_network else CLONE_NEWNET
-    syscalls.unshare(syscalls.CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | network)
-    supervisor = os.fork()
-    if supervisor == 0:
-        _answer(write_end, lambda: _supervisor(plan, setting, fds, look, before, write_end))
-    wait(supervisor)
-
-
-def _supervisor(
-    plan: AppPlan,
-    setting: Setting,
-    fds: list[int],
-    look: Callable[[], Any],
-    before: Callable[[], object],
-    write_end: int,
-) -> None:
-    apptree.supervisor_root(cgroup=setting.cgroup)
-    before()
-    app = os.fork()
-    if app == 0:
-        _answer(write_end, lambda: _app(plan, fds, look))
-    wait(app)
-
-
-def _app(plan: AppPlan, fds: list[int], look: Callable[[], Any]) -> Any:
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    apptree.furnish(plan, fds)
-    return look()
