@@ -65,6 +65,23 @@ def pod_manifest(flags: Values, images: Sequence[Selected], inherited: Mapping[s
     )
 
 
+def sandbox(flags: Values) -> PodManifest:
+    """The manifest of a pod without apps, which get added while it runs. Raises UsageError."""
+    ports = tuple(values.pod_port(text) for text in flags.all("port"))
+    _unique("port", [port.name for port in ports])
+    own = {behaviour.MUTABLE: "true"}
+    if flags.boolean("no-overlay"):
+        own[behaviour.NO_OVERLAY] = "true"
+    typed = tuple(values.variables("annotation", flags.all("annotation")).items())
+    return PodManifest(
+        apps=(),
+        ports=ports,
+        annotations=behaviour.merged(typed, (*behaviour.pod_annotations(flags), *own.items())),
+        user_annotations=tuple(values.variables("user-annotation", flags.all("user-annotation")).items()),
+        user_labels=tuple(values.variables("user-label", flags.all("user-label")).items()),
+    )
+
+
 def _unique(what: str, names: Sequence[str], hint: str = "") -> None:
     for name in names:
         if names.count(name) > 1:
@@ -96,6 +113,16 @@ def _runtime_app(
             behaviour.app_annotations(own, dict(manifest.annotations)),
         ),
     )
+
+
+def added_app(image: Selected, volumes: Sequence[Volume]) -> RuntimeApp:
+    """An app for a pod that runs, which has these volumes. Raises UsageError."""
+    app = _runtime_app(Values(), image, volumes, {}, {})
+    own = tuple(values.app_volume(text) for text in image.arguments.flags.all("mnt-volume"))
+    mounts = (*own, *app.mounts)
+    _unique("mount target", [mount.path for mount in mounts])
+    _unique("volume", [mount.volume for mount in own])
+    return app._replace(mounts=mounts)
 
 
 def _app_name(given: str | None, image_name: str) -> str:

@@ -25,6 +25,8 @@ from stage1.streams import Streams
 MUTABLE = "coreos.com/rkt/stage1/mutable"
 POD_NAME, EXIT_POLICY, STOP_TIMEOUT = "rkpy/pod-name", "rkpy/exit-policy", "rkpy/stop-timeout"
 STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout", "stderr")}
+NO_OVERLAY = "rkpy/no-overlay"
+"""Of a mutable pod: apps that are added later are copied too."""
 RESTART, STOP_SIGNAL, DEVICES = "rkpy/restart", "rkpy/stop-signal", "rkpy/devices"
 OCI_STOP_SIGNAL = "appc.io/docker/stopsignal"
 """Where `aci.oci_config` keeps an OCI image's StopSignal."""
@@ -208,6 +210,10 @@ def of_pod(manifest: PodManifest) -> PodBehaviour:
 
 def is_mutable(manifest: PodManifest) -> bool:
     return dict(manifest.annotations).get(MUTABLE) == "true"
+
+
+def copies_roots(manifest: PodManifest) -> bool:
+    return dict(manifest.annotations).get(NO_OVERLAY) == "true"
 
 
 def of_app(app: RuntimeApp) -> AppBehaviour:

@@ -38,9 +38,11 @@ APP_FLAGS = options.table(options.APP)
 _AFTER_IMAGE = {*APP_FLAGS, "user-annotation", "user-label"}
 
 
-def parse(words: Sequence[str], flags: Mapping[str, Flag], *, arguments: bool = True) -> Request:
+def parse(
+    words: Sequence[str], flags: Mapping[str, Flag], *, arguments: bool = True, by_position: bool = True
+) -> Request:
     """Parse everything after the command's name. `flags` are all the command takes; without `arguments` a `--` is an
-    error, as for `fetch`. Raises UsageError."""
+    error, as for `fetch`; without `by_position` every flag goes to `Request.flags`. Raises UsageError."""
     request = Request(Values(), [])
     at = argued = 0
     while at < len(words):
@@ -56,7 +58,7 @@ def parse(words: Sequence[str], flags: Mapping[str, Flag], *, arguments: bool = 
             raise UsageError('"---" ends the arguments of an app, and none were begun with "--"')
         elif options.is_flag(word):
             flag, value, at = options.take(words, at, flags)
-            _flags_for(flag, request).add(flag, value)
+            (_flags_for(flag, request) if by_position else request.flags).add(flag, value)
         else:
             request.images.append(ImageArguments(word, Values(), []))
             at += 1

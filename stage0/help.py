@@ -18,6 +18,8 @@ _USAGE = {
     "run": "[OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
     "prepare": "[OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
     "run-prepared": "[OPTIONS] UUID",
+    "app sandbox": "[OPTIONS]",
+    "app add": "[OPTIONS] UUID IMAGE [-- ARGS...]",
     "start": "[OPTIONS] UUID",
     "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",
 }

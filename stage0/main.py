@@ -24,6 +24,16 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "app add": Verb("app_add", "Add an app to a running pod", fast=True, attribute="add"),
+    "app exec": Verb("app", "Run a command beside an app of a pod", attribute="exec_command"),
+    "app list": Verb("app", "List the apps of a pod", attribute="list_apps"),
+    "app restart": Verb("app", "Restart an app of a running pod", attribute="restart"),
+    "app rm": Verb("app", "Remove an app from a pod", attribute="rm"),
+    "app sandbox": Verb("run", "Run a pod without apps, to which they can be added", fast=True, attribute="sandbox"),
+    "app start": Verb("app", "Start an app of a running pod", attribute="start"),
+    "app status": Verb("app", "Check the status of an app", attribute="status"),
+    "app stop": Verb("app", "Stop an app of a running pod", attribute="stop"),
+    "attach": Verb("app", "Attach to the streams of an app", attribute="attach"),
     "cat-manifest": Verb("cat_manifest", "Inspect and print the pod manifest"),
     "config": Verb("config", "Print configuration for each stage in JSON format"),
     "enter": Verb("enter", "Enter the namespaces of an app within a rkpy pod"),

@@ -26,7 +26,7 @@ def write(pod: Pod, manifest: PodManifest, records: Mapping[str, ImageRecord], s
     try:
         with open(f"{pod.path}/{poddir.FLAVOUR}", "w", encoding="ascii") as file:
             file.write(flavour)
-        for volume in manifest.volumes:
+        for volume in _volumes(manifest):
             if volume.kind == "empty":
                 make_volume(poddir.volume(pod.path, volume.name), volume)
         for app in manifest.apps:
@@ -36,6 +36,12 @@ def write(pod: Pod, manifest: PodManifest, records: Mapping[str, ImageRecord], s
             file.write(pod_manifest.dumps(manifest, pretty=False))
     except OSError as error:
         raise PodError(f"write {error.filename or pod.path}: {reason(error)}") from error
+
+
+def _volumes(manifest: PodManifest) -> Iterable[Volume]:
+    """Those of the pod and of its apps, one of each name."""
+    own = {mount.app_volume.name: mount.app_volume for app in manifest.apps for mount in app.mounts if mount.app_volume}
+    return (own | {volume.name: volume for volume in manifest.volumes}).values()
 
 
 def write_app_info(directory: str, app: str, record: ImageRecord, store: Store) -> None:
@@ -81,10 +87,11 @@ def load(
     debug: bool = False,
     interactive: bool = False,
     insecure: Iterable[str] = (),
+    manifest: PodManifest | None = None,
 ) -> PreparedPod:
-    """The pod in `pod.path` as a flavour takes it; the keywords are known only when it runs. Raises PodError, and
-    ManifestError for annotations that make no sense."""
-    manifest = pod.manifest()
+    """The pod in `pod.path` as a flavour takes it; the keywords are known only when it runs, and `manifest` is what the
+    pod's is about to become. Raises PodError, and ManifestError for annotations that make no sense."""
+    manifest = manifest or pod.manifest()
     lives = behaviour.of_pod(manifest)
     private_range = _private_range(pod.path)
     return PreparedPod(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from aci import isolators as isolator
-from aci.image_manifest import Isolator
-from aci.pod_manifest import PROPAGATIONS, ExposedPort, Volume
+from aci.image_manifest import Isolator, Port
+from aci.pod_manifest import PROPAGATIONS, ExposedPort, RuntimeMount, Volume
 from aci.types import ac_name, quantity
 from common.errors import UsageError, reason
 from stage0.options import Values, to_bool
@@ -40,23 +40,36 @@ def volume(text: str) -> Volume:
     """`NAME,kind=host,source=/abs[,readOnly=BOOL][,recursive=BOOL][,propagation=WORD]` or
     `NAME,kind=empty[,mode=M][,uid=N][,gid=N][,size=QUANTITY]`."""
     name, _, rest = text.partition(",")
-    fields = pairs("volume", rest) if rest else {}
+    return _volume(f"--volume={text}", name, pairs("volume", rest) if rest else {})
+
+
+def app_volume(text: str) -> RuntimeMount:
+    """`name=NAME,target=/path,kind=…` and what else `volume` takes: a volume of one app, and where it is mounted."""
+    fields = pairs("mnt-volume", text)
+    name, target = fields.pop("name", ""), fields.pop("target", "")
+    if not target.startswith("/"):
+        raise UsageError(f"--mnt-volume={text}: target has to be an absolute path")
+    path = os.path.normpath("/" + target.lstrip("/"))
+    return RuntimeMount(volume=name, path=path, app_volume=_volume(f"--mnt-volume={text}", name, fields))
+
+
+def _volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     kind = fields.pop("kind", "")
     allowed = _VOLUME_FIELDS.get(kind)
     if allowed is None:
-        raise UsageError(f'--volume={text}: kind has to be "host" or "empty"', hint="NAME,kind=host,source=/path")
+        raise UsageError(f'{about}: kind has to be "host" or "empty"', hint="NAME,kind=host,source=/path")
     for key in fields:
         if key not in allowed:
-            raise UsageError(f"--volume={text}: {key} means nothing for kind={kind}", hint=f"use {', '.join(allowed)}")
+            raise UsageError(f"{about}: {key} means nothing for kind={kind}", hint=f"use {', '.join(allowed)}")
     ac_name(name, strict=True)
     if kind == "empty":
-        return _empty_volume(text, name, fields)
+        return _empty_volume(about, name, fields)
     source = fields.get("source", "")
     if not os.path.isabs(source):
-        raise UsageError(f"--volume={text}: source has to be an absolute path")
+        raise UsageError(f"{about}: source has to be an absolute path")
     recursive, propagation = fields.get("recursive"), fields.get("propagation", "")
     if propagation not in ("", *PROPAGATIONS):
-        raise UsageError(f"--volume={text}: propagation has to be one of {', '.join(PROPAGATIONS)}")
+        raise UsageError(f"{about}: propagation has to be one of {', '.join(PROPAGATIONS)}")
     return Volume(
         name=name,
         kind="host",
@@ -67,32 +80,15 @@ def volume(text: str) -> Volume:
     )
 
 
-def _empty_volume(text: str, name: str, fields: dict[str, str]) -> Volume:
+def _empty_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     mode = fields.get("mode", "0755")
     numbers = {"mode": (mode, 8, 0o7777), "uid": (fields.get("uid", "0"), 10, 2**32 - 2)}
     numbers["gid"] = (fields.get("gid", "0"), 10, 2**32 - 2)
-    parsed = {key: _number(f"--volume={text}: {key}", *value) for key, value in numbers.items()}
+    parsed = {key: _number(f"{about}: {key}", *value) for key, value in numbers.items()}
     size = quantity(fields["size"]) if "size" in fields else 0
     if "size" in fields and size < MINIMUM_MEMORY:
-        hint = "m is milli; write M or Mi"
-        raise UsageError(f"--volume={text}: size is less than {MINIMUM_MEMORY} bytes", hint=hint)
+        raise UsageError(f"{about}: size is less than {MINIMUM_MEMORY} bytes", hint="m is milli; write M or Mi")
     return Volume(name=name, kind="empty", mode=mode, uid=parsed["uid"], gid=parsed["gid"], size=size)
-
-
-def device(text: str) -> tuple[str, str]:
-    """`/dev/HOST[:/dev/APP][:rw[m]]` as the paths on the host and in the app. Nothing would enforce less than reading
-    and writing; making other nodes (`m`) is never of use, because they do not work."""
-    source, *rest = text.split(":")
-    if rest and rest[-1] in ("rw", "rwm", "rmw", "wr", "wrm", "wmr", "mrw", "mwr"):
-        rest.pop()
-    elif rest and not rest[-1].startswith("/") and not rest[-1].strip("rwm"):
-        raise UsageError(
-            f"--device={text}: an app reads and writes a device, or does not have it", hint="leave it at rw"
-        )
-    target = rest.pop(0) if rest else source
-    if rest or not os.path.isabs(source) or not os.path.isabs(target):
-        raise UsageError(f"--device={text}: it takes /dev/HOST[:/dev/APP][:rwm]")
-    return source, target
 
 
 def _number(what: str, text: str, base: int, most: int) -> int:
@@ -124,6 +120,21 @@ def port(text: str) -> ExposedPort:
     if host_port == 0:
         raise UsageError(f"--port={text}: port 0 cannot be published")
     return ExposedPort(name=name, host_port=host_port, host_ip=ip.removeprefix("[").removesuffix("]"))
+
+
+def pod_port(text: str) -> ExposedPort:
+    """`NAME:PROTOCOL:PODPORT:[HOSTIP:]HOSTPORT`, for a pod whose apps are not known yet."""
+    name, _, rest = text.partition(":")
+    protocol, _, rest = rest.partition(":")
+    inside, _, outside = rest.partition(":")
+    if not outside:
+        raise UsageError(f"--port={text}: it takes NAME:PROTOCOL:PODPORT:[HOSTIP:]HOSTPORT")
+    number = _number(f"--port={text}", inside, 10, 65535)
+    if number == 0 or protocol not in ("tcp", "udp"):
+        raise UsageError(f"--port={text}: it takes tcp or udp, and a port from 1 to 65535")
+    ac_name(name, strict=True)
+    inner = Port(name=name, protocol=protocol, port=number, span=1, socket_activated=False)
+    return port(f"{name}:{outside}")._replace(pod_port=inner)
 
 
 def variables(flag: str, texts: Iterable[str]) -> dict[str, str]:

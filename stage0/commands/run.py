@@ -12,18 +12,18 @@ from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
 from common.errors import PodError, RkpyError, UsageError, reason
-from stage0 import assemble, behaviour, config, grammar, options, podnames, prepare
+from stage0 import assemble, behaviour, config, grammar, options, podnames, prepare, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
 from stage0.grammar import ImageArguments, Request
 from stage0.notices import warn
-from stage0.options import Values
+from stage0.options import Flag, Values
 from stage0.pods import PREPARED, Pod, Pods
-from stage0.values import restrictions
 from stage1 import flavour as flavours
 from stage1.flavour import Flavour, PreparedPod
 
+_OF_SANDBOX = ("no-overlay", "private-users", "user-annotation", "user-label")
 FLAGS = {
     "run": options.table(options.PREPARE, options.RUNTIME, options.APP),
     "prepare": options.table(
@@ -31,6 +31,16 @@ FLAGS = {
     ),
     "run-prepared": options.table(options.RUNTIME),
     "start": options.table(options.RUNTIME),
+    "app sandbox": options.table(
+        options.STAGE1,
+        options.RUNTIME,
+        options.BEHAVIOUR,
+        [flag for flag in options.PREPARE if flag.name in _OF_SANDBOX],
+        [
+            options.Flag("port", options.LIST, "ports to expose, in the form NAME:PROTOCOL:PODPORT:[HOSTIP:]HOSTPORT"),
+            options.Flag("annotation", options.LIST, "annotation of the pod in the form name=value"),
+        ],
+    ),
 }
 DEFAULT_FLAVOUR = "nspawn"
 _RKT_FLAVOURS = {"fly": "fly", "coreos": "nspawn", "host": "nspawn", "src": "nspawn", "kvm": "kvm"}
@@ -43,7 +53,7 @@ _NAME_OPTIONS = ("dns", "dns-search", "dns-opt", "dns-domain", "hosts-entry")
 
 def run(words: Sequence[str]) -> int:
     """`rkpy run`; does not return when the pod starts: this process becomes it."""
-    request, settings = _parse("run", words)
+    request, settings = parse("run", words, FLAGS["run"])
     flavour_name, flavour = _flavour(request.flags, settings)
     store = Store(settings.store)
     with store.lock():
@@ -56,7 +66,7 @@ def run(words: Sequence[str]) -> int:
 
 def prepare_pod(words: Sequence[str]) -> int:
     """`rkpy prepare`: everything up to the start; prints the UUID."""
-    request, settings = _parse("prepare", words)
+    request, settings = parse("prepare", words, FLAGS["prepare"])
     flavour_name, flavour = _flavour(request.flags, settings)
     store = Store(settings.store)
     with store.lock():
@@ -72,7 +82,7 @@ def prepare_pod(words: Sequence[str]) -> int:
 
 def run_prepared(words: Sequence[str]) -> int:
     """`rkpy run-prepared UUID`."""
-    request, settings = _parse("run-prepared", words, arguments=False)
+    request, settings = parse("run-prepared", words, FLAGS["run-prepared"], arguments=False)
     if len(request.images) != 1:
         raise UsageError("must provide exactly one pod UUID")
     pod = Pods(settings.pods).find(request.images[0].reference)
@@ -90,7 +100,7 @@ def start(words: Sequence[str]) -> int:
     """`rkpy start UUID`: run a pod that has exited once more."""
     from stage0 import again
 
-    request, settings = _parse("start", words, arguments=False)
+    request, settings = parse("start", words, FLAGS["start"], arguments=False)
     if len(request.images) != 1:
         raise UsageError("must provide exactly one pod UUID")
     pods = Pods(settings.pods)
@@ -102,8 +112,32 @@ def start(words: Sequence[str]) -> int:
     return _become(pod, flavour, prepared)
 
 
-def _parse(name: str, words: Sequence[str], *, arguments: bool = True) -> tuple[Request, Config]:
-    request = grammar.parse(words, {**FLAGS[name], **options.table(options.GLOBAL)}, arguments=arguments)
+def sandbox(words: Sequence[str]) -> int:
+    """`rkpy app sandbox`: a pod without apps, to which some can be added while it runs."""
+    request, settings = parse("app sandbox", words, FLAGS["app sandbox"], flags_are_the_pods=True)
+    if request.images:
+        raise UsageError("app sandbox takes no images", hint="add them with rkpy app add")
+    flavour_name, flavour = _flavour(request.flags, settings)
+    store = Store(settings.store)
+    with store.lock():
+        pod = _fill(request, settings, store, flavour_name, assemble.sandbox(request.flags), {})
+    with _discarded_on_failure(pod):
+        prepared = _checked(pod, store, flavour, request.flags, settings, ())
+    pod.to_run()
+    return _become(pod, flavour, prepared)
+
+
+def parse(
+    name: str,
+    words: Sequence[str],
+    flags: Mapping[str, Flag],
+    *,
+    arguments: bool = True,
+    flags_are_the_pods: bool = False,
+) -> tuple[Request, Config]:
+    """The command line of a command that only root may use, and the configuration."""
+    everything = {**flags, **options.table(options.GLOBAL)}
+    request = grammar.parse(words, everything, arguments=arguments, by_position=not flags_are_the_pods)
     settings = config.load(request.flags)
     if os.geteuid() != 0:
         raise UsageError("cannot run as unprivileged user", hint="run it as root")
@@ -144,7 +178,7 @@ def _fill(
 
             idranges.claim(pods, pod)
         prepare.write(pod, manifest, records, store, flavour)
-        if request.flags.boolean("no-overlay"):
+        if manifest.apps and request.flags.boolean("no-overlay"):
             prepare.copy_roots(pod, store)
     return pod
 
@@ -203,11 +237,13 @@ def _given_manifest(path: str, request: Request, store: Store) -> tuple[PodManif
 
 
 def _asked(request: Request) -> tuple[str, ...]:
-    return tuple(
-        f"--{name}"
-        for image in request.images
-        for name in (*restrictions(image.flags), *(set(image.flags.typed()) & set(behaviour.STREAMS)))
-    )
+    return tuple(option for image in request.images for option in restrictions(image.flags))
+
+
+def restrictions(flags: Values) -> tuple[str, ...]:
+    """What was typed for an app that a flavour has to honour or refuse."""
+    streams = (name for name in flags.typed() if name in behaviour.STREAMS)
+    return tuple(f"--{name}" for name in (*values.restrictions(flags), *streams))
 
 
 def _checked(

@@ -1,0 +1,50 @@
+"""`rkpy app add`: one more app for a running pod."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aci.store import Store
+from common.errors import UsageError
+from stage0 import apps, assemble, options
+from stage0 import fetch as fetching
+from stage0.assemble import Selected
+from stage0.commands.run import parse, restrictions
+from stage0.grammar import ImageArguments
+from stage0.pods import Pods
+
+_OF_APP_TOO = ("user-annotation", "user-label")
+FLAGS = {
+    "app add": options.table(
+        options.APP,
+        [flag for flag in options.PREPARE if flag.name in _OF_APP_TOO],
+        [
+            options.Flag(
+                "mnt-volume",
+                options.LIST,
+                "volume of the app's own, in the form name=NAME,kind=host|empty,...,target=PATH",
+            )
+        ],
+    )
+}
+
+
+def add(words: Sequence[str]) -> int:
+    """`rkpy app add UUID IMAGE [APP FLAGS] [-- ARGS...]`"""
+    request, settings = parse("app add", words, FLAGS["app add"], flags_are_the_pods=True)
+    if len(request.images) != 2:
+        raise UsageError("must provide a pod UUID and an image")
+    uuid, image = request.images
+    if uuid.arguments:
+        raise UsageError('"--" must follow the image')
+    selected = ImageArguments(image.reference, request.flags, image.arguments)
+    store = Store(settings.store)
+    with apps.find_running(Pods(settings.pods), uuid.reference) as pod:
+        apps.require_mutable(pod)
+        apps.operation(pod, "app_add")
+        with store.lock():
+            record = fetching.image(settings, store, selected, "never")
+            app = assemble.added_app(Selected(selected, record), pod.manifest().volumes)
+            asked = restrictions(request.flags)
+            apps.add(pod, store, record, app, asked, tuple(settings.insecure))
+    return 0
