@@ -22,13 +22,14 @@ class Done(NamedTuple):
 class Rkpy:
     """The command with `--dir` and `--local-config` below `directory`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, interpreter: str = sys.executable) -> None:
         self.directory = directory
+        self.interpreter = interpreter
         self.data, self.config = directory / "data", directory / "etc"
 
     def command(self, *words: object) -> list[str]:
         own = [f"--dir={self.data}", f"--local-config={self.config}", f"--system-config={self.directory / 'usr'}"]
-        return [sys.executable, "-P", str(ROOT / "rkpy.py"), *own, *map(str, words)]
+        return [self.interpreter, "-P", str(ROOT / "rkpy.py"), *own, *map(str, words)]
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT)}

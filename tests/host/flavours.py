@@ -183,7 +183,7 @@ class Ground:
     def __init__(self, directory: Path, inspector: str) -> None:
         self.directory = directory
         self.rkpy = Rkpy(directory)
-        self._inspector = inspector
+        self.inspector = inspector
         self._images: dict[str, str] = {}
         self._count = 0
 
@@ -198,7 +198,7 @@ class Ground:
         }  # fmt: skip
         for name, content in {**base, **files}.items():
             _put(root / name.rstrip("/"), content, directory=name.endswith("/"))
-        shutil.copy(self._inspector, root / "bin/inspect")
+        shutil.copy(self.inspector, root / "bin/inspect")
         os.chown(root / "owned", 123, 456)
         os.chown(root / "srv/www", 33, 34)
         (root / "tmp").chmod(0o1777)

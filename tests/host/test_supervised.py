@@ -57,7 +57,8 @@ def noting(place: Path) -> list[str]:
 def recorded(ground: Ground, uuid: str) -> dict[str, int]:
     """Exit statuses by app, as `rkpy status` tells them."""
     found = ground.status(uuid).items()
-    return {key.removeprefix("app-"): int(value) for key, value in found if key.startswith("app-")}
+    statuses = {key.removeprefix("app-"): int(value) for key, value in found if key.startswith("app-")}
+    return {name: status for name, status in statuses.items() if not name.endswith("-signal")}
 
 
 def newest(ground: Ground) -> str:
@@ -209,6 +210,8 @@ def test_handlers_run_around_the_app(ground: Ground, variant: Variant, notes: Pa
             pre_start="append /notes/log pre + write /made-before x", post_stop="append /notes/log post"
         ),
     )
+    (notes / "log").touch()
+    (notes / "log").chmod(0o666)
     ask = "stat /made-before + append /notes/log app + exit 4"
     result = ground.run(variant, ask, image=image, pod=noting(notes))
     assert (result.status, result.lines) == (4, ["file 0644 0 0"]), result
