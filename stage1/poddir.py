@@ -12,6 +12,7 @@
     rootfs/APP                where the app's root appears, or the copied root itself
     volumes/NAME              empty volumes
     status/APP                exit status of the app, decimal
+    logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
 
 The layout is documented for users in docs/on-disk-format.md.
 """

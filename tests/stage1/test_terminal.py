@@ -49,7 +49,7 @@ proxy(master)
 class Caller:
     """A process in the foreground of a terminal, which the test sits at."""
 
-    def __init__(self, code: str, *words: str) -> None:
+    def __init__(self, code: str, *words: str, pass_fds: tuple[int, ...] = ()) -> None:
         self.master, self.slave = os.openpty()
         set_size(self.master, 30, 100)
         self.before = termios.tcgetattr(self.slave)
@@ -60,6 +60,7 @@ class Caller:
             stdout=self.slave,
             stderr=self.slave,
             cwd=ROOT,
+            pass_fds=pass_fds,
             start_new_session=True,
             preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
         )
@@ -94,8 +95,8 @@ class Caller:
 
 
 @contextmanager
-def calling(code: str, *words: str) -> Iterator[Caller]:
-    caller = Caller(code, *words)
+def calling(code: str, *words: str, pass_fds: tuple[int, ...] = ()) -> Iterator[Caller]:
+    caller = Caller(code, *words, pass_fds=pass_fds)
     try:
         yield caller
     finally:
