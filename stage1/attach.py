@@ -135,10 +135,13 @@ class _Session:
 
 def _end(fd: int) -> None:
     """shutdown(2): no more comes from us."""
+    socket = _socket.socket(fileno=os.dup(fd))
     try:
-        _socket.socket(fileno=os.dup(fd)).shutdown(_socket.SHUT_WR)
+        socket.shutdown(_socket.SHUT_WR)
     except OSError:  # the other side has gone already
         pass
+    finally:
+        socket.close()
 
 
 class _Input:

@@ -75,18 +75,15 @@ def read(
 
 
 def _last_lines(entries: Iterator[Entry], count: int) -> list[Entry]:
-    """The entries of the last `count` lines, one that has no end yet included."""
+    """The entries of the last `count` lines in the order of their ends, then of those that have none yet."""
     lines: deque[list[Entry]] = deque(maxlen=count)
     begun: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
-        key = entry.app, entry.stream
-        line = begun.pop(key, None)
-        if line is None:
-            line = []
-            lines.append(line)
+        line = begun.setdefault((entry.app, entry.stream), [])
         line.append(entry)
-        if not entry.full:
-            begun[key] = line
+        if entry.full:
+            lines.append(begun.pop((entry.app, entry.stream)))
+    lines.extend(begun.values())
     return [entry for line in lines for entry in line]
 
 

@@ -20,6 +20,7 @@
     name                      the pod's name, when it has one
     private-users             "SHIFT:COUNT": the host IDs of the pod's user namespace, when it has one
     apps-lock                 locked while the set of apps of a running pod is changed
+    logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
 
 The layout is documented for users in docs/on-disk-format.md.
 """

@@ -39,7 +39,8 @@ def flags(name: str) -> set[str]:
     if VERBS[name].fast:
         return set(module.FLAGS[name])
     command: click.Command = getattr(module, VERBS[name].attribute)
-    own = {option.lstrip("-") for param in command.params if isinstance(param, click.Option) for option in param.opts}
+    options_of = [option for param in command.params if isinstance(param, click.Option) for option in param.opts]
+    own = {option.removeprefix("--") for option in options_of if option.startswith("--")}
     return own - options.table(options.GLOBAL).keys() - {"help", "h"}
 
 
