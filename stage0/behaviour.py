@@ -128,16 +128,20 @@ def stream(which: str, text: str) -> str:
 
 
 def device(text: str) -> Device:
-    """`HOST[:APP][:rwm]`."""
+    """`HOST[:APP][:rwm]`. Nothing would enforce less than reading and writing, so nothing less can be asked for; making
+    other nodes (`m`) is never of use, because they do not work."""
     source, *rest = text.split(":")
     target = rest.pop(0) if rest and rest[0].startswith("/") else source
     access = rest.pop(0) if rest else _ACCESS
     if rest or not _is_access(access):
         raise UsageError(f"--device={text}: it takes HOST[:APP][:rwm]")
+    if not {"r", "w"} <= set(access):
+        hint = "leave it at rw"
+        raise UsageError(f"--device={text}: an app reads and writes a device, or does not have it", hint=hint)
     for path in (source, target):
         if not path.startswith("/") or "\0" in path or os.path.normpath("/" + path.lstrip("/")) == "/":
             raise UsageError(f"--device={text}: devices are named by absolute paths")
-    return Device(source, target, access)
+    return Device(source, target)
 
 
 def _is_access(text: str) -> bool:

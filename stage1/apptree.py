@@ -56,14 +56,13 @@ def open_app(plan: AppPlan, idmap: int | None, host: int | None = None) -> list[
 # The supervisor
 
 
-def supervisor_root(*, cgroup: bool | None = None) -> None:
+def supervisor_root() -> None:
     """Replace the host's mounts by a read-only root with nothing in it but what apps are furnished from. Called as root
-    of the pod's user namespace in the pod's own mount, PID, network and cgroup namespaces, before anything else is
-    forked. With `cgroup`, by default where the host has nothing else, apps can see their cgroups (cgroup2). LaunchError
-    names what failed."""
+    of the pod's user namespace in the pod's own mount, PID and network namespaces, before anything else is forked.
+    LaunchError names what failed."""
     umask = os.umask(0o022)
     try:
-        _supervisor_root(kernelfs.has_only_cgroup2() if cgroup is None else cgroup)
+        _supervisor_root()
     except OSError as error:
         what = f' "{error.filename}"' if error.filename else ""
         raise LaunchError(f"cannot make the supervisor's root:{what} {error.strerror or reason(error)}") from error
@@ -71,13 +70,11 @@ def supervisor_root(*, cgroup: bool | None = None) -> None:
         os.umask(umask)
 
 
-def _supervisor_root(cgroup: bool) -> None:
+def _supervisor_root() -> None:
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-    # In a user namespace the kernel lets nobody mount procfs, sysfs or cgroup2 who does not see the host's, so before
+    # In a user namespace the kernel lets nobody mount procfs or sysfs who does not see the host's, so before
     # those are covered (fs/namespace.c, mount_too_revealing).
     trees = {kernelfs.PROC: new_file_system("proc", kernelfs.QUIET), kernelfs.SYS: _sysfs()}
-    if cgroup:
-        trees[kernelfs.CGROUP] = new_file_system("cgroup2", kernelfs.QUIET)
     nodes = {f"{kernelfs.NODES}/{name}": _host_node(name) for name in kernelfs.NODE_NUMBERS}
     options = (("mode", "755"), ("size", str(SIZE)))
     root = new_file_system("tmpfs", syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC, *options)

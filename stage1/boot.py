@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -64,6 +65,8 @@ def main() -> NoReturn:
     """What the executed interpreter runs: its arguments are the job, the command and the descriptor of the plan."""
     gc.disable()  # until the start is over
     job, command, fd = sys.argv[1:]
+    # Whoever starts us may have blocked signals that we wait for.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     try:
         value = plan.loads(channel.read_memory_file(int(fd)))

@@ -48,8 +48,6 @@ class Device(NamedTuple):
     """Absolute path on the host."""
     target: str
     """Absolute path in the app."""
-    access: str = "rwm"
-    """Which of read, write and mknod the app may."""
 
 
 class PreparedApp(NamedTuple):

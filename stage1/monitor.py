@@ -25,6 +25,8 @@ from stage1.streams import AppStreams, Foreground, when_all_written
 from stage1.terminal import Keyboard
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that ask the pod to end."""
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -81,6 +83,7 @@ class Monitor:
 
     def _hide(self) -> None:
         """A mount namespace of our own, which hears of the host's mounts and never tells it of ours."""
+        self._host_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
         try:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
@@ -112,8 +115,10 @@ class Monitor:
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
         poddir.write_leader(self._plan.directory, pid)
         self._tell("go")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            self._loop.on_signal(number, self._terminate)
+        for number in _ENDING:
+            # What the caller ignores, as nohup(1) does, is not for us.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._loop.on_signal(number, self._terminate)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
@@ -145,9 +150,9 @@ class Monitor:
         try:
             cgroup = self._cgroup.renew(plan.name, plan.limits)
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
-            opened += apptree.open_app(plan, self._idmap)
+            opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             null = opened[0]  # stands in where the supervisor makes a terminal
-            stdio = [null if fd < 0 else fd for fd in streams.child_fds()]
+            stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
             fds = (opened[0], *stdio, *opened[1:])
             if len(fds) > channel.MAX_FDS:
                 raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
@@ -161,9 +166,9 @@ class Monitor:
     def _give_to_pod(self, fds: tuple[int, ...]) -> None:
         """Make the pod's root the owner of the app's pipes: in a user namespace it could not give them on otherwise."""
         owner = self._owner()
-        for fd in fds if owner is not None else ():
-            if fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
-                os.fchown(fd, *owner)
+        for fd in fds:
+            if owner is not None and fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.fchown(fd, owner[0], owner[1])
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         as_they_are = self._plan.interactive and "tty" not in plan.streams
@@ -268,6 +273,10 @@ class Monitor:
             fds.clear()
             app.streams.attach(asked["endpoints"], taken)
             return {}
+        if op == "resize":
+            if app.streams is not None:
+                app.streams.resize(asked["rows"], asked["columns"])
+            return {}
         if op == "endpoints":
             return {"endpoints": app.streams.endpoints() if app.streams is not None else ()}
         if not self._plan.mutable:
@@ -329,7 +338,7 @@ class Monitor:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""
         streams = [app.streams for app in self._apps.values() if app.streams is not None]
         when_all_written([self._foreground, *streams], self._loop.stop)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        for number in _ENDING:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 from common import files
 from common.errors import PodError, UsageError
-from stage1 import app_steps, boot, cgroup, control, poddir, resources, restrictions
+from stage1 import app_steps, boot, cgroup, control, implicit, poddir, resources, restrictions
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
@@ -40,6 +41,7 @@ def check(pod: PreparedPod) -> list[str]:
     for app in pod.apps:
         made, more = _app_plan(pod, app)
         warnings += more
+        warnings += implicit.warnings(pod, app)
         _require_sources(made)
     return warnings + _unenforceable(pod)
 
@@ -157,7 +159,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
         # What the caller has when it is no terminal stays the caller's.
         owns_streams=not pod.interactive or "tty" in app.streams,
     )
-    cache = f"{pod.data_directory}/cache"
+    cache = f"{pod.data_directory}/cache/seccomp"
     return restrictions.restrict(spec, section.isolators, insecure=pod.insecure, cache=cache)
 
 
@@ -165,8 +167,9 @@ def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
     made = plan(pod)
     app_steps.write_names(pod.directory, made.hostname)
-    for app in made.apps:
-        _record_launch(pod.directory, app)
+    for app, planned in zip(pod.apps, made.apps, strict=True):
+        implicit.fill(pod, app)
+        _record_launch(pod.directory, planned)
     boot.execute("run", "run", made, keep=(pod.lock_fd,))
 
 
@@ -220,7 +223,11 @@ def gc(directory: str) -> None:
 
 def app_add(pod: PreparedPod, app: PreparedApp) -> None:
     """Tell the running pod of an app, which `app_start` starts."""
-    fd = memory_file(dumps(_app_plan(pod, app)[0]))
+    made, warnings = _app_plan(pod, app)
+    _require_sources(made)
+    implicit.fill(pod, app)
+    _record_launch(pod.directory, made)
+    fd = memory_file(dumps(made))
     try:
         control.request(pod.directory, {"op": "add"}, (fd,))
     finally:
@@ -253,3 +260,27 @@ def app_states(directory: str) -> dict[str, str]:
     """created, running or exited, by app."""
     states: dict[str, str] = control.request(directory, {"op": "states"})["states"]
     return states
+
+
+def endpoints(directory: str, app: str) -> tuple[str, ...]:
+    """What of the app's streams can be attached to."""
+    return tuple(control.request(directory, {"op": "endpoints", "app": app})["endpoints"])
+
+
+def attach(directory: str, app: str, mode: str) -> int:
+    """Connect the caller's streams with the app's until one side ends; with the mode "list" only say what there is."""
+    from stage1 import attach as client
+
+    available = endpoints(directory, app)
+    if mode == client.LIST:
+        os.write(1, "".join(f"{name}\n" for name in available).encode())
+        return 0
+
+    def connect(names: Sequence[str], fds: Sequence[int]) -> None:
+        control.request(directory, {"op": "attach", "app": app, "endpoints": list(names)}, tuple(fds))
+
+    def resize(rows: int, columns: int) -> None:
+        control.request(directory, {"op": "resize", "app": app, "rows": rows, "columns": columns})
+
+    client.attach(client.choose(mode, available), connect, resize=resize)
+    return 0

@@ -32,7 +32,9 @@ class Outcome:
         """Whether the apps that still run are to be stopped."""
 
     def ended(self, status: int) -> None:
-        """An app ended for good."""
+        """An app ended for good. Once the others are being stopped because of it, how they end does not count."""
+        if self.over:
+            return
         if not self.status:
             self.status = status
         if self._exit_policy == ON_ANY or (self._exit_policy == ON_ANY_FAILURE and status):

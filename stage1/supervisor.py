@@ -155,14 +155,18 @@ class Supervisor:
     def _stop(self, app: _App) -> None:
         app.stopping = True
         self._cancel_restart(app)
-        if app.report is not None and not app.started:
-            _kill(app.pid, signal.SIGKILL)
-        elif app.pid:
-            _kill(app.pid, app.plan.stop_signal)
-            _kill(app.pid, signal.SIGCONT)
+        if app.pid:
             main = app.pid
             self._loop.call_later(self._plan.stop_timeout, lambda: self._lose_patience(app, main))
+            self._ask_to_end(app)
         self._settle(app)
+
+    def _ask_to_end(self, app: _App) -> None:
+        """By the app's stop signal, which a stopped process has to be woken up for. One that is still being started is
+        asked once it is the app."""
+        if app.started:
+            _kill(app.pid, app.plan.stop_signal)
+            _kill(app.pid, signal.SIGCONT)
 
     def _lose_patience(self, app: _App, main: int) -> None:
         if app.pid == main:
@@ -240,6 +244,8 @@ class Supervisor:
             app.started = True
             self._tell(f"started {app.plan.name} {app.pid}", (app.pidfd,))
             os.close(app.pidfd)
+            if app.stopping:
+                self._ask_to_end(app)
             self._review()
 
     def _reap(self) -> None:
@@ -304,7 +310,7 @@ class Supervisor:
             return
         if app.again and not self._stopping:
             self._launch(app)
-        elif not self._plan.mutable or self._stopping:
+        elif not self._plan.mutable:
             self._outcome.ended(app.status)
         self._review()
 
@@ -464,4 +470,4 @@ def _settle_in(plan: PodPlan) -> None:
     namespaces.name_host(plan.hostname)
     if not plan.host_network:
         namespaces.bring_up_loopback()
-    apptree.supervisor_root(cgroup=False)
+    apptree.supervisor_root()

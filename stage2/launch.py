@@ -140,6 +140,8 @@ def _set_limits(spec: LaunchSpec) -> None:
 def _adjust_oom_score(value: int) -> None:
     """/proc is looked up in the app's root, so make sure that it is the kernel's."""
     path = "/proc/self/oom_score_adj"
+    # The files in /proc of a process that is not dumpable belong to the host's root, who is nobody in a user namespace.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         try:
@@ -153,6 +155,8 @@ def _adjust_oom_score(value: int) -> None:
             f"cannot set oom-score-adj to {value}: {reason(error)}",
             hint="lowering it takes CAP_SYS_RESOURCE",
         ) from error
+    finally:
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 
 def _give_streams(who: identity.Identity) -> None:

@@ -33,7 +33,6 @@ class Setting(NamedTuple):
 
     users: bool = False
     host_network: bool = False
-    cgroup: bool | None = None
     on_host: Callable[[], object] = _nothing
     """Called in what stands for the host: a mount namespace of the test's own."""
     afterwards: Callable[[], Any] | None = None
@@ -120,7 +119,7 @@ class _Pod:
         wait(self._fork(self._supervisor))
 
     def _supervisor(self) -> None:
-        apptree.supervisor_root(cgroup=self.setting.cgroup)
+        apptree.supervisor_root()
         wait(self._fork(self._app))
 
     def _app(self) -> Any:

@@ -218,7 +218,7 @@ def test_cgroups(shop: Workshop, setting: Setting, guarded: bool, monkeypatch: p
         )
 
     plan = planned(shop, setting, insecure=() if guarded else ("paths",))
-    options, siblings, exists, error = inside(plan, look, setting._replace(cgroup=True))
+    options, siblings, exists, error = inside(plan, look, setting)
     assert {"ro", "nosuid", "nodev", "noexec", "cgroup2"} <= set(options)
     assert (siblings == 1) == guarded
     assert (exists, error) == (True, "EROFS")

@@ -47,16 +47,16 @@ def test_nothing_said_is_the_default() -> None:
 def test_flags_come_back_as_typed() -> None:
     found = app(
         "--stdin=tty", "--stdout=stream", "--stderr=null", "--restart=on-failure:3", "--stop-signal=SIGQUIT",
-        "--device=/dev/fuse", "--device=/dev/kvm:/dev/virt:rw", "--device=/dev/null:r",
+        "--device=/dev/fuse", "--device=/dev/kvm:/dev/virt:rw", "--device=/dev/null:wr",
     )  # fmt: skip
     assert found == AppBehaviour(
         Streams("tty", "stream", "null"),
         Restart("on-failure", 3),
         signal.SIGQUIT,
         (
-            Device("/dev/fuse", "/dev/fuse", "rwm"),
-            Device("/dev/kvm", "/dev/virt", "rw"),
-            Device("/dev/null", "/dev/null", "r"),
+            Device("/dev/fuse", "/dev/fuse"),
+            Device("/dev/kvm", "/dev/virt"),
+            Device("/dev/null", "/dev/null"),
         ),
     )
     assert pod("--pod-name=web", "--exit-policy=until-all", "--stop-timeout=1m30s") == PodBehaviour(

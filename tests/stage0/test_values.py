@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aci.image_manifest import Isolator
 from aci.pod_manifest import ExposedPort, Volume
 from common.errors import RkpyError, UsageError
-from stage0 import values
+from stage0 import behaviour, values
 from stage0.options import APP, Values, table
 
 
@@ -62,7 +62,7 @@ def test_bad_volumes(text: str) -> None:
     ],
 )
 def test_devices(text: str, expected: tuple[str, str]) -> None:
-    assert values.device(text) == expected
+    assert behaviour.device(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_devices(text: str, expected: tuple[str, str]) -> None:
 )
 def test_bad_devices(text: str) -> None:
     with pytest.raises(UsageError):
-        values.device(text)
+        behaviour.device(text)
 
 
 def test_mounts() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aci.image_manifest import App, MountPoint
+from common import syscalls
 from common.errors import UsageError
 from stage1 import app_steps, implicit, kernelfs, poddir
 from stage1.flavour import Mount, PreparedApp, PreparedPod
@@ -163,7 +164,7 @@ def test_protection_is_last() -> None:
 def test_cgroups_where_there_is_one_kind(guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernelfs, "has_only_cgroup2", lambda: True)
     steps = app_steps.steps(pod(insecure=() if guarded else ("paths",)), app())
-    cgroup = Kernel("/cgroup", "/sys/fs/cgroup", read_only=True, guarded=False)
+    cgroup = FileSystem("cgroup2", "/sys/fs/cgroup", kernelfs.QUIET | syscalls.MOUNT_ATTR_RDONLY)
     assert steps[-1] == cgroup
     masks = {step.target: step.cover for step in steps if isinstance(step, Mask)}
     assert masks.get("/sys/fs") == ("/only-cgroup" if guarded else None)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stage1 import policy
-from stage1.plan import EXIT_POLICIES, ON_ANY, ON_ANY_FAILURE, UNTIL_ALL, Restart
+from stage1.plan import ON_ANY, ON_ANY_FAILURE, UNTIL_ALL, Restart
 
 STATUSES = st.integers(0, 255)
 
@@ -33,12 +33,20 @@ def test_delays_grow_up_to_a_bound(times: int) -> None:
     assert policy.FIRST_DELAY <= policy.delay(times) <= policy.delay(times + 1) <= policy.LONGEST_DELAY
 
 
-@given(st.sampled_from(EXIT_POLICIES), st.lists(STATUSES))
+@given(st.sampled_from((ON_ANY_FAILURE, UNTIL_ALL)), st.lists(STATUSES))
 def test_the_status_is_that_of_the_first_failure(exit_policy: str, statuses: list[int]) -> None:
     outcome = policy.Outcome(exit_policy)
     for status in statuses:
         outcome.ended(status)
     assert outcome.status == next((status for status in statuses if status), 0)
+
+
+@given(STATUSES, st.lists(STATUSES))
+def test_the_status_is_that_of_the_app_that_ends_the_pod(first: int, others: list[int]) -> None:
+    outcome = policy.Outcome(ON_ANY)
+    for status in (first, *others):
+        outcome.ended(status)
+    assert outcome.status == first
 
 
 @given(st.lists(STATUSES, min_size=1))
