@@ -21,6 +21,8 @@ from stage1.mounts import Bind
 from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
+from stage1.streams import Streams
+from stage1.terminal import get_size
 from stage2.launch import LaunchSpec
 
 _LAUNCH = "launch"
@@ -102,6 +104,7 @@ def plan(pod: PreparedPod) -> PodPlan:
         exit_policy=pod.exit_policy,
         stop_timeout=pod.stop_timeout,
         interactive=pod.interactive,
+        window=get_size(0) if pod.interactive else (0, 0),
         mutable=pod.mutable,
         limits=resources.of_pod(pod.isolators),
         debug=pod.debug,
@@ -129,12 +132,16 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         launch=launch,
         pre_start=handlers.get("pre-start", ()),
         post_stop=handlers.get("post-stop", ()),
-        streams=app.streams,
+        streams=_streams(pod, app),
         restart=app.restart,
         stop_signal=app.stop_signal,
         limits=resources.of_app(app.app.isolators),
     )
     return made, warnings
+
+
+def _streams(pod: PreparedPod, app: PreparedApp) -> Streams:
+    return Streams("tty", "tty", "tty") if pod.interactive and os.isatty(0) else app.streams
 
 
 def _root(pod: PreparedPod, app: PreparedApp) -> OverlayRoot | CopiedRoot:
@@ -157,7 +164,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
         no_new_privileges=False,
         keep_fds=(),
         # What the caller has when it is no terminal stays the caller's.
-        owns_streams=not pod.interactive or "tty" in app.streams,
+        owns_streams=not pod.interactive or "tty" in _streams(pod, app),
     )
     cache = f"{pod.data_directory}/cache/seccomp"
     return restrictions.restrict(spec, section.isolators, insecure=pod.insecure, cache=cache)
@@ -223,7 +230,7 @@ def gc(directory: str) -> None:
 
 def app_add(pod: PreparedPod, app: PreparedApp) -> None:
     """Tell the running pod of an app, which `app_start` starts."""
-    made, warnings = _app_plan(pod, app)
+    made, _ = _app_plan(pod, app)
     _require_sources(made)
     implicit.fill(pod, app)
     _record_launch(pod.directory, made)

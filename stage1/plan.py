@@ -62,6 +62,8 @@ class PodPlan(NamedTuple):
     stop_timeout: int = 10
     """Seconds between asking the apps to end and killing them."""
     interactive: bool = False
+    window: tuple[int, int] = (0, 0)
+    """Rows and columns of the caller's terminal, which the app's begins with."""
     mutable: bool = False
     limits: Limits = Limits()
     debug: bool = False

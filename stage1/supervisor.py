@@ -215,7 +215,7 @@ class Supervisor:
             return
         if pid == 0:
             ours.close()
-            _become(app, theirs)
+            _become(app, theirs, self._plan.window)
         theirs.close()
         app.pid, app.pidfd, app.report = pid, pidfd, ours
         for fd in app.mounts:
@@ -347,10 +347,10 @@ def _kill(pid: int, number: int) -> None:
 # --- in the child that becomes the app
 
 
-def _become(app: _App, report: Channel) -> NoReturn:
+def _become(app: _App, report: Channel, window: tuple[int, int]) -> NoReturn:
     """Enter or make the app's mount namespace, take its streams, and execute it; or say why not."""
     try:
-        _prepare(app, report)
+        _prepare(app, report, window)
         for handler in app.plan.pre_start:
             run_and_wait(handler, "pre-start handler")
         launch(app.plan.launch, report=report.fileno())
@@ -371,7 +371,7 @@ def _give_up(report: Channel, status: int, text: str) -> NoReturn:
         os._exit(status)
 
 
-def _prepare(app: _App, report: Channel) -> None:
+def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
     _enter_namespace(app, report)
     os.setsid()
     streams = app.plan.streams
@@ -379,6 +379,7 @@ def _prepare(app: _App, report: Channel) -> None:
         master, slave = terminal.open_pty(0)
         report.send("terminal", (master,))
         os.close(master)
+        terminal.set_size(slave, *window)
         terminal.take_terminal(slave, tuple(fd for fd, word in enumerate(streams) if word == "tty"))
     for fd, word in enumerate(streams):
         if word != "tty":

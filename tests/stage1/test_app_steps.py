@@ -14,6 +14,7 @@ from aci.image_manifest import App, MountPoint
 from common import syscalls
 from common.errors import UsageError
 from stage1 import app_steps, implicit, kernelfs, poddir
+from stage1.flavour import Device as Granted
 from stage1.flavour import Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import Device, FileSystem, Kernel, Link, Mask, Node, ReadOnlyPath, Writable
 from stage1.mounts import Bind, HostFile, MemoryVolume, ReadOnlyRoot, Step, Tmpfs
@@ -75,7 +76,7 @@ CHANGES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any], set[str], set[str
     "its own IPC": ({"ipc": "private"}, {}, set(), set()),
     "a volume at a default's place": ({}, {"mounts": (mount("/dev/shm"), mount("/etc/hosts", "w"))}, set(), set()),
     "a volume": ({}, {"mounts": (mount("/a/../b//"),)}, {"/b"}, set()),
-    "a device": ({}, {"devices": (("/dev/fuse", "/dev//fuse"),)}, {"/dev/fuse"}, set()),
+    "a device": ({}, {"devices": (Granted("/dev/fuse", "/dev//fuse"),)}, {"/dev/fuse"}, set()),
     "a read-only root": ({}, {"read_only_root": True}, {"/", "/tmp", "/run", "/var/tmp"}, set()),
     "a volume at /tmp in it": (
         {}, {"read_only_root": True, "mounts": (mount("/tmp"),)}, {"/", "/tmp", "/run", "/var/tmp"}, set(),
@@ -148,7 +149,7 @@ def test_a_volume_over_all_devices_stands_alone() -> None:
 
 def test_two_at_one_target() -> None:
     with pytest.raises(UsageError, match='the same target "/dev/x": volume "v" and /dev/x'):
-        app_steps.steps(pod(), app(mounts=(mount("/dev/x"),), devices=(("/dev/null", "/dev/x"),)))
+        app_steps.steps(pod(), app(mounts=(mount("/dev/x"),), devices=(Granted("/dev/null", "/dev/x"),)))
 
 
 def test_protection_is_last() -> None:
