@@ -265,8 +265,8 @@ def test_a_flavour_may_lack_all_this(rkpy: Recorded, image: str) -> None:
 def test_everything_typed_reaches_the_flavour(rkpy: Recorded, started: Starter, image: str) -> None:
     words = (
         "--insecure-options=seccomp,paths", "run", "--stage1=recorder", "--private-users", "--pod-name=web",
-        "--interactive", "--exit-policy=until-all", "--stop-timeout=3m", image, "--restart=on-failure:2", "--stop-signal=USR1",
-        "--device=/dev/fuse:r", "--stderr=stream",
+        "--interactive", "--exit-policy=until-all", "--stop-timeout=3m", image, "--restart=on-failure:2",
+        "--stop-signal=USR1", "--device=/dev/fuse:r", "--stderr=stream",
     )  # fmt: skip
     pod = started(*words)
     found = told(rkpy)
