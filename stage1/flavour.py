@@ -147,6 +147,41 @@ class Flavour(Protocol):
         ...
 
 
+class Changes(Protocol):
+    """What a flavour module may provide beyond `Flavour`: any of these; `rkpy app` and `rkpy attach` say where one is
+    missing. `directory` is the pod's, which runs; `app` is an app of its manifest. An app may be in the manifest that
+    the flavour was never told of, because somebody was killed in between: removing it is a success."""
+
+    def app_add(self, pod: PreparedPod, app: PreparedApp) -> None:
+        """Take in `app`, the last of `pod`, without starting it. Raising takes it out of the manifest again."""
+        ...
+
+    def app_start(self, directory: str, app: str) -> None:
+        """Start an app that was added, or has ended."""
+        ...
+
+    def app_stop(self, directory: str, app: str, *, force: bool) -> None:
+        """Ask the app to end, or end it. The pod goes on."""
+        ...
+
+    def app_restart(self, directory: str, app: str) -> None:
+        """Stop the app if it runs, and start it."""
+        ...
+
+    def app_rm(self, directory: str, app: str) -> None:
+        """End the app and forget it; its files are removed afterwards."""
+        ...
+
+    def app_states(self, directory: str) -> dict[str, str]:
+        """By app: "created", "running" or "exited". Apps that are left out are told by their files."""
+        ...
+
+    def attach(self, directory: str, app: str, mode: str) -> int:
+        """Connect the caller's streams to the app's until one side ends; the exit status. `mode`: "auto", "list",
+        "tty", "tty-in", "tty-out", or some of "stdin", "stdout" and "stderr" with commas between."""
+        ...
+
+
 def load(name: str) -> Flavour:
     """The flavour called `name`; UsageError when there is none."""
     import importlib

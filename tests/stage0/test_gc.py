@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from common import files
 from common.errors import PodError, RkpyError
-from stage0 import gc
+from stage0 import again, gc
 from stage0.pods import DIRECTORIES, Pod, Pods, State
 from stage1 import flavour
 from tests.living import Living, die, start
@@ -460,10 +460,24 @@ class PodModel(RuleBasedStateMachine):
 
     @rule(target=known)
     def create(self) -> str:
+        return self._create()
+
+    def _create(self) -> str:
         pod = self.pods.create()
+        open(f"{pod.path}/pod", "x").close()
         self.owners[pod.uuid] = pod
         self.expected[pod.uuid] = "embryo"
         return pod.uuid
+
+    @rule(target=known)
+    def create_exited(self) -> str:
+        """A short cut to where most can happen."""
+        uuid = self._create()
+        with self.owners.pop(uuid) as pod:
+            pod.to_prepare()
+            pod.to_run()
+        self.expected[uuid] = "run"
+        return uuid
 
     @rule(uuid=known, step=st.sampled_from(["to_prepare", "to_prepared", "to_run", "to_exited_garbage", "to_garbage"]))
     def step(self, uuid: str, step: str) -> None:
@@ -511,6 +525,18 @@ class PodModel(RuleBasedStateMachine):
             return
         pod.take()
         pod.to_run()
+        self.owners[uuid] = pod
+        self.expected[uuid] = "run"
+
+    @rule(uuid=known)
+    def start_again(self, uuid: str) -> None:
+        over = self.expected.get(uuid) in ("run", "exited-garbage") and not self._held(uuid)
+        if not over:
+            with pytest.raises(PodError):
+                again.take(self.pods, uuid)
+            return
+        pod = again.take(self.pods, uuid)
+        pod.to_run_again()
         self.owners[uuid] = pod
         self.expected[uuid] = "run"
 

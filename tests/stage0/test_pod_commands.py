@@ -160,6 +160,48 @@ def test_json_with_everything(lab: Lab) -> None:
     assert app["mounts"] == [{"name": "data", "container_path": "/data", "host_path": "/srv", "read_only": True}]
 
 
+def test_names_are_the_last_column_if_there_are_any(lab: Lab) -> None:
+    named, other = lab.pod("one", "two", run=True), lab.pod("app", run=True)
+    Path(lab.pods.root, "run", named.uuid, "name").write_text("web\n")
+    header, *rows = lab.rkpy("list").splitlines()
+    assert header.split("\t")[0] == "UUID" and header.endswith("\tNETWORKS\tPOD NAME")
+    ends = {row.split("\t")[0]: row.rsplit("\t", 1)[1] for row in rows}
+    assert ends == {named.uuid[:8]: "web", "": "", other.uuid[:8]: ""}
+    assert lab.rkpy("status", "web").splitlines()[:2] == ["state=exited", "name=web"]
+    assert json.loads(lab.rkpy("status", "--format=json", "web"))["pod_name"] == "web"
+    assert "name=" not in lab.rkpy("status", other.uuid)
+
+
+def test_how_apps_ended(lab: Lab) -> None:
+    pod = lab.pod("one", "two", "three", run=True)
+    place = Path(lab.pods.root, "run", pod.uuid)
+    for directory, name, text in (
+        ("status", "one", "137 signal 9 oom\n"), ("status", "two", "0 stopped\n"), ("started", "one", "7 8\n"),
+        ("restarts", "one", "2\n"),
+    ):  # fmt: skip
+        (place / directory).mkdir(exist_ok=True)
+        (place / directory / name).write_text(text)
+    os.utime(place / "started/one", ns=(STARTED + 9, STARTED + 9))
+    lines = lab.rkpy("status", pod.uuid).splitlines()
+    assert lines[-4:] == ["app-one=137", "app-one-signal=9", "app-one-oom=true", "app-two=0"]
+    one, two, three = json.loads(lab.rkpy("status", "--format=json", pod.uuid))["apps"]
+    assert (one["exit_code"], one["signal"], one["oom_killed"], one["restarts"]) == (137, 9, True, 2)
+    assert (one["started_at"], two["started_at"]) == (STARTED + 9, STARTED)
+    assert "signal" not in two and "exit_code" not in three
+
+
+def test_apps_of_a_running_pod_have_states_of_their_own(lab: Lab) -> None:
+    pod = lab.pod("one", "two", "three", alive=True)
+    place = Path(lab.pods.root, "run", pod.uuid)
+    for name in ("started/one", "started/two", "status/two"):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("0\n")
+    told = json.loads(lab.rkpy("status", "--format=json", pod.uuid))["apps"]
+    assert [app["state"] for app in told] == ["running", "exited", "created"]
+    assert "started_at" not in told[2]
+    assert lab.rkpy("app", "list", pod.uuid) == "NAME\tSTATE\none\trunning\ntwo\texited\nthree\tcreated\n"
+
+
 def test_a_pod_that_cannot_be_read_does_not_hide_the_others(lab: Lab) -> None:
     good, bad = lab.pod("good", run=True), lab.pod("bad", run=True)
     Path(lab.pods.root, "run", bad.uuid, "pod").write_text("{")

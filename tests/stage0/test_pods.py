@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common import locks
 from common.errors import PodError
 from stage0.pods import DIRECTORIES, Pod, PodBusyError, PodMovedError, Pods, State, new_uuid, read_uuid_file
 from stage1 import poddir
+from stage1.poddir import Ending
 from tests.living import Living, die, start
 
 
@@ -250,6 +253,39 @@ def test_exit_status(pods: Pods, text: str, expected: int | None) -> None:
         with open(f"{pod.path}/status/app", "w") as file:
             file.write(text)
         assert pod.exit_status("app") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0\n", Ending(0)),
+        ("137 signal 9\n", Ending(137, 9)),
+        ("137 signal 9 oom", Ending(137, 9, oom=True)),
+        ("143 signal 15 stopped\n", Ending(143, 15, stopped=True)),
+        ("0 stopped", Ending(0, stopped=True)),
+        ("1 later words signal", Ending(1)),
+        ("1 signal x oom", Ending(1, 0, oom=True)),
+        ("-1 signal 9", None),
+        ("oom", None),
+        ("\udcff", None),
+    ],
+)
+def test_ending(pods: Pods, text: str, expected: Ending | None) -> None:
+    with pods.create() as pod:
+        assert pod.ending("app") is None
+        os.mkdir(f"{pod.path}/status")
+        with open(f"{pod.path}/status/app", "wb") as file:
+            file.write(os.fsencode(text))
+        assert pod.ending("app") == expected
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_ending_or_none(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    directory = tmp_path_factory.mktemp("pod")
+    (directory / "status").mkdir()
+    (directory / "status/app").write_bytes(data)
+    found = poddir.read_ending(str(directory), "app")
+    assert found is None or (found.status >= 0 and found.signal >= 0)
 
 
 def test_ready_is_a_leader_that_is_done_starting(pods: Pods) -> None:

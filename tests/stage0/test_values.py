@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aci.image_manifest import Isolator
-from aci.pod_manifest import ExposedPort, Volume
+from aci.image_manifest import Isolator, Port
+from aci.pod_manifest import ExposedPort, RuntimeMount, Volume
 from common.errors import RkpyError, UsageError
 from stage0 import behaviour, values
 from stage0.options import APP, Values, table
@@ -90,6 +90,49 @@ def test_mounts() -> None:
 )
 def test_ports(text: str, expected: ExposedPort) -> None:
     assert values.port(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "expected"),
+    [
+        ("http:tcp:80:8080", Port("http", "tcp", 80, 1, False), ("http", 8080, "")),
+        ("dns:udp:53:127.0.0.1:53", Port("dns", "udp", 53, 1, False), ("dns", 53, "127.0.0.1")),
+        ("dns:udp:53:[::1]:53", Port("dns", "udp", 53, 1, False), ("dns", 53, "::1")),
+    ],
+)
+def test_ports_of_pods_without_apps(text: str, port: Port, expected: tuple[str, int, str]) -> None:
+    assert values.pod_port(text) == ExposedPort(*expected, pod_port=port)
+
+
+@pytest.mark.parametrize(
+    "text", ["http", "http:80", "http:tcp:80", "http:tcp:80:", "http:sctp:80:80", "http:tcp:0:80", ":tcp:80:80"]
+)
+def test_bad_ports_of_pods_without_apps(text: str) -> None:
+    with pytest.raises(RkpyError):
+        values.pod_port(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name=d,kind=empty,target=/d/", RuntimeMount("d", "/d", Volume("d", "empty"))),
+        (
+            "name=d,kind=host,source=/srv,target=//d/../e,readOnly=true",
+            RuntimeMount("d", "/e", Volume("d", "host", "/srv", read_only=True)),
+        ),
+    ],
+)
+def test_volumes_of_an_app(text: str, expected: RuntimeMount) -> None:
+    assert values.app_volume(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "name=d", "name=d,kind=empty", "kind=empty,target=/d", "name=d,target=/d", "name=D,kind=empty,target=/d"],
+)
+def test_bad_volumes_of_an_app(text: str) -> None:
+    with pytest.raises(RkpyError):
+        values.app_volume(text)
 
 
 @pytest.mark.parametrize("text", ["http", "http:", ":80", "http:0", "http:65536", "http:x", "http:-1"])
