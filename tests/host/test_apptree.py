@@ -419,11 +419,12 @@ def test_read_only_all_the_way_down(shop: Workshop, setting: Setting, tmp_path: 
         os.mkdir(tmp_path / "data/sub/deep")
 
     def look() -> Any:
-        return fails(lambda: write("/data/x")), fails(lambda: write("/data/sub/x")), os.listdir("/data/sub")
+        below = {name: os.stat(f"/data/sub/{name}").st_uid for name in os.listdir("/data/sub")}
+        return fails_to_write("/data/x"), fails_to_write("/data/sub/x"), below
 
     mount = host(tmp_path / "data", "/data", read_only=True, recursive=recursive)
     found = inside(planned(shop, setting, mounts=(mount,)), look, setting._replace(on_host=on_host))
-    assert found == ["EROFS", "EROFS", [] if recursive is False else ["deep"]]
+    assert found == ["EROFS", "EROFS", {} if recursive is False else {"deep": 0}]
 
 
 def test_a_read_only_volume_that_is_not(shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -747,6 +748,17 @@ def test_a_read_only_root(shop: Workshop, setting: Setting, copied: bool, tmp_pa
     assert kept == ["it worked"] * 7
     assert refused == ["EROFS"] * 5
     assert mode == 0o1777
+
+
+def test_a_link_does_not_make_a_volume_the_pods_own(shop: Workshop, tmp_path: Path) -> None:
+    """Targets may be created in what stays writable, but not on the host."""
+    (tmp_path / "data").mkdir()
+    layer = shop.layer({"tmp": "->/a"})
+    volumes = (host(tmp_path / "data", "/a"), host("/etc", "/a/missing", volume="other"))
+    plan = planned(shop, app={"read_only_root": True}, layers=(layer,), mounts=volumes)
+    with pytest.raises(RkpyError, match="it is missing, and creating it would write to the host"):
+        inside(plan, lambda: "started")
+    assert os.listdir(tmp_path / "data") == []
 
 
 def test_links_do_not_make_more_of_a_read_only_root_writable(shop: Workshop) -> None:
