@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.vm.machine import Machine, missing
-
-# Written for a flavour that supervises its pods; they are run from the day there is one.
-collect_ignore = [] if importlib.util.find_spec("stage1.nspawn") else ["test_pods.py"]
 
 
 @pytest.fixture(scope="session")

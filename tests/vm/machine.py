@@ -106,7 +106,7 @@ class Machine:
 
     def passes(self, module: str, *, files: tuple[Path, ...] = ()) -> None:
         """The tests of a module of the checkout pass in the machine: there are some, and none failed or was skipped."""
-        result = self.run("python3", "-m", "pytest", "-p", "no:cacheprovider", module, files=files)
+        result = self.run("python3", "-m", "pytest", "-p", "no:cacheprovider", "--durations=10", module, files=files)
         assert result.status == 0, f"{result.output}\n{result.console[-2000:] if result.status is None else ''}"
 
     def _root(self) -> Path:
