@@ -220,13 +220,13 @@ class HostFile(NamedTuple):
         if source == NO_SOURCE:
             return
         try:
-            wanted = self._is_wanted(root)
-            target = open_target(root, self.target, directory=False) if wanted else NO_SOURCE
+            target = open_target(root, self.target, directory=False) if self._is_wanted(root) else NO_SOURCE
         except OSError:
             # An image whose /etc leads into /proc, or is a file, does without: nobody asked for this mount.
             target = NO_SOURCE
         if target != NO_SOURCE:
-            attach(source, target, self.target, self.target)
+            if mount_id(target) not in root.kernel_mounts and not stat.S_ISDIR(os.fstat(target).st_mode):
+                attach(source, target, self.target, self.target)
             os.close(target)
         os.close(source)
 

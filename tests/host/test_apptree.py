@@ -133,12 +133,12 @@ def test_nothing_else_is_mounted(shop: Workshop, setting: Setting) -> None:
         with open("/proc/self/mountinfo") as file:
             fields = [line.split() for line in file]
         ids = {line[0] for line in fields}
-        supervisor = [] if setting.users else os.listdir("/proc/1/root")
+        supervisor = [] if setting.users else [*os.listdir("/proc/1/root"), fails_to_write("/proc/1/root/x")]
         return sorted(line[4] for line in fields if line[1] not in ids), sorted(supervisor)
 
     tops, supervisor = inside(planned(shop, setting), look, setting)
     assert tops == ["/"]
-    assert supervisor == ([] if setting.users else ["app", "empty", "nodes", "only-cgroup", "proc", "sys"])
+    assert supervisor == ([] if setting.users else ["EROFS", "app", "empty", "nodes", "only-cgroup", "proc", "sys"])
 
 
 @BOTH
@@ -188,6 +188,16 @@ def test_names(shop: Workshop, setting: Setting, case: str) -> None:
         return [*names, fails(lambda: write("/etc/hostname"))]
 
     assert inside(planned(shop, setting, layers=(layer,)), look, setting) == [wanted, "pod-one\n", False, "EROFS"]
+
+
+@pytest.mark.parametrize("link", ["->/proc/self/setgroups", "->/proc/sys/kernel/domainname"])
+def test_no_link_leads_a_file_about_names_into_the_kernels(shop: Workshop, link: str) -> None:
+    layer = shop.layer({"etc/hosts": link, "etc/hostname/": ""})
+
+    def look() -> Any:
+        return sorted(path for path in mount_options() if path in (link[2:], "/etc/hosts", "/etc/hostname"))
+
+    assert inside(planned(shop, layers=(layer,)), look) == []
 
 
 @BOTH

@@ -299,6 +299,16 @@ def test_a_root_that_cannot_be_pivoted(shop: Workshop) -> None:
     assert result.lines == ["bin", "dev", "etc", "proc", "sys", "tmp", "/"], result.err
 
 
+def test_a_volume_of_limited_size(shop: Workshop) -> None:
+    volume = Mount("", "/data", False, None, "scratch", size=1 << 20, mode=0o1777)
+    pod = shop.pod("write", "/data/x", "text\n", "+", "read", "/data/x", "+", "mounts", mounts=(volume,))
+    os.makedirs(poddir.volume(pod.directory, "scratch"))
+    result = shop.run(pod)
+    assert result.lines[0] == "text", result.err
+    assert "size=1024k" in next(line for line in result.lines if " /data " in line)
+    assert os.listdir(poddir.volume(pod.directory, "scratch")) == []
+
+
 def test_copied_root(shop: Workshop) -> None:
     pod = shop.pod("write", "/new", "x", "+", "list", "/", copied=True)
     assert "new" in shop.run(pod).lines
