@@ -467,7 +467,6 @@ def _settle_in(plan: PodPlan) -> None:
         # Changing identity made us dumpable or not by a system-wide setting (suid_dumpable in proc(5)).
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     namespaces.name_host(plan.hostname)
     if not plan.host_network:
         namespaces.bring_up_loopback()

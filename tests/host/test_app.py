@@ -284,7 +284,7 @@ def test_everything_typed_reaches_the_flavour(rkpy: Recorded, started: Starter, 
     assert [app[key] for key in ("streams", "restart", "stop_signal")] == [
         ["null", "log", "stream"], ["on-failure", 2], 10
     ]  # fmt: skip
-    assert app["devices"] == [["/dev/fuse", "/dev/fuse", "r"]]
+    assert app["devices"] == [["/dev/fuse", "/dev/fuse"]]
     assert found["asked"] == ["--stderr"]
 
 

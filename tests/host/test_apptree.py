@@ -16,7 +16,7 @@ from common import syscalls
 from common.errors import LaunchError, RkpyError
 from stage1 import app_steps, implicit, kernelfs, mounts, poddir
 from stage1.apptree import open_app
-from stage1.flavour import Mount, PreparedApp, PreparedPod
+from stage1.flavour import Device, Mount, PreparedApp, PreparedPod
 from stage1.plan import AppPlan
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage2.launch import LaunchSpec
@@ -477,7 +477,7 @@ def test_a_file_system_that_cannot_be_mapped(shop: Workshop) -> None:
 
 
 def test_a_device_as_volume(shop: Workshop) -> None:
-    plan = planned(shop, mounts=(host("/dev/zero", "/x/zero"),), app={"devices": (("/dev/full", "/dev/other"),)})
+    plan = planned(shop, mounts=(host("/dev/zero", "/x/zero"),), app={"devices": (Device("/dev/full", "/dev/other"),)})
 
     def look() -> Any:
         with open("/x/zero", "rb") as file:
@@ -488,10 +488,10 @@ def test_a_device_as_volume(shop: Workshop) -> None:
 
 @BOTH
 def test_a_granted_device(shop: Workshop, setting: Setting) -> None:
-    plan = planned(shop, setting, app={"devices": (("/dev/full", "/dev/deep/other"),)})
+    plan = planned(shop, setting, app={"devices": (Device("/dev/full", "/dev/deep/other"),)})
     assert inside(plan, lambda: fails(lambda: write("/dev/deep/other")), setting) == "ENOSPC"
     with pytest.raises(RkpyError, match='"/etc" is not a device'):
-        inside(planned(shop, setting, app={"devices": (("/etc", "/x"),)}), lambda: "started", setting)
+        inside(planned(shop, setting, app={"devices": (Device("/etc", "/x"),)}), lambda: "started", setting)
 
 
 @BOTH
