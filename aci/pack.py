@@ -156,7 +156,7 @@ class _Writer:
             uid=self._owner(status.st_uid),
             gid=self._owner(status.st_gid),
             size=size,
-            mtime=max(status.st_mtime_ns, 0),
+            mtime=status.st_mtime_ns,
             link=link,
             device=device,
             xattrs=self._xattrs(where, follow=follow),
@@ -221,14 +221,15 @@ def _header(
     xattrs: list[tuple[str, bytes]] | tuple[()] = (),
 ) -> bytes:
     """The header of one entry, led by an extended one when its fields cannot hold everything. `mtime`: nanoseconds."""
-    seconds, fraction = divmod(mtime, 1_000_000_000)
+    seconds, fraction = divmod(abs(mtime), 1_000_000_000)
+    sign = b"-" if mtime < 0 else b""
     records = [_xattr_record(*pair) for pair in xattrs]
     too_long = ((b"path", name, len(name) > 100), (b"linkpath", link, len(link) > 100))
     records += [_record(key, value) for key, value, wanted in too_long if wanted]
     too_big = ((b"uid", uid, _OCTAL_7), (b"gid", gid, _OCTAL_7), (b"size", size, _OCTAL_11))
     records += [_record(key, b"%d" % value) for key, value, limit in too_big if value > limit]
-    if fraction:
-        records.append(_record(b"mtime", b"%d.%09d" % (seconds, fraction)))
+    if fraction or sign or seconds > _OCTAL_11:
+        records.append(_record(b"mtime", b"%s%d.%09d" % (sign, seconds, fraction)))
     plain = _ustar(
         name[:100],
         kind,

@@ -35,12 +35,23 @@ def take(pods: Pods, name: str) -> Pod:
     return pod
 
 
+def _claim_place(pods: Pods, pod: Pod, name: str) -> None:
+    """Move to `run` and only then claim the name: there everybody sees that the pod lives."""
+    before = pod.directory
+    pod.to_run_again()
+    try:
+        if name:
+            podnames.claim(pods, pod, name)
+    except PodError:
+        if before == EXITED_GARBAGE:
+            pod.to_exited_garbage()
+        raise
+
+
 def rewind(pods: Pods, pod: Pod, prepared: PreparedPod) -> None:
     """Make `pod`, which is ours, one that is about to start: in `run`, without what its last run recorded. Killed half
     way, it is one that has exited. Raises PodError."""
-    if prepared.name:
-        podnames.claim(pods, pod, prepared.name)
-    pod.to_run_again()
+    _claim_place(pods, pod, prepared.name)
     try:
         top = os.open(pod.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

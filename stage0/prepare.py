@@ -93,7 +93,7 @@ def load(
     pod's is about to become. Raises PodError, and ManifestError for annotations that make no sense."""
     manifest = manifest or pod.manifest()
     lives = behaviour.of_pod(manifest)
-    private_range = _private_range(pod.path)
+    own_range = private_range(pod.path)
     return PreparedPod(
         uuid=pod.uuid,
         directory=pod.path,
@@ -104,7 +104,7 @@ def load(
         name_options=name_options,
         hostname=hostname or lives.name or f"rkpy-{pod.uuid}",
         ipc=ipc,
-        private_users=private_range is not None,
+        private_users=own_range is not None,
         isolators=manifest.isolators,
         asked=asked,
         debug=debug,
@@ -115,11 +115,12 @@ def load(
         exit_policy=lives.exit_policy,
         stop_timeout=lives.stop_timeout,
         insecure=tuple(sorted({"capabilities", "paths", "seccomp"}.intersection(insecure))),
-        private_range=private_range or (0, 0),
+        private_range=own_range or (0, 0),
     )
 
 
-def _private_range(directory: str) -> tuple[int, int] | None:
+def private_range(directory: str) -> tuple[int, int] | None:
+    """The pod's host IDs, None when it has none of its own. Raises PodError when that cannot be told."""
     found = poddir.read_private_range(directory)
     if found is None and os.path.lexists(f"{directory}/{poddir.PRIVATE_USERS}"):
         # To go on without it would run the apps as the host's own users.

@@ -228,11 +228,11 @@ def read_name(pod: str) -> str:
 
 
 def _words(path: str) -> list[str]:
-    """The words of a small file, none when it is missing."""
+    """The words of a small file, none when it is missing or is not for us to read."""
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             return file.read(256).split()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
         return []
 
 

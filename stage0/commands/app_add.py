@@ -13,17 +13,15 @@ from stage0.commands.run import parse, restrictions
 from stage0.grammar import ImageArguments
 from stage0.pods import Pods
 
-_OF_APP_TOO = ("user-annotation", "user-label")
+_MOUNTED = "volume of the app's own, in the form name=NAME,kind=host|empty,...,target=PATH"
 FLAGS = {
     "app add": options.table(
         options.APP,
-        [flag for flag in options.PREPARE if flag.name in _OF_APP_TOO],
         [
-            options.Flag(
-                "mnt-volume",
-                options.LIST,
-                "volume of the app's own, in the form name=NAME,kind=host|empty,...,target=PATH",
-            )
+            options.Flag("mount", options.LIST, "mount of a volume of the pod, in the form volume=NAME,target=PATH"),
+            options.Flag("mnt-volume", options.LIST, _MOUNTED),
+            options.Flag("user-annotation", options.LIST, "annotation of the app in the form name=value"),
+            options.Flag("user-label", options.LIST, "label of the app in the form name=value"),
         ],
     )
 }

@@ -59,16 +59,17 @@ def _export(pod: Pod, app: str, store: Store, target: str) -> None:
 
     from aci import pack
 
-    manifest = _manifest(pod.path, app)
+    manifest, owner = _manifest(pod.path, app), _owner(pod.path)
     root = _root(pod.path, app, store)
     try:
         with (
             files.replacing(target) as out,
             gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=out, mtime=0) as archive,
         ):
-            left_out = pack.write(manifest, root, archive, _owner(pod.path))
+            left_out = pack.write(manifest, root, archive, owner)
     except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.filename or ''}: {reason(error)}") from error
+        about = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        raise StoreError(f"cannot export to {target}: {about}{reason(error)}") from error
     for sentence in left_out:
         warn(sentence)
 
@@ -105,7 +106,7 @@ def _root(directory: str, app: str, store: Store) -> str:
 
 def _owner(directory: str) -> OwnerMap:
     """IDs as the app saw them: those of its user namespace are counted from the first."""
-    found = poddir.read_private_range(directory)
+    found = prepare.private_range(directory)
     if found is None:
         return lambda number: number
     first, count = found

@@ -23,7 +23,7 @@ from stage0.pods import PREPARED, Pod, Pods
 from stage1 import flavour as flavours
 from stage1.flavour import Flavour, PreparedPod
 
-_OF_SANDBOX = ("no-overlay", "private-users", "user-annotation", "user-label")
+_OF_SANDBOX = ("no-overlay", "private-users")
 FLAGS = {
     "run": options.table(options.PREPARE, options.RUNTIME, options.APP),
     "prepare": options.table(
@@ -39,6 +39,8 @@ FLAGS = {
         [
             options.Flag("port", options.LIST, "ports to expose, in the form NAME:PROTOCOL:PODPORT:[HOSTIP:]HOSTPORT"),
             options.Flag("annotation", options.LIST, "annotation of the pod in the form name=value"),
+            options.Flag("user-annotation", options.LIST, "annotation for users of the pod in the form name=value"),
+            options.Flag("user-label", options.LIST, "label of the pod in the form name=value"),
         ],
     ),
 }

@@ -119,6 +119,13 @@ def test_ids_are_shifted_back(rkpy: Rkpy, aci: str, tmp_path: Path) -> None:
     assert (layer / "old").stat().st_mtime_ns == (srv / "old").stat().st_mtime_ns
 
 
+def test_a_damaged_range_is_not_taken_for_none(rkpy: Rkpy, aci: str, tmp_path: Path) -> None:
+    pod, out = exited(rkpy, aci), tmp_path / "out.aci"
+    (pod / "private-users").write_text("x")
+    assert "private-users is damaged" in rkpy.refused("export", pod.name, out)
+    assert "private-users is damaged" in rkpy.refused("start", pod.name)
+
+
 def test_what_cannot_be_exported(rkpy: Rkpy, aci: str, tmp_path: Path) -> None:
     prepared = rkpy.ok("--insecure-options=image", "prepare", "--stage1=fly", aci).strip()
     assert "has not exited: it is prepared" in rkpy.refused("export", prepared, tmp_path / "x.aci")

@@ -92,6 +92,9 @@ def test_the_name_may_be_somebody_else_s_by_now(rkpy: Rkpy, aci: str) -> None:
     uuid = exited(rkpy, aci).name
     other = rkpy.ok("--insecure-options=image", "prepare", "--stage1=fly", "--pod-name=web", aci).strip()
     assert f'"web" is taken by pod "{other}", which is prepared' in rkpy.refused("start", uuid)
+    rkpy.ok("gc", "--mark-only")
+    assert "is taken by pod" in rkpy.refused("start", uuid)
+    assert next(path for path in rkpy.pods() if path.name == uuid).parent.name == "exited-garbage"
     rkpy.ok("rm", other)
     rkpy.ok("start", uuid)
 
