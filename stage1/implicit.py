@@ -59,7 +59,8 @@ def warnings(pod: PreparedPod, app: PreparedApp) -> list[str]:
     if not found or _is_oci(pod, app):
         return []
     return [
-        f'no volume for "{mount.target}" of app "{app.name}": it gets an empty one, "{mount.volume}"' for mount in found
+        f'no volume for "{mount.target}" of app "{app.name}": it gets one of its own, "{mount.volume}"'
+        for mount in found
     ]
 
 

@@ -237,6 +237,8 @@ class Monitor:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
         self._write_status(app, [*words, *(["stopped"] if self._stopping else [])])
+        if not again and app.streams is not None:
+            app.streams.close()
         if again:
             app.state = RUNNING
             app.restarts += 1
@@ -264,6 +266,8 @@ class Monitor:
         if op == "add":
             return self._add(loads(channel.read_memory_file(fds.pop())))
         if name not in self._apps:
+            if op == "rm":
+                return {}  # It was never heard of here: whoever adds apps was interrupted.
             raise PodError(f'no app "{name}" in the pod')
         app = self._apps[name]
         if op == "attach":

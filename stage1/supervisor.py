@@ -428,6 +428,8 @@ def main(plan: PodPlan, monitor: Channel) -> NoReturn:
     status = EXIT_FAILURE
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        # What has no handler the kernel keeps from the first process of a namespace (pid_namespaces(7)).
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         _shed(plan, monitor)
         if monitor.receive()[0] != "go":
             os._exit(EXIT_FAILURE)

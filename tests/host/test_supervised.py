@@ -398,7 +398,11 @@ class Terminal:
     """A command on a pseudo-terminal."""
 
     def __init__(self, ground: Ground, words: list[object], size: tuple[int, int] = (33, 77)) -> None:
+        # Not the first one, so that it has another name than the first of a pod.
+        spare = pty.openpty()
         self.master, self.slave = pty.openpty()
+        for fd in spare:
+            os.close(fd)
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
         self.before = termios.tcgetattr(self.slave)
         self._text = b""

@@ -214,6 +214,13 @@ static void ps(void) {
     }
 }
 
+static void try_open(const char *path, const char *mode) {
+    int access = !strcmp(mode, "w") ? O_WRONLY : !strcmp(mode, "rw") ? O_RDWR : O_RDONLY;
+    int fd = open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    report(path, fd);
+    close(fd);
+}
+
 static void tty(void) {
     for (int fd = 0; fd < 3; fd++) {
         struct winsize size;
@@ -222,7 +229,7 @@ static void tty(void) {
         else
             printf("%d none\n", fd);
     }
-    report("/dev/tty", open("/dev/tty", O_RDWR | O_CLOEXEC));
+    try_open("/dev/tty", "rw");
 }
 
 /* --- what it sees */
@@ -283,13 +290,6 @@ static void put(const char *path, const char *text, int flags) {
     int fd = open(path, O_WRONLY | O_CREAT | flags, 0644);
     if (fd < 0 || write(fd, text, strlen(text)) < 0)
         fail(path);
-    close(fd);
-}
-
-static void try_open(const char *path, const char *mode) {
-    int access = !strcmp(mode, "w") ? O_WRONLY : !strcmp(mode, "rw") ? O_RDWR : O_RDONLY;
-    int fd = open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-    report(path, fd);
     close(fd);
 }
 
