@@ -185,7 +185,7 @@ def test_implicit_volumes_are_told_of(tmp_path: Any) -> None:
     path = tmp_path / "appsinfo/web/manifest"
     path.write_text(json.dumps(manifest))
     one = app(app={"mount_points": (MountPoint("db", "/var/db", False),)})
-    said = ['no volume for "/var/db" of app "web": it gets an empty one, "web-db"']
+    said = ['no volume for "/var/db" of app "web": it gets one of its own, "web-db"']
     assert implicit.warnings(pod(directory=directory), one) == said
     path.write_text(json.dumps(manifest | {"annotations": [{"name": "appc.io/docker/tag", "value": "1"}]}))
     assert implicit.warnings(pod(directory=directory), one) == []
