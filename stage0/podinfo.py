@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from aci.pod_manifest import PodManifest, RuntimeApp
 from stage0 import behaviour
 from stage0.pods import Pod, State
-from stage1.poddir import Ending
+from stage1 import poddir
+from stage1.poddir import Ending, LimitReport
 
 _SECOND = 1_000_000_000
 _UNKNOWN = Ending(-1)
@@ -56,6 +57,8 @@ class PodInfo(NamedTuple):
     name: str = ""
     """The name given with --pod-name."""
     mutable: bool = False
+    limits: tuple[LimitReport, ...] = ()
+    """What became of the limits asked for."""
 
 
 def read(pod: Pod) -> PodInfo:
@@ -75,6 +78,7 @@ def read(pod: Pod) -> PodInfo:
         user_labels=() if manifest is None else manifest.user_labels,
         name=pod.name(),
         mutable=manifest is not None and behaviour.is_mutable(manifest),
+        limits=tuple(poddir.read_limits(pod.base)),
     )
 
 
@@ -133,6 +137,7 @@ def to_json(pod: PodInfo) -> dict[str, Any]:
         "apps": [app_to_json(pod, app) for app in pod.apps],
         "created_at": None if pod.created_at is None else pod.created_at // _SECOND,
         "started_at": None if pod.started_at is None else pod.started_at // _SECOND,
+        "limits": [limit._asdict() for limit in pod.limits],
         "user_annotations": dict(pod.user_annotations),
         "user_labels": dict(pod.user_labels),
     }

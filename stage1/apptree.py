@@ -122,6 +122,20 @@ def _attach_over(tree: int, path: str) -> None:
 # The app's child
 
 
+def show_console(slave: int) -> None:
+    """Bind the app's terminal on /dev/console (spec 0.8.11, "ACE", "Execution Environment"), over that of an earlier
+    start. Called after `furnish`. Raises LaunchError."""
+    try:
+        os.close(os.open("/dev/console", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY, 0o600))
+        place = os.open("/dev/console", os.O_PATH | os.O_NOFOLLOW)
+        tree = syscalls.open_tree(slave, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+        syscalls.move_mount(tree, place, "/dev/console")
+        os.close(tree)
+        os.close(place)
+    except OSError as error:
+        raise LaunchError(f"cannot show the terminal as /dev/console: {error.strerror or reason(error)}") from error
+
+
 def furnish(plan: AppPlan, fds: list[int]) -> None:
     """Make the app's root from `fds`, as `open_app` gave them, and enter it: nothing else is mounted afterwards. Called
     in a child of the supervisor that has just left its mount namespace. Closes `fds`. Raises LaunchError."""

@@ -211,11 +211,12 @@ def _disk(directory: str) -> tuple[str, str]:
 class PodCgroup:
     """A pod's cgroups, or nothing at all where `path` is empty; every method can be called in either case."""
 
-    def __init__(self, path: str, disk: tuple[str, str], owner: tuple[int, int] | None, refusal: str) -> None:
+    def __init__(self, directory: str, path: str, owner: tuple[int, int] | None, refusal: str) -> None:
         self.path = path
         self.refusal = refusal
         """Why there are no cgroups."""
-        self._disk = disk
+        self._directory = directory
+        self._disk = _disk(directory)
         self._owner = owner
         self._limits = Limits()
         self._reports: list[Report] = []
@@ -226,7 +227,7 @@ class PodCgroup:
         a user namespace. May move this process into a leaf of its delegated cgroup. LaunchError on refusal.
         """
         place = find()
-        pod = cls("" if place.refusal else f"{place.base}/{uuid}", _disk(directory), owner, place.refusal)
+        pod = cls(directory, "" if place.refusal else f"{place.base}/{uuid}", owner, place.refusal)
         if pod.path:
             _record(directory, pod.path)
             try:
@@ -325,6 +326,9 @@ class PodCgroup:
                 verdict, detail = NOT_ENFORCEABLE, self._disk[1]
             else:
                 verdict, detail = _set(path, setting)
+                if verdict == NOT_ENFORCEABLE:
+                    why = enforceable(self._directory).get(CONTROLLER_OF.get(setting.name, "memory"), "")
+                    detail = why or detail
             self._reports.append(Report(app, setting.name, verdict, detail))
         # An app that lost some of its processes is of no use: it ends as a whole, and its restart policy decides.
         if self.path and app and (limits.memory or self._limits.memory):

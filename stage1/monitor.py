@@ -126,7 +126,16 @@ class Monitor:
         for app in self._apps.values():
             self._start(app)
         self._tell("sealed")
+        self._report_limits()
         self._loop.run()
+
+    def _report_limits(self) -> None:
+        """Where `rkpy status` finds what became of them."""
+        found = (
+            poddir.LimitReport(report.app or "-", report.name, f"{report.verdict}: {report.detail}")
+            for report in self._cgroup.report()
+        )
+        poddir.write_limits(self._plan.directory, found)
 
     def _terminate(self) -> None:
         self._stopping = True
@@ -289,6 +298,7 @@ class Monitor:
             if app.state == RUNNING:
                 raise PodError(f'app "{name}" is running already')
             self._start(app)
+            self._report_limits()
         elif op in ("stop", "kill", "restart"):
             if app.state != RUNNING:
                 raise PodError(f'app "{name}" is not running')

@@ -12,6 +12,7 @@
     rootfs/APP                where the app's root appears, or the copied root itself
     volumes/NAME              empty volumes
     control                   the socket of the pod's monitor
+    limits                    what became of the limits asked for, one a line: "APP NAME VERDICT: DETAIL"
     volumes/APP.POINT         what a mount point of the app's image without a volume was given
     etc/{hosts,hostname}      for apps whose image has none
     status/APP                how the app ended, see `read_ending`
@@ -28,6 +29,7 @@ The layout is documented for users in docs/on-disk-format.md.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 LOCK = "lock"
@@ -37,6 +39,7 @@ FLAVOUR = "flavour"
 PID = "pid"
 STARTING = "starting"
 CONTROL = "control"
+LIMITS = "limits"
 NAME = "name"
 PRIVATE_USERS = "private-users"
 APPS_LOCK = "apps-lock"
@@ -162,9 +165,33 @@ def write_status(pod: str, app: str, text: str) -> None:
 def _write_word_file(path: str, text: str) -> None:
     """Whole or not at all."""
     os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
-    with open(f"{path}.new", "w", encoding="ascii") as file:
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
         file.write(f"{text}\n")
     os.rename(f"{path}.new", path)
+
+
+class LimitReport(NamedTuple):
+    """What became of one limit."""
+
+    app: str
+    """"-" for a limit of the whole pod."""
+    name: str
+    verdict: str
+    """"enforced", "adjusted" or "not enforceable", a colon, and the particulars."""
+
+
+def write_limits(pod: str, reports: Iterable[LimitReport]) -> None:
+    """Record what became of the limits; written whole or not at all."""
+    _write_word_file(f"{pod}/{LIMITS}", "\n".join(" ".join(report) for report in reports))
+
+
+def read_limits(pod: str) -> list[LimitReport]:
+    """What was recorded; empty when nothing was."""
+    try:
+        with open(f"{pod}/{LIMITS}", encoding="utf-8", errors="replace") as file:
+            return [LimitReport(*line.rstrip("\n").split(" ", 2)) for line in file if line.count(" ") >= 2]
+    except FileNotFoundError:
+        return []
 
 
 class Ending(NamedTuple):

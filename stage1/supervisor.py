@@ -380,6 +380,7 @@ def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
         report.send("terminal", (master,))
         os.close(master)
         terminal.set_size(slave, *window)
+        apptree.show_console(slave)
         terminal.take_terminal(slave, tuple(fd for fd, word in enumerate(streams) if word == "tty"))
     for fd, word in enumerate(streams):
         if word != "tty":

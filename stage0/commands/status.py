@@ -57,7 +57,7 @@ def command(
     if form:
         render.write_json(podinfo.to_json(info), pretty=form == "json-pretty")
     else:
-        lines = [*_lines(info), *_signers(info, Store(config.store))]
+        lines = [*_lines(info), *_signers(info, Store(config.store)), *_limits(info)]
         click.echo("".join(f"{key}={value}\n" for key, value in lines), nl=False)
 
 
@@ -96,6 +96,12 @@ def _signers(pod: PodInfo, store: Store) -> Iterator[tuple[str, object]]:
             continue
         if verification is not None:
             yield f"signed-{app.name}", verification.fingerprint
+
+
+def _limits(pod: PodInfo) -> Iterator[tuple[str, object]]:
+    """What became of the limits of the pod ("-") and its apps."""
+    for limit in pod.limits:
+        yield f"limit-{limit.app}-{limit.name}", limit.verdict
 
 
 def _lines(pod: PodInfo) -> list[tuple[str, object]]:
