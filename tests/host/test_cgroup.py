@@ -192,7 +192,7 @@ def test_pods_that_come_and_go_at_once_do_not_disturb_each_other(tmp_path: Path)
 
 
 def test_without_cgroups_everything_answers(directory: str) -> None:
-    pod = PodCgroup("", ("8:0", ""), None, "no cgroup2 file system is mounted")
+    pod = PodCgroup(directory, "", None, "no cgroup2 file system is mounted")
     assert pod.init_fd() == pod.app("web", Limits(memory=1 << 20, pids=7)) == -1
     assert [(report.name, report.verdict, report.detail) for report in pod.report()] == [
         ("memory", cgroup.NOT_ENFORCEABLE, "no cgroup2 file system is mounted"),
