@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from aci import isolators as isolator
+from aci.document import Flaw
 from aci.image_manifest import Isolator, Port
 from aci.pod_manifest import PROPAGATIONS, ExposedPort, RuntimeMount, Volume
 from aci.types import ac_name, quantity
@@ -194,7 +195,16 @@ def isolators(flags: Values) -> Iterator[Isolator]:
     for name in flags.typed():
         if name in makers:
             made = makers[name](flags)
-            yield from (made,) if isinstance(made, Isolator) else made
+            for one in (made,) if isinstance(made, Isolator) else made:
+                yield _checked(name, one)
+
+
+def _checked(flag: str, made: Isolator) -> Isolator:
+    try:
+        isolator.check([made])
+    except Flaw as flaw:
+        raise UsageError(f"--{flag}: {flaw.reason}", hint=flaw.hint) from flaw
+    return made
 
 
 _RESTRICTIONS = (
