@@ -22,6 +22,13 @@ HEAVY = {
     "shutil", "hashlib", "tarfile", "datetime", "urllib", "asyncio", "inspect", "socket", "threading", "random",
     "cryptography", "yaml",
 }  # fmt: skip
+LIBRARY = {
+    "abc", "binascii", "codecs", "collections", "contextlib", "copyreg", "ctypes", "encodings", "enum", "errno",
+    "fcntl", "functools", "gc", "genericpath", "io", "itertools", "json", "keyword", "marshal", "operator", "os",
+    "posix", "posixpath", "re", "reprlib", "select", "signal", "stat", "struct", "sys", "termios", "time", "types",
+    "typing", "warnings", "zipimport",
+}  # fmt: skip
+"""What of Python's library the processes that stay may have loaded, besides its private modules (`_socket`)."""
 
 
 def _imports(path: pathlib.Path) -> set[str]:
@@ -60,3 +67,15 @@ def test_the_start_path_imports_nothing_heavy(module: str) -> None:
     code = f"import sys; import stage0.main, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not HEAVY & {name.partition(".")[0] for name in loaded.stdout.split()}
+
+
+@pytest.mark.parametrize("module", ["monitor", "supervisor", "entrance"])
+def test_what_stays_resident_is_small(module: str) -> None:
+    """Started as `stage1.boot` starts them. No room but those the apps are launched from, and little of the library."""
+    code = f"import sys; sys.path.insert(0, sys.argv[1]); import stage1.boot, stage1.{module}; print(*sys.modules)"
+    words = [sys.executable, "-I", "-S", "-c", code, str(ROOT)]
+    loaded = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    names = {name.partition(".")[0] for name in loaded} - {"__main__", "builtins"}
+    assert "stage1.boot" in loaded
+    assert {name for name in names if not name.startswith("_")} <= LIBRARY | {"common", "stage1", "stage2"}
+    assert not HEAVY & names
