@@ -1,4 +1,4 @@
-"""System calls Python 3.11 does not wrap. The only module that imports ctypes.
+"""System calls Python 3.11 does not wrap. Beside `common.libseccomp` the only module with ctypes.
 
 Each wrapper keeps the kernel's name, takes and returns Python values, and raises `OSError` with the errno and the path
 it was about. Descriptors it returns are close-on-exec. Numbers of 424 and above are the same on every architecture.
@@ -14,7 +14,6 @@ import struct
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
-AT_SYMLINK_NOFOLLOW = 0x100
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -32,7 +31,6 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_INTO_CGROUP = 0x200000000
 
-MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8

@@ -15,7 +15,7 @@ from common.errors import LaunchError, reason
 from stage1.mounts import NO_NAMESPACES, Bind, Namespaces, Step, attach, is_read_only, new_file_system
 from stage1.targets import AppRoot, mount_id, open_plain, open_target
 
-PROC, SYS, CGROUP, NODES, EMPTY, ONLY_CGROUP = "/proc", "/sys", "/cgroup", "/nodes", "/empty", "/only-cgroup"
+PROC, SYS, NODES, EMPTY, ONLY_CGROUP = "/proc", "/sys", "/nodes", "/empty", "/only-cgroup"
 """What lies where in the supervisor's root."""
 NODE_NUMBERS = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 """The devices every app has, by the numbers Linux gave them (Documentation/admin-guide/devices.txt)."""
@@ -23,11 +23,12 @@ QUIET = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_
 
 
 class Kernel(NamedTuple):
-    """The supervisor's own procfs, sysfs or cgroup2."""
+    """The supervisor's own procfs or sysfs."""
 
     place: str
-    """Where the supervisor has it: PROC, SYS or CGROUP."""
+    """Where the supervisor has it: PROC or SYS."""
     target: str
+    """A directory of the root itself."""
     read_only: bool
     guarded: bool
     """No volume may cover anything in it."""
@@ -36,8 +37,7 @@ class Kernel(NamedTuple):
         return f"{self.place[1:]} on {self.target}" + (" (read-only)" if self.read_only else "")
 
     def apply(self, root: AppRoot, source: int) -> None:
-        at_top = self.target.count("/") == 1
-        place = open_plain(root, self.target) if at_top else _made(root, self.target)
+        place = open_plain(root, self.target)
         tree = _copy(self.place, QUIET | (syscalls.MOUNT_ATTR_RDONLY if self.read_only else 0))
         attach(tree, place, self.target, self.target)
         if self.guarded:
@@ -47,7 +47,7 @@ class Kernel(NamedTuple):
 
 
 class FileSystem(NamedTuple):
-    """A file system of the kernel that every app has for itself: devpts."""
+    """A file system of the kernel that every app has for itself, such as devpts."""
 
     kind: str
     target: str
