@@ -22,9 +22,9 @@ _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from stage1.boot impor
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def execute(job: str, command: str, value: Any, *, keep: tuple[int, ...] = ()) -> NoReturn:
-    """Become the process that does `job` (a key of `_JOBS`) with the plan `value`; `command` is the rkpy command that
-    errors are reported for. The descriptors `keep` stay open. LaunchError when that is not possible."""
+def execute(job: str, value: Any, *, keep: tuple[int, ...] = ()) -> NoReturn:
+    """Become the process that does `job` (a key of `_JOBS`, and the rkpy command that errors are reported for) with the
+    plan `value`. The descriptors `keep` stay open. LaunchError when that is not possible."""
     fd = channel.memory_file(plan.dumps(value))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -32,7 +32,7 @@ def execute(job: str, command: str, value: Any, *, keep: tuple[int, ...] = ()) -
         interpreter = _read_only_clone("/proc/self/exe")
         for inherited in (fd, *keep):
             os.set_inheritable(inherited, True)
-        words = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, job, command, str(fd)]
+        words = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, job, str(fd)]
         os.execve(interpreter, words, os.environ)  # noqa: S606
     except OSError as error:
         raise LaunchError(f"cannot execute the Python interpreter again: {reason(error)}") from error
@@ -40,42 +40,41 @@ def execute(job: str, command: str, value: Any, *, keep: tuple[int, ...] = ()) -
 
 def _read_only_clone(path: str) -> int:
     """A descriptor of the file `path` in a read-only mount that nobody else has."""
-    flags = syscalls.OPEN_TREE_CLONE
-    tree = syscalls.open_tree(syscalls.AT_FDCWD, path, flags)
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
     syscalls.mount_setattr(tree, path, set_attributes=syscalls.MOUNT_ATTR_RDONLY, recursive=False)
     return tree
 
 
-def _run(command: str, value: plan.PodPlan) -> int:
+def _run(value: plan.PodPlan) -> int:
     from stage1.monitor import Monitor
 
-    return Monitor(command, value).run()
+    return Monitor("run", value).run()
 
 
-def _enter(command: str, value: Any) -> int:
+def _enter(value: plan.EnterPlan) -> int:
     from stage1.entrance import enter
 
     return enter(value)
 
 
-_JOBS: dict[str, Callable[[str, Any], int]] = {"run": _run, "enter": _enter}
+_JOBS: dict[str, Callable[[Any], int]] = {"run": _run, "enter": _enter}
 
 
 def main() -> NoReturn:
-    """What the executed interpreter runs: its arguments are the job, the command and the descriptor of the plan."""
+    """What the executed interpreter runs: its arguments are the job and the descriptor of the plan."""
     gc.disable()  # until the start is over
-    job, command, fd = sys.argv[1:]
+    job, fd = sys.argv[1:]
     # Whoever starts us may have blocked signals that we wait for.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     try:
         value = plan.loads(channel.read_memory_file(int(fd)))
-        status = _JOBS[job](command, value)
+        status = _JOBS[job](value)
     except RkpyError as error:
-        complain(command, str(error))
+        complain(job, str(error))
         status = error.exit_status
     except OSError as error:
-        complain(command, f"{error.filename or ''}: {error.strerror}".removeprefix(": "))
+        complain(job, f"{error.filename or ''}: {error.strerror}".removeprefix(": "))
         status = EXIT_FAILURE
     sys.exit(status)
 

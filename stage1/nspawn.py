@@ -98,7 +98,7 @@ def plan(pod: PreparedPod) -> PodPlan:
         lock_fd=pod.lock_fd,
         apps=tuple(_app_plan(pod, app)[0] for app in pod.apps),
         hostname=pod.hostname or pod.name or f"rkpy-{pod.uuid}",
-        host_network=_is_host_network(pod),
+        host_network=app_steps.uses_host_network(pod),
         private_ipc=pod.ipc != "parent",
         private_range=pod.private_range,
         exit_policy=pod.exit_policy,
@@ -109,10 +109,6 @@ def plan(pod: PreparedPod) -> PodPlan:
         limits=resources.of_pod(pod.isolators),
         debug=pod.debug,
     )
-
-
-def _is_host_network(pod: PreparedPod) -> bool:
-    return pod.net == ("host",)
 
 
 def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
@@ -177,7 +173,7 @@ def run(pod: PreparedPod) -> NoReturn:
     for app, planned in zip(pod.apps, made.apps, strict=True):
         implicit.fill(pod, app)
         _record_launch(pod.directory, planned)
-    boot.execute("run", "run", made, keep=(pod.lock_fd,))
+    boot.execute("run", made, keep=(pod.lock_fd,))
 
 
 def _record_launch(directory: str, app: AppPlan) -> None:
@@ -196,7 +192,7 @@ def enter(request: EnterRequest) -> NoReturn:
             spec: LaunchSpec = loads(file.read())
     except (OSError, ValueError) as error:
         raise PodError(f'cannot tell how app "{app}" was started: {error}') from error
-    boot.execute("enter", "enter", EnterPlan(request.directory, app, *started, _entering(spec, request)))
+    boot.execute("enter", EnterPlan(request.directory, app, *started, _entering(spec, request)))
 
 
 def _entering(spec: LaunchSpec, request: EnterRequest) -> LaunchSpec:
