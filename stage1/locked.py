@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
-from _socket import socket as Socket  # noqa: N812 - a class
 from contextlib import ExitStack
 from typing import NoReturn
 
 from common import syscalls
 from common.errors import LaunchError, reason
+from stage1 import channel
 from stage1.rootfs import let_go
-
-CLONE_NEWUSER = 0x10000000
-AT_ONCE = 200
-"""Descriptors in one message; the kernel takes 253 (unix(7), SCM_RIGHTS)."""
 
 
 def lock(fds: list[int], users: int, place: str) -> list[int]:
@@ -52,7 +46,7 @@ def _attach(fd: int, path: str) -> None:
 
 def _copied(count: int, users: int, place: str) -> list[int]:
     """The copies, made by a child that is in `users`, where this process could not come back from."""
-    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    ours, theirs = channel.pair()
     child = os.fork()
     if child == 0:
         _copy(count, users, place, theirs)
@@ -60,10 +54,10 @@ def _copied(count: int, users: int, place: str) -> list[int]:
     found: list[int] = []
     try:
         while len(found) < count:
-            said, messages, _, _ = ours.recvmsg(16, CMSG_SPACE(4 * AT_ONCE), MSG_CMSG_CLOEXEC)
-            found += (fd for _, _, data in messages for fd in struct.unpack(f"{len(data) // 4}i", data))
-            if not messages:
-                code = int(said or b"0")
+            said, fds = ours.receive()
+            found += fds
+            if not fds:
+                code = int(said or "0")
                 raise OSError(code, os.strerror(code) if code else "the process that does it died")
     except BaseException:
         for fd in found:
@@ -75,16 +69,15 @@ def _copied(count: int, users: int, place: str) -> list[int]:
     return found
 
 
-def _copy(count: int, users: int, place: str, answer: Socket) -> NoReturn:
+def _copy(count: int, users: int, place: str, answer: channel.Channel) -> NoReturn:
     try:
-        syscalls.setns(users, CLONE_NEWUSER)
+        syscalls.setns(users, syscalls.CLONE_NEWUSER)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
         trees = [syscalls.open_tree(syscalls.AT_FDCWD, f"{place}/{number}", flags) for number in range(count)]
-        for start in range(0, count, AT_ONCE):
-            some = trees[start : start + AT_ONCE]
-            answer.sendmsg([b"0"], [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(some)}i", *some))])
+        for start in range(0, count, channel.MAX_FDS):
+            answer.send("0", trees[start : start + channel.MAX_FDS])
     except OSError as error:
-        answer.send(b"%d" % (error.errno or 0))
+        answer.send(f"{error.errno or 0}")
     finally:
         os._exit(0)
