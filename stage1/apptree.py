@@ -3,7 +3,7 @@ detached mounts, and the app's child, in namespaces where nothing of the host is
 
     monitor      open_app          has every right; walks paths of the host
     supervisor   supervisor_root   once, first of all: lets go of the host's mounts
-    app's child  furnish           in a mount namespace of its own; walks paths of the image
+    app's child  furnish, show_console    in a mount namespace of its own; walks paths of the image
 """
 
 from __future__ import annotations
@@ -137,8 +137,9 @@ def show_console(slave: int) -> None:
 
 
 def furnish(plan: AppPlan, fds: list[int]) -> None:
-    """Make the app's root from `fds`, as `open_app` gave them, and enter it: nothing else is mounted afterwards. Called
-    in a child of the supervisor that has just left its mount namespace. Closes `fds`. Raises LaunchError."""
+    """Make the app's root from `fds`, as `open_app` gave them, and enter it: nothing but the terminal (`show_console`)
+    is mounted afterwards. Called in a child of the supervisor that has just left its mount namespace. Closes `fds`.
+    Raises LaunchError."""
     sources = iter(fds)
     root_fd = next(sources)
     try:

@@ -117,10 +117,7 @@ def start_time(pid: int) -> int | None:
 def write_leader(pod: str, pid: int) -> None:
     """Record `pid` as the pod's leader; written whole or not at all."""
     mount_namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-    partial = f"{pod}/{PID}.new"
-    with open(partial, "w", encoding="ascii") as file:
-        file.write(f"{pid} {start_time(pid)} {mount_namespace} {boot_id()}\n")
-    os.rename(partial, f"{pod}/{PID}")
+    _write_text(f"{pod}/{PID}", f"{pid} {start_time(pid)} {mount_namespace} {boot_id()}")
 
 
 def read_leader(pod: str) -> Leader | None:
@@ -135,7 +132,7 @@ def read_leader(pod: str) -> Leader | None:
 
 def write_started(pod: str, app: str, pid: int) -> None:
     """Record the main process of `app`, which has not ended yet."""
-    _write_word_file(started(pod, app), f"{pid} {start_time(pid) or 0}")
+    _write_of_app(started(pod, app), f"{pid} {start_time(pid) or 0}")
     try:
         os.unlink(status(pod, app))
     except FileNotFoundError:
@@ -144,7 +141,7 @@ def write_started(pod: str, app: str, pid: int) -> None:
 
 def write_restarts(pod: str, app: str, times: int) -> None:
     """Record how many times `app` has been started again."""
-    _write_word_file(restarts(pod, app), str(times))
+    _write_of_app(restarts(pod, app), str(times))
 
 
 def read_started(pod: str, app: str) -> tuple[int, int] | None:
@@ -159,12 +156,16 @@ def read_started(pod: str, app: str) -> tuple[int, int] | None:
 
 def write_status(pod: str, app: str, text: str) -> None:
     """Record how `app` ended."""
-    _write_word_file(status(pod, app), text)
+    _write_of_app(status(pod, app), text)
 
 
-def _write_word_file(path: str, text: str) -> None:
-    """Whole or not at all."""
+def _write_of_app(path: str, text: str) -> None:
     os.makedirs(os.path.dirname(path), mode=0o750, exist_ok=True)
+    _write_text(path, text)
+
+
+def _write_text(path: str, text: str) -> None:
+    """Whole or not at all."""
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         file.write(f"{text}\n")
     os.rename(f"{path}.new", path)
@@ -182,7 +183,7 @@ class LimitReport(NamedTuple):
 
 def write_limits(pod: str, reports: Iterable[LimitReport]) -> None:
     """Record what became of the limits; written whole or not at all."""
-    _write_word_file(f"{pod}/{LIMITS}", "\n".join(" ".join(report) for report in reports))
+    _write_text(f"{pod}/{LIMITS}", "\n".join(" ".join(report) for report in reports))
 
 
 def read_limits(pod: str) -> list[LimitReport]:
@@ -235,10 +236,7 @@ def read_restarts(pod: str, app: str) -> int:
 
 def write_private_range(pod: str, first: int, count: int) -> None:
     """Record the host IDs the pod's user namespace has; written whole or not at all."""
-    partial = f"{pod}/{PRIVATE_USERS}.new"
-    with open(partial, "w", encoding="ascii") as file:
-        file.write(f"{first}:{count}\n")
-    os.rename(partial, f"{pod}/{PRIVATE_USERS}")
+    _write_text(f"{pod}/{PRIVATE_USERS}", f"{first}:{count}")
 
 
 def read_private_range(pod: str) -> tuple[int, int] | None:
