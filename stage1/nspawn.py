@@ -40,6 +40,8 @@ def check(pod: PreparedPod) -> list[str]:
     warnings = []
     if pod.net is None:
         warnings.append('nspawn has no network "default": the pod has loopback only, as with --net=none')
+    ignored = (isolator.name for isolator in pod.isolators if isolator.name not in restrictions.RESOURCES)
+    warnings += [f'nspawn ignores isolator "{name}" of the pod' for name in ignored]
     for app in pod.apps:
         made, more = _app_plan(pod, app)
         warnings += more

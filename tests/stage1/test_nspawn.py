@@ -1,0 +1,80 @@
+"""What nspawn ignores, and says so, and what it refuses; needs no root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aci.image_manifest import App, Isolator, Port
+from common.errors import UsageError
+from stage1 import nspawn
+from stage1.flavour import PreparedApp, PreparedPod
+from stage1.plan import PodPlan, dumps, loads
+
+
+def app(name: str = "web", **fields: Any) -> PreparedApp:
+    return PreparedApp(name, "sha512-0", App(**{"exec": ("/bin/web",), **fields}), ("/l/1",), False, ())
+
+
+def pod(directory: Path, **fields: Any) -> PreparedPod:
+    base = PreparedPod("the-uuid", str(directory), 3, (app(),), ("none",), (), (), "", "auto", False, (), (), False)
+    return base._replace(**{"insecure": ("seccomp",), **fields})
+
+
+WARNINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "nothing": ({}, []),
+    "the host's network": ({"net": ("host",)}, []),
+    "the host's IPC": ({"ipc": "parent"}, []),
+    "no word on networks": ({"net": None}, ['nspawn has no network "default": the pod has loopback only']),
+    "isolators": (
+        {"apps": (app(isolators=(Isolator("os/unix/sysctl", {}), Isolator("example.com/unknown", 1))),)},
+        [f'nspawn ignores isolator "{name}" of app "web"' for name in ("os/unix/sysctl", "example.com/unknown")],
+    ),
+    "pod isolators": (
+        {"isolators": (Isolator("os/linux/no-new-privileges", True), Isolator("resource/pids", {}))},
+        ['nspawn ignores isolator "os/linux/no-new-privileges" of the pod'],
+    ),
+    "ports": (
+        {"apps": (app(ports=(Port("plain", "tcp", 80, 1, False), Port("http", "tcp", 81, 1, True))),)},
+        ['nspawn ignores socket activation of port "http" of app "web"'],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WARNINGS)
+def test_one_warning_per_ignored_field(tmp_path: Path, case: str) -> None:
+    fields, expected = WARNINGS[case]
+    found = nspawn.check(pod(tmp_path, **fields))
+    assert len(found) == len(expected)
+    assert all(text.startswith(start) for text, start in zip(found, expected, strict=True))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no apps": ({"apps": ()}, "the pod has no apps"),
+    "nothing to execute": ({"apps": (app(exec=()),)}, 'app "web" has nothing to execute'),
+    "several at one terminal": ({"apps": (app(), app("db")), "interactive": True}, "takes exactly one app, not 2"),
+    "published ports": ({"ports": ("http",)}, "cannot publish ports"),
+    "names": ({"name_options": ("--dns", "--hosts-entry")}, "cannot honour --dns, --hosts-entry"),
+    "a network": ({"net": ("lan",)}, 'has no network "lan"'),
+    "the default network by name": ({"net": ("default",)}, 'has no network "default"'),
+    "two networks": ({"net": ("none", "host")}, "none and host stand alone"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_ignored_safely_is_refused(tmp_path: Path, case: str) -> None:
+    fields, message = REFUSED[case]
+    with pytest.raises(UsageError, match=message):
+        nspawn.check(pod(tmp_path, **fields))
+
+
+def test_a_sandbox_may_be_empty(tmp_path: Path) -> None:
+    assert nspawn.check(pod(tmp_path, apps=(), mutable=True)) == []
+
+
+def test_a_plan_survives_the_way_to_the_monitor(tmp_path: Path) -> None:
+    made = nspawn.plan(pod(tmp_path, private_range=(1 << 20, 1 << 16), name="blue"))
+    assert isinstance(made, PodPlan) and made.hostname == "blue"
+    assert loads(dumps(made)) == made
