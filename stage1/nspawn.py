@@ -99,7 +99,7 @@ def plan(pod: PreparedPod) -> PodPlan:
         directory=pod.directory,
         lock_fd=pod.lock_fd,
         apps=tuple(_app_plan(pod, app)[0] for app in pod.apps),
-        hostname=pod.hostname or pod.name or f"rkpy-{pod.uuid}",
+        hostname=pod.hostname,
         host_network=app_steps.uses_host_network(pod),
         private_ipc=pod.ipc != "parent",
         private_range=pod.private_range,

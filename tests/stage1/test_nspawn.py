@@ -75,6 +75,6 @@ def test_a_sandbox_may_be_empty(tmp_path: Path) -> None:
 
 
 def test_a_plan_survives_the_way_to_the_monitor(tmp_path: Path) -> None:
-    made = nspawn.plan(pod(tmp_path, private_range=(1 << 20, 1 << 16), name="blue"))
+    made = nspawn.plan(pod(tmp_path, private_range=(1 << 20, 1 << 16), hostname="blue"))
     assert isinstance(made, PodPlan) and made.hostname == "blue"
     assert loads(dumps(made)) == made
