@@ -1,10 +1,10 @@
 #!/bin/sh
-# The main job, from nothing: make an image, sign it, trust the key, run it under fly; then tamper with it and see it
-# refused. On Debian 12, as root. Everything but the packages and .venv lives in a temporary directory.
+# The main job, from nothing: make an image, sign it, trust the key, run it under fly and under nspawn; then tamper
+# with it and see it refused. On Debian 12, as root. Everything but the packages and .venv lives in a temporary directory.
 set -eu
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 . "$ROOT/tests/setup.sh"
-install_packages python3-venv gnupg busybox-static
+install_packages python3-venv gnupg busybox-static libseccomp2
 install_rkpy "$ROOT"
 
 work=$(mktemp -d)
@@ -58,6 +58,9 @@ rkpy run --stage1=fly "$work/hello.aci"
 say "From the store, by name:"
 rkpy run --stage1=fly example.com/hello:1.0 --exec=/bin/sh -- -c 'echo my own words; exit 3' || echo "exit status $?"
 rkpy image list
+
+say "The same image in namespaces of its own, without a network:"
+rkpy run --net=none example.com/hello:1.0 --exec=/bin/sh -- -c 'busybox ps; exit 4' || echo "exit status $?"
 rkpy list
 
 say "One byte changed, and it is refused:"

@@ -6,7 +6,7 @@ ROOT=$(cd "$(dirname "$0")/.." && pwd)
 cd "$ROOT"
 . tests/setup.sh
 install_packages python3-venv gnupg gcc libc6-dev libcap2-bin attr busybox-static buildah skopeo umoci podman runc \
-    bubblewrap hyperfine mmdebstrap strace tar xz-utils zstd shellcheck systemd docker-registry apache2-utils openssl \
+    libseccomp2 bubblewrap hyperfine mmdebstrap strace tar xz-utils zstd shellcheck systemd docker-registry apache2-utils openssl \
     qemu-system-x86 linux-image-cloud-amd64 e2fsprogs
 install_rkpy -e "${ROOT}[dev]"
 
