@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from common.errors import PodError
 from stage1.loop import HANGUP, READ, Loop, Timer
 from stage1.outlet import Outlet
+from stage1.terminal import set_size
 
 _CHUNK = 65536
 _LINE = 16384
@@ -381,11 +382,10 @@ class AppStreams:
         self._sources["tty"].open(master)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Tell the app the size of the terminal it is shown on; the kernel sends it SIGWINCH (tty_ioctl(4))."""
+        """Tell the app the size of the terminal it is shown on."""
         if "tty" in self._sources and self.input is not None:
-            size = struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0)
             try:
-                fcntl.ioctl(self._input_fd, termios.TIOCSWINSZ, size)
+                set_size(self._input_fd, rows, columns)
             except OSError:
                 pass  # the app is gone
 
