@@ -163,8 +163,8 @@ def _clear(directory: str, app: RuntimeApp) -> None:
     """Remove what bears the app's name, and its own volumes. Layers are shared and stay."""
     for parent in _OF_APP:
         _remove(f"{directory}/{parent}", app.name)
-    for volume in _own_volumes(app):
-        _remove(f"{directory}/volumes", volume.name)
+    for volume in (*(volume.name for volume in _own_volumes(app)), *poddir.implicit_volumes(directory, app.name)):
+        _remove(f"{directory}/volumes", volume)
 
 
 def _remove(parent: str, name: str) -> None:

@@ -66,6 +66,14 @@ def implicit_volume(pod: str, app: str, point: str) -> str:
     return f"{pod}/volumes/{app}.{point}"
 
 
+def implicit_volumes(pod: str, app: str) -> list[str]:
+    """The names of those of `app` in the directory of volumes, unfinished ones too."""
+    try:
+        return [name for name in os.listdir(f"{pod}/volumes") if name.startswith(f"{app}.")]
+    except FileNotFoundError:
+        return []
+
+
 def etc(pod: str, name: str) -> str:
     return f"{pod}/etc/{name}"
 

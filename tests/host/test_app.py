@@ -110,15 +110,19 @@ def test_apps_come_and_go(rkpy: Recorded, started: Starter, image: str, tmp_path
     assert rkpy.ok("app", "list", "--no-legend", pod.name) == "one\tcreated\ntwo\tcreated\n"
     (pod / "states").write_text('{"one": "running", "other": "running"}')
     assert rkpy.ok("app", "list", pod.name).splitlines()[1:] == ["one\trunning", "two\tcreated"]
-    for part in ("overlay", "status"):
-        for name in ("one", "two"):
-            (pod / part / name).mkdir(parents=True)
+    for name in ("overlay/one", "overlay/two", "status/one", "status/two", "volumes/one.db", "volumes/two.db"):
+        (pod / name).mkdir(parents=True)
     rkpy.ok("app", "rm", "--app=one", pod.name)
     assert rkpy.calls("app_rm") == [["one"]]
     assert names(pod) == ["two"]
-    left = {str(path.relative_to(pod)) for path in pod.rglob("*") if path.name in ("one", "own")}
+    left = {str(path.relative_to(pod)) for path in pod.rglob("*") if path.name in ("one", "own", "one.db")}
     assert left == set()
-    assert (pod / "overlay/two").is_dir() and (pod / "appsinfo/two/layers").is_file() and (pod / "rootfs/two").is_dir()
+    assert (
+        (pod / "overlay/two").is_dir()
+        and (pod / "volumes/two.db").is_dir()
+        and (pod / "appsinfo/two/layers").is_file()
+        and (pod / "rootfs/two").is_dir()
+    )
     assert (tmp_path / "shared").is_dir()
 
 
