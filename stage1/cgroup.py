@@ -250,7 +250,7 @@ class PodCgroup:
             try:
                 self._make(path)
             except FileExistsError:
-                self._reports = [report for report in self._reports if report.app != name]
+                pass
             except OSError as error:
                 raise LaunchError(f'cannot make the cgroup of app "{name}": {reason(error)}') from error
         self._apply(name, limits)
@@ -284,6 +284,7 @@ class PodCgroup:
 
     def remove_app(self, name: str) -> None:
         """Kill what is left of the app and remove its cgroup. PodError when something does not die."""
+        self._forget(name)
         if self.path:
             _destroy(f"{self.path}/{name}")
 
@@ -315,7 +316,11 @@ class PodCgroup:
         if self._owner is not None:
             os.chown(f"{path}/cgroup.procs", *self._owner)
 
+    def _forget(self, app: str) -> None:
+        self._reports = [report for report in self._reports if report.app != app]
+
     def _apply(self, app: str, limits: Limits) -> None:
+        self._forget(app)
         path = f"{self.path}/{app}" if app else self.path
         for setting in _settings(limits, self._disk[0]):
             if setting.name == "swap" and self._reports[-1].verdict == NOT_ENFORCEABLE:

@@ -79,9 +79,11 @@ def test_an_app_is_started_again_in_its_cgroup_and_removed(pod: PodCgroup) -> No
 
 
 def test_a_limit_is_reported_once_however_often_the_app_starts(pod: PodCgroup) -> None:
-    for _ in range(2):
-        os.close(pod.app("web", Limits(pids=64)))
+    for make in (pod.app, pod.app, pod.renew):
+        os.close(make("web", Limits(pids=64)))
     assert [(report.app, report.name) for report in pod.report()] == [("web", "pids")]
+    pod.remove_app("web")
+    assert pod.report() == []
 
 
 def test_what_is_said_to_be_enforceable_is_enforced_and_nothing_else(directory: str) -> None:
