@@ -29,7 +29,7 @@ def execute(job: str, command: str, value: Any, *, keep: tuple[int, ...] = ()) -
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        interpreter = _read_only_clone("/proc/self/exe")
+        interpreter = read_only_clone("/proc/self/exe")
         for inherited in (fd, *keep):
             os.set_inheritable(inherited, True)
         words = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, job, command, str(fd)]
@@ -38,7 +38,7 @@ def execute(job: str, command: str, value: Any, *, keep: tuple[int, ...] = ()) -
         raise LaunchError(f"cannot execute the Python interpreter again: {reason(error)}") from error
 
 
-def _read_only_clone(path: str) -> int:
+def read_only_clone(path: str) -> int:
     """A descriptor of the file `path` in a read-only mount that nobody else has."""
     flags = syscalls.OPEN_TREE_CLONE
     tree = syscalls.open_tree(syscalls.AT_FDCWD, path, flags)

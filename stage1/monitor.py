@@ -87,6 +87,7 @@ class Monitor:
         try:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+            _protect_null()
         except OSError as error:
             raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
 
@@ -346,6 +347,16 @@ class Monitor:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+
+
+def _protect_null() -> None:
+    """Apps are given descriptors of /dev/null, through which the pod's root could change the owner and mode of the
+    host's node: not through a mount that is read-only."""
+    tree = boot.read_only_clone(os.devnull)
+    place = os.open(os.devnull, os.O_PATH)
+    syscalls.move_mount(tree, place, os.devnull)
+    os.close(place)
+    os.close(tree)
 
 
 def _pid_behind(pidfd: int) -> int:

@@ -301,6 +301,40 @@ def test_a_device_in_an_image_cannot_be_opened(ground: Ground, variant: Variant,
     assert set(seen.values()) <= {"EACCES", "EPERM", "ENOENT"}, seen
 
 
+def owner_and_mode(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid, found.st_mode
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Path]]:
+    """The host's nodes of the devices every app has, and of one it can be given. What a test does to them is undone."""
+    given = tmp_path / "given"
+    os.mknod(given, 0o20666, os.makedev(1, 7))
+    given.chmod(0o666)
+    paths = [given, *(Path("/dev", name) for name in ("full", "null", "random", "urandom", "zero"))]
+    before = {path: owner_and_mode(path) for path in paths}
+    yield paths
+    after = {path: owner_and_mode(path) for path in paths}
+    for path, (uid, gid, mode) in before.items():
+        os.chown(path, uid, gid)
+        path.chmod(mode & 0o7777)
+    assert after == before
+
+
+@every(NAMESPACES)
+def test_devices_keep_owner_and_mode(ground: Ground, variant: Variant, nodes: list[Path]) -> None:
+    """Those of an app are mounts of the host's, and so is its standard input: closed by one, it is closed for all."""
+    ask = " + ".join(f"chmod {path} 640 + chown {path} 33 33 + open {path} rw" for path in nodes)
+    lines = ground.ask(variant, f"{ask} + fchmod 0 640", f"--device={nodes[0]}")
+    assert lines == [*(f"{path}: {answer}" for path in nodes for answer in ("EROFS", "EROFS", "ok")), "0: EROFS"]
+
+
+def test_control_devices_of_a_pod_that_has_the_hosts(ground: Ground, nodes: list[Path]) -> None:
+    mode = nodes[-1].stat().st_mode & 0o777
+    assert ground.ask(FLY, f"chmod {nodes[-1]} {mode:o} + fchmod 0 {mode:o}") == [f"{nodes[-1]}: ok", "0: ok"]
+
+
 # --- what an image can have in the place of directories
 
 

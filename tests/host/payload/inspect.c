@@ -10,6 +10,7 @@
  * What it changes; each prints "WHAT: ok" or "WHAT: ERRNO" unless it says otherwise
  *   write PATH TEXT | append PATH TEXT                     print nothing when they succeed
  *   open PATH [r|w|rw] | mkdir PATH | symlink TEXT PATH | unlink PATH | chmod PATH MODE | chown PATH UID GID
+ *   fchmod NUMBER MODE       of a descriptor
  *   mknod PATH b|c|p MAJOR MINOR | setxattr PATH NAME VALUE | mount TYPE PATH [OPTIONS] | chroot PATH | chdir PATH
  *   setns PATH | kill PID SIGNAL | ptrace PID | become UID GID | raise-caps | raise-limit | tiocsti TEXT
  *   setpriv-ambient CAP      put one capability into the inheritable and ambient sets
@@ -796,6 +797,7 @@ static int changes(void) {
     VERB("symlink") report(word(2), symlink(path, word(2)));
     VERB("unlink") report(path, unlink(path));
     VERB("chmod") report(path, chmod(path, strtol(word(2), NULL, 8)));
+    VERB("fchmod") report(path, fchmod(number(1), strtol(word(2), NULL, 8)));
     VERB("chown") report(path, chown(path, number(2), number(3)));
     VERB("mknod") report(path, make_node(path, *word(2), number(3), number(4)));
     VERB("setxattr") report(word(2), setxattr(path, word(2), word(3), strlen(word(3)), 0));
