@@ -12,7 +12,7 @@ from stage1 import cgroup, channel, terminal
 from stage1.channel import Channel
 from stage1.plan import EnterPlan
 from stage1.processes import Process
-from stage2.launch import LaunchSpec, launch
+from stage2.launch import LaunchSpec, forget_keys, launch
 
 _SHELLS = ("/bin/bash", "/bin/sh")
 _NAMESPACES = (
@@ -68,6 +68,7 @@ def _become(spec: LaunchSpec, report: Channel, procs: int, interactive: bool) ->
             os.write(procs, b"0")
             os.close(procs)
         os.setsid()
+        forget_keys()
         if interactive:
             master, slave = terminal.open_pty(0)
             report.send("terminal", (master,))

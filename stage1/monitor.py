@@ -148,18 +148,18 @@ class Monitor:
         if plan.launch.owns_streams:
             self._give_to_pod(streams.child_fds())
         opened = [channel.memory_file(dumps(plan))]
+        null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
             cgroup = self._cgroup.renew(plan.name, plan.limits)
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
-            null = opened[0]  # stands in where the supervisor makes a terminal
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
             fds = (opened[0], *stdio, *opened[1:])
             if len(fds) > channel.MAX_FDS:
                 raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
             self._tell("start", fds)
         finally:
-            for fd in opened:
+            for fd in (*opened, null):
                 os.close(fd)
             streams.close_child_ends()
         app.state = RUNNING

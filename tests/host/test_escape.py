@@ -109,6 +109,37 @@ def test_private_users_have_no_power_over_the_host(ground: Ground, variant: Vari
     assert denied == (set(names) if "users" in variant.name else set()), seen
 
 
+# --- keys
+
+
+def with_key(ground: Ground, *words: object) -> list[str]:
+    """What a command of rkpy prints when its caller has the key "callers" in the session keyring."""
+    command = [ground.inspector, "give-key", "callers", "+", "exec", *ground.rkpy.command(*words)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=DEADLINE,
+        env=ground.rkpy.environment(),
+    )  # fmt: skip
+    assert done.stdout.startswith("callers: ok\n"), done
+    return done.stdout.splitlines()[1:]
+
+
+@every(NAMESPACES)
+def test_keys_of_the_caller_are_not_inherited(ground: Ground, variant: Variant, tmp_path: Path) -> None:
+    """Where no filter keeps an app from its session keyring, which fork(2) and execve(2) hand on."""
+    find = "find-key callers"
+    unfiltered = ("--insecure-options=image,seccomp", "run")
+    assert with_key(ground, *unfiltered, *FLY.words, *ground.app(find)) == ["callers: ok"], "the control"
+    words = [*unfiltered, *variant.words]
+    afterwards = {"name": "post-stop", "exec": ["/bin/inspect", "print-to", "/notes/key", "+", *find.split(" ")]}
+    notes = [f"--volume=notes,kind=host,source={tmp_path}", "--mount=volume=notes,target=/notes"]
+    app = ground.app(find, image=ground.image(eventHandlers=[afterwards]))
+    assert with_key(ground, *words, *notes, *app) == ["callers: ENOKEY"]
+    assert (tmp_path / "key").read_text() == "callers: ENOKEY\n"
+    with ground.running_command(words, ground.app("say up + sleep")) as running:
+        assert running.line() == "up"
+        assert with_key(ground, "enter", running.uuid, "/bin/inspect", "find-key", "callers") == ["callers: ENOKEY"]
+
+
 # --- files of the kernel
 
 WRITABLE = (
@@ -533,6 +564,22 @@ def test_no_working_directory_of_enter_is_a_way_out(ground: Ground, variant: Var
                 )  # fmt: skip
                 assert (done.returncode, done.stdout) == (254, ""), (words, done)
     os.close(leaked)
+
+
+@every(NAMESPACES)
+def test_a_handler_afterwards_has_nothing_of_the_hosts(
+    ground: Ground, variant: Variant, tmp_path: Path, terminal_of: list[Terminal]
+) -> None:
+    """Neither the plan of the app, which stood in for the terminal, nor a cgroup namespace."""
+    ask = ["print-to", "/notes/seen", "+", "fdlinks", "+", "cgroup"]
+    image = ground.image(eventHandlers=[{"name": "post-stop", "exec": ["/bin/inspect", *ask]}])
+    notes = [f"--volume=notes,kind=host,source={tmp_path}", "--mount=volume=notes,target=/notes"]
+    words = ground.words(variant, "--interactive", *notes)
+    terminal_of.append(terminal := Terminal(ground, [*words, *ground.app("say end", image=image)]))
+    assert terminal.end() == 0
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert seen[:3] == ["0 /dev/null", "1 /notes/seen", "2 /dev/null"]
+    assert {line.rsplit(":", 1)[1] for line in seen[3:]} == {"/"}, seen
 
 
 # --- the engine's own program: CVE-2019-5736
