@@ -33,9 +33,19 @@ def execute(job: str, command: str, value: Any, *, keep: tuple[int, ...] = ()) -
         for inherited in (fd, *keep):
             os.set_inheritable(inherited, True)
         words = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, job, command, str(fd)]
-        os.execve(interpreter, words, os.environ)  # noqa: S606
+        os.execve(interpreter, words, _environment())  # noqa: S606
     except OSError as error:
         raise LaunchError(f"cannot execute the Python interpreter again: {reason(error)}") from error
+
+
+def _environment() -> dict[str, str]:
+    """Of the caller's, what the interpreter and the apps' terminals need. The rest may be secrets, and would be in the
+    memory of processes that are inside the pod."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("TERM", "LANG", "LD_LIBRARY_PATH") or name.startswith("LC_")
+    }
 
 
 def read_only_clone(path: str) -> int:

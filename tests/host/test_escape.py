@@ -194,6 +194,20 @@ def test_the_supervisor_has_nothing_of_the_hosts_to_show(
 
 
 @every(NAMESPACES)
+def test_the_supervisor_has_nothing_of_the_callers_to_show(
+    ground: Ground, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs are given passwords in variables, and an app that may trace PID 1 could read them there."""
+    monkeypatch.setenv("PASSWORD", "of-the-caller")
+    monkeypatch.setenv("TERM", "vt100")
+    with ground.running(variant, ground.app("say up + sleep")) as running:
+        assert running.line() == "up"
+        variables = Path(f"/proc/{ground.status(running.uuid)['pid']}/environ").read_bytes().split(b"\0")
+    assert b"TERM=vt100" in variables
+    assert b"PASSWORD=of-the-caller" not in variables
+
+
+@every(NAMESPACES)
 def test_namespaces_of_others_cannot_be_entered(ground: Ground, variant: Variant, sleeper: int) -> None:
     control = answers(ground.ask(FLY, f"setns /proc/{sleeper}/ns/uts + setns /proc/{sleeper}/ns/net"))
     assert set(control.values()) == {"ok"}, control
