@@ -21,7 +21,7 @@ from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
 from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.streams import AppStreams, Foreground, when_all_written
+from stage1.streams import AppStreams, Foreground, Streams, when_all_written
 from stage1.terminal import Keyboard
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
@@ -172,15 +172,11 @@ class Monitor:
                 os.fchown(fd, owner[0], owner[1])
 
     def _streams(self, plan: AppPlan) -> AppStreams:
-        as_they_are = self._plan.interactive and "tty" not in plan.streams
-        return AppStreams(
-            self._loop,
-            plan.name,
-            plan.streams,
-            log=None if as_they_are else LogFile(self._plan.directory, plan.name),
-            foreground=self._foreground,
-            inherited=(0, 1, 2) if as_they_are else None,
-        )
+        if not self._plan.interactive or "tty" in plan.streams:
+            log = LogFile(self._plan.directory, plan.name)
+            return AppStreams(self._loop, plan.name, plan.streams, log=log, foreground=self._foreground)
+        modes = Streams(stdin="stream")
+        return AppStreams(self._loop, plan.name, modes, foreground=self._foreground, of_caller=True)
 
     # --- what the supervisor says
 

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import termios
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -303,6 +303,47 @@ def test_nothing_is_typed_into_the_callers_terminal(
     assert attacked.end() == 0
     attacked.read_until("end")
     assert left_to_read(attacked) == b""
+
+
+@pytest.fixture
+def callers(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
+    """Runs a command of rkpy whose input is a file it is to read and whose standard error is a terminal; gives what
+    it prints."""
+    (tmp_path / "file").write_text("the caller's\n")
+    master, slave = os.openpty()
+
+    def run(ground: Ground, *words: object) -> list[str]:
+        with (tmp_path / "file").open() as file:
+            done = subprocess.run(
+                ground.rkpy.command(*words), stdin=file, stdout=subprocess.PIPE, stderr=slave, text=True, check=True,
+                timeout=DEADLINE, env=ground.rkpy.environment(),
+            )  # fmt: skip
+        return done.stdout.splitlines()
+
+    yield run
+    os.close(master)
+    os.close(slave)
+
+
+@every(NAMESPACES)
+def test_files_and_terminals_of_the_caller_stay_the_callers(
+    ground: Ground, variant: Variant, callers: Callable[..., list[str]]
+) -> None:
+    """Who has a file to read could open it to write, and who has a terminal to write to could read what is typed there,
+    long after the command has ended."""
+    assert callers(ground, *ground.words(FLY), *ground.app("open /proc/self/fd/0 w"))[0] == "/proc/self/fd/0: ok", (
+        "the control"
+    )
+    expected = ["0 none", "1 none", "2 none"]
+    seen = callers(ground, *ground.words(variant, "--interactive"), *ground.app("tty + echo + fdlinks"))
+    assert seen[:3] == expected and "the caller's" in seen, seen
+    assert all("pipe:" in line for line in seen[-3:]), seen
+    with ground.running(variant, ground.app("say up + sleep")) as running:
+        assert running.line() == "up"
+        words = ["enter", running.uuid, "/bin/inspect", "tty", "+", "echo", "+", "fdlinks"]
+        seen = callers(ground, *words)
+    assert seen[:3] == expected and "the caller's" in seen, seen
+    assert all("pipe:" in line for line in seen[-3:]), seen
 
 
 # --- devices
