@@ -191,6 +191,8 @@ def _become(who: identity.Identity, spec: LaunchSpec) -> None:
         os.setgroups(who.groups)
         os.setresgid(who.gid, who.gid, who.gid)
         os.setresuid(who.uid, who.uid, who.uid)
+        # Changing identity made us dumpable or not by a system-wide setting (suid_dumpable in proc(5)).
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         if spec.capabilities is not None:
             syscalls.capset(*_sets(who, spec))
             for ambient in spec.ambient:
