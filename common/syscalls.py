@@ -7,6 +7,7 @@ it was about. Descriptors it returns are close-on-exec. Numbers of 424 and above
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -70,6 +71,7 @@ PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
 PROC_SUPER_MAGIC = 0x9FA0
+PIPEFS_MAGIC = 0x50495045
 
 RENAME_EXCHANGE = 2
 
@@ -82,6 +84,10 @@ _NR_FSMOUNT = 432
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
+
+# The only call here whose number depends on the machine, without a function of its own in libc.
+_NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -231,6 +237,15 @@ def prctl(option: int, value: int, second: int = 0) -> int:
     """prctl(2) with one or two arguments; what it returns."""
     result = _libc.prctl(ctypes.c_int(option), _long(value), _long(second), _long(0), _long(0))
     return _check(result, "prctl", str(option))
+
+
+def join_session_keyring() -> None:
+    """KEYCTL_JOIN_SESSION_KEYRING (keyctl(2)): leave the session keyring that was inherited for a new, empty one."""
+    number = _NR_KEYCTL.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, "keyctl: its number on this machine is not known", "session keyring")
+    none = ctypes.c_char_p(None)
+    _check(_syscall(_long(number), _long(_KEYCTL_JOIN_SESSION_KEYRING), none), "keyctl", "session keyring")
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:

@@ -109,7 +109,9 @@ def _sysfs() -> int:
 def _host_node(name: str) -> int:
     tree = syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", syscalls.OPEN_TREE_CLONE)
     kernelfs.require_node(tree, name)
-    syscalls.mount_setattr(tree, name, set_attributes=0, recursive=False, propagation=syscalls.MS_PRIVATE)
+    # The device can be written to all the same, but not its owner and mode: it is the host's own node.
+    attributes = syscalls.MOUNT_ATTR_RDONLY
+    syscalls.mount_setattr(tree, name, set_attributes=attributes, recursive=False, propagation=syscalls.MS_PRIVATE)
     return tree
 
 

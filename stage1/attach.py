@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from common.errors import UsageError
 from stage1.loop import READ, Loop
-from stage1.outlet import LIMIT, Outlet, own_description
+from stage1.outlet import LIMIT, Outlet
+from stage1.streams import CallerInput
 
 STREAMS = ("stdin", "stdout", "stderr")
 TERMINAL = ("tty-in", "tty-out")
@@ -125,7 +126,7 @@ class _Session:
         if name == "stdin" or not os.isatty(self._fds[0]):
             # The end of our input is the end of the app's, but a terminal has none: its app may still have to answer.
             end = (lambda: outlet.when_empty(lambda: _end(writing))) if name == "stdin" else (lambda: None)
-            self._close.append(_Input(self.loop, self._fds[0], outlet, end).close)
+            self._close.append(CallerInput(self.loop, self._fds[0], outlet, end).close)
             return
         from stage1.terminal import Keyboard
 
@@ -142,46 +143,3 @@ def _end(fd: int) -> None:
         pass
     finally:
         socket.close()
-
-
-class _Input:
-    """The caller's standard input, read as it comes and as the outlet takes it."""
-
-    def __init__(self, loop: Loop, fd: int, outlet: Outlet, end: Callable[[], None]) -> None:
-        self._loop = loop
-        self._own = own_description(fd, os.O_RDONLY)
-        self._fd = fd if self._own < 0 else self._own
-        self._outlet = outlet
-        self._end = end
-        self._open = True
-        self._read_on()
-
-    def close(self) -> None:
-        self._open = False
-        self._loop.remove(self._fd)
-        if self._own >= 0:
-            os.close(self._own)
-            self._own = -1
-
-    def _read_on(self) -> None:
-        if not self._open:
-            return
-        try:
-            self._loop.add(self._fd, READ, self._on_ready)
-        except PermissionError:  # a regular file: always ready
-            self._loop.call_later(0, self._on_ready)
-
-    def _on_ready(self, _events: int = 0) -> None:
-        try:
-            data = os.read(self._fd, LIMIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._loop.remove(self._fd)
-        if not data or self._outlet.gone:
-            self._open = False
-            self._end()
-        else:
-            self._outlet.write(data)
-            self._outlet.when_room(self._read_on) if self._outlet.full else self._read_on()

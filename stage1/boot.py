@@ -29,16 +29,26 @@ def execute(job: str, value: Any, *, keep: tuple[int, ...] = ()) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        interpreter = _read_only_clone("/proc/self/exe")
+        interpreter = read_only_clone("/proc/self/exe")
         for inherited in (fd, *keep):
             os.set_inheritable(inherited, True)
         words = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, job, str(fd)]
-        os.execve(interpreter, words, os.environ)  # noqa: S606
+        os.execve(interpreter, words, _environment())  # noqa: S606
     except OSError as error:
         raise LaunchError(f"cannot execute the Python interpreter again: {reason(error)}") from error
 
 
-def _read_only_clone(path: str) -> int:
+def _environment() -> dict[str, str]:
+    """Of the caller's, what the interpreter and the apps' terminals need. The rest may be secrets, and would be in the
+    memory of processes that are inside the pod."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("TERM", "LANG", "LD_LIBRARY_PATH") or name.startswith("LC_")
+    }
+
+
+def read_only_clone(path: str) -> int:
     """A descriptor of the file `path` in a read-only mount that nobody else has."""
     tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
     syscalls.mount_setattr(tree, path, set_attributes=syscalls.MOUNT_ATTR_RDONLY, recursive=False)

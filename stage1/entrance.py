@@ -10,11 +10,14 @@ from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from stage1 import cgroup, channel, terminal
 from stage1.channel import Channel
+from stage1.loop import READ, Loop
 from stage1.plan import EnterPlan
 from stage1.processes import Process
-from stage2.launch import LaunchSpec, launch
+from stage1.streams import AppStreams, Foreground, Streams
+from stage2.launch import LaunchSpec, forget_keys, launch
 
 _SHELLS = ("/bin/bash", "/bin/sh")
+_HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NAMESPACES = (
     syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWCGROUP
@@ -24,6 +27,8 @@ _NAMESPACES = (
 def enter(plan: EnterPlan) -> int:
     """Run the command to its end; its exit status, as shells report it."""
     interactive = os.isatty(0)
+    # Before anything is the pod's: a descriptor of the caller's is opened again by its name in /proc.
+    streams = None if interactive else _Streams(plan.app)
     try:
         procs = _join(plan)
     except (ProcessLookupError, FileNotFoundError) as error:
@@ -34,12 +39,43 @@ def enter(plan: EnterPlan) -> int:
     pid, pidfd = syscalls.clone3(0)
     if pid == 0:
         ours.close()
-        _become(plan.launch, theirs, procs, interactive)
+        _become(plan.launch, theirs, procs, streams)
     theirs.close()
-    for fd in (pidfd, procs):
-        if fd >= 0:
-            os.close(fd)
-    return _accompany(pid, ours)
+    if procs >= 0:
+        os.close(procs)
+    return _accompany(pid, pidfd, ours, streams)
+
+
+class _Streams:
+    """Those of the caller's, where there is no terminal."""
+
+    def __init__(self, app: str) -> None:
+        self._loop = Loop()
+        self._foreground = Foreground(self._loop, prefixed=False)
+        self._streams = AppStreams(
+            self._loop, app, Streams(stdin="stream"), foreground=self._foreground, of_caller=True
+        )
+
+    def take(self) -> None:
+        """In the child."""
+        for number, fd in enumerate(self._streams.child_fds()):
+            os.dup2(fd, number)
+
+    def carry(self, pidfd: int) -> None:
+        """Until the process has ended and what it wrote is written."""
+        self._streams.close_child_ends()
+        self._streams.started(0)
+        self._loop.add(pidfd, READ, lambda _events: self._loop.stop())
+        self._loop.run()
+        self._loop.remove(pidfd)
+        self._streams.drain()
+        self._streams.close()
+        for number in _HANDED_ON:
+            signal.signal(number, signal.SIG_DFL)
+        self._foreground.when_written(self._loop.stop)
+        self._loop.run()
+        self._foreground.close()
+        self._loop.close()
 
 
 def _join(plan: EnterPlan) -> int:
@@ -61,20 +97,23 @@ def _join(plan: EnterPlan) -> int:
     return procs
 
 
-def _become(spec: LaunchSpec, report: Channel, procs: int, interactive: bool) -> NoReturn:
+def _become(spec: LaunchSpec, report: Channel, procs: int, streams: _Streams | None) -> NoReturn:
     """In the child, the first of ours inside the pod's PID namespace."""
     try:
         if procs >= 0:
             os.write(procs, b"0")
             os.close(procs)
         os.setsid()
-        if interactive:
+        forget_keys()
+        if streams is not None:
+            streams.take()
+        else:
             master, slave = terminal.open_pty(0)
             report.send("terminal", (master,))
             os.close(master)
             terminal.take_terminal(slave)
         argv = spec.argv or (next((shell for shell in _SHELLS if os.access(shell, os.X_OK)), _SHELLS[-1]),)
-        launch(spec._replace(argv=argv, owns_streams=interactive), report=report.fileno())
+        launch(spec._replace(argv=argv, owns_streams=streams is None), report=report.fileno())
     except LaunchError as error:
         report.send(f"{error.exit_status} {error}")
         os._exit(error.exit_status)
@@ -86,9 +125,9 @@ def _become(spec: LaunchSpec, report: Channel, procs: int, interactive: bool) ->
         os._exit(EXIT_FAILURE)
 
 
-def _accompany(pid: int, report: Channel) -> int:
+def _accompany(pid: int, pidfd: int, report: Channel, streams: _Streams | None) -> int:
     """Carry a terminal's traffic and the caller's signals until the command has ended."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _HANDED_ON:
         signal.signal(number, lambda number, _frame: os.kill(pid, number))
     master = -1
     while True:
@@ -103,5 +142,7 @@ def _accompany(pid: int, report: Channel) -> int:
             break
     if master >= 0:
         terminal.proxy(master)
+    elif streams is not None:
+        streams.carry(pidfd)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code if code >= 0 else 128 - code

@@ -107,6 +107,11 @@ class Device(NamedTuple):
         mode = os.fstat(tree).st_mode
         if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
             raise LaunchError(f'"{self.source}" is not a device', hint="mount files and directories with --volume")
+        try:
+            # This keeps nobody from writing to the device, but its owner and mode, which are the host's, as they are.
+            syscalls.mount_setattr(tree, self.source, set_attributes=syscalls.MOUNT_ATTR_RDONLY, recursive=False)
+        except OSError as error:
+            raise LaunchError(f'device "{self.source}": cannot protect its mode: {reason(error)}') from error
         return tree
 
     def apply(self, root: AppRoot, source: int) -> None:

@@ -21,7 +21,7 @@ from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
 from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.streams import AppStreams, Foreground, when_all_written
+from stage1.streams import AppStreams, Foreground, Streams, when_all_written
 from stage1.terminal import Keyboard
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
@@ -87,6 +87,7 @@ class Monitor:
         try:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+            _protect_null()
         except OSError as error:
             raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
 
@@ -156,18 +157,18 @@ class Monitor:
         if plan.launch.owns_streams:
             self._give_to_pod(streams.child_fds())
         opened = [channel.memory_file(dumps(plan))]
+        null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
             cgroup = self._cgroup.renew(plan.name, plan.limits)
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
-            null = opened[0]  # stands in where the supervisor makes a terminal
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
             fds = (opened[0], *stdio, *opened[1:])
             if len(fds) > channel.MAX_FDS:
                 raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
             self._tell("start", fds)
         finally:
-            for fd in opened:
+            for fd in (*opened, null):
                 os.close(fd)
             streams.close_child_ends()
         app.state = RUNNING
@@ -180,15 +181,11 @@ class Monitor:
                 os.fchown(fd, owner[0], owner[1])
 
     def _streams(self, plan: AppPlan) -> AppStreams:
-        as_they_are = self._plan.interactive and "tty" not in plan.streams
-        return AppStreams(
-            self._loop,
-            plan.name,
-            plan.streams,
-            log=None if as_they_are else LogFile(self._plan.directory, plan.name),
-            foreground=self._foreground,
-            inherited=(0, 1, 2) if as_they_are else None,
-        )
+        if not self._plan.interactive or "tty" in plan.streams:
+            log = LogFile(self._plan.directory, plan.name)
+            return AppStreams(self._loop, plan.name, plan.streams, log=log, foreground=self._foreground)
+        modes = Streams(stdin="stream")
+        return AppStreams(self._loop, plan.name, modes, foreground=self._foreground, of_caller=True)
 
     # --- what the supervisor says
 
@@ -356,6 +353,16 @@ class Monitor:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+
+
+def _protect_null() -> None:
+    """Apps are given descriptors of /dev/null, through which the pod's root could change the owner and mode of the
+    host's node: not through a mount that is read-only."""
+    tree = boot.read_only_clone(os.devnull)
+    place = os.open(os.devnull, os.O_PATH)
+    syscalls.move_mount(tree, place, os.devnull)
+    os.close(place)
+    os.close(tree)
 
 
 def _pid_behind(pidfd: int) -> int:

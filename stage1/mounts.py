@@ -76,7 +76,7 @@ class Bind(NamedTuple):
     hardened: bool = False
     """No set-ID programs and no devices in it; a device that is itself the source works."""
     propagation: str = ""
-    """"private", "slave" or "shared" (mount_namespaces(7)); empty leaves it to `recursive` and `read_only`."""
+    """"private", "slave" or "shared" (mount_namespaces(7)); empty leaves it to the fields above."""
 
     def describe(self) -> str:
         flags = (("read-only", self.read_only), ("recursive", self.recursive), ("hardened", self.hardened))
@@ -129,8 +129,8 @@ class Bind(NamedTuple):
         flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
         tree = syscalls.open_tree(place, "", flags | (syscalls.AT_RECURSIVE if self.recursive else 0))
         # What the host mounts later below a recursive source appears in the app too; below a read-only one it must
-        # not, because it would arrive writable.
-        follow_host = self.recursive and not self.read_only
+        # not, because it would arrive writable, and below a hardened one, because devices in it would work.
+        follow_host = self.recursive and not self.read_only and not self.hardened
         attributes = syscalls.MOUNT_ATTR_RDONLY if self.read_only else 0
         if self.hardened:
             attributes |= syscalls.MOUNT_ATTR_NOSUID if is_device else HARDENED

@@ -52,6 +52,11 @@ class Outlet:
         self._fd = fd if self._own < 0 else self._own
         self._nonblocking = nonblocking or self._own >= 0
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that have not been written yet."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """Forget what has not been written."""
         self._stop_watching()

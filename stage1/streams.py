@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from common.errors import PodError
+from common.syscalls import PIPEFS_MAGIC, filesystem_type
 from stage1.loop import HANGUP, READ, Loop, Timer
-from stage1.outlet import Outlet
+from stage1.outlet import LIMIT, Outlet, own_description
 from stage1.terminal import set_size
 
 _CHUNK = 65536
@@ -88,6 +89,62 @@ class Foreground:
     def close(self) -> None:
         self._out.close()
         self._err.close()
+
+
+def _given_as_they_are() -> tuple[int, ...]:
+    """Those of the caller's streams an app may have itself, to stand in a pipeline: pipes without a name, and sockets.
+
+    What it gets of anything else goes through a pipe of its own. Of a file it could open more than it was given through
+    /proc/self/fd, and change the mode; what is typed on a terminal it could read for as long as it lives."""
+    return tuple(fd for fd in range(3) if _is_nameless(fd))
+
+
+def _is_nameless(fd: int) -> bool:
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISSOCK(mode) or (stat.S_ISFIFO(mode) and filesystem_type(fd) == PIPEFS_MAGIC)
+
+
+class CallerInput:
+    """The caller's standard input, read as it comes and as the outlet takes it."""
+
+    def __init__(self, loop: Loop, fd: int, outlet: Outlet, end: Callable[[], None]) -> None:
+        self._loop = loop
+        self._own = own_description(fd, os.O_RDONLY)
+        self._fd = fd if self._own < 0 else self._own
+        self._outlet = outlet
+        self._end = end
+        self._open = True
+        self._read_on()
+
+    def close(self) -> None:
+        self._open = False
+        self._loop.remove(self._fd)
+        if self._own >= 0:
+            os.close(self._own)
+            self._own = -1
+
+    def _read_on(self) -> None:
+        if not self._open:
+            return
+        try:
+            self._loop.add(self._fd, READ, self._on_ready)
+        except PermissionError:  # a regular file: always ready
+            self._loop.call_later(0, self._on_ready)
+
+    def _on_ready(self, _events: int = 0) -> None:
+        try:
+            data = os.read(self._fd, LIMIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._loop.remove(self._fd)
+        if not data or self._outlet.gone:
+            self._open = False
+            self._end()
+        else:
+            self._outlet.write(data)
+            self._outlet.when_room(self._read_on) if self._outlet.full else self._read_on()
 
 
 class _Lines:
@@ -304,10 +361,10 @@ class AppStreams:
         *,
         log: Log | None = None,
         foreground: Foreground | None = None,
-        inherited: tuple[int, int, int] | None = None,
+        of_caller: bool = False,
     ) -> None:
         """`log` is owned from now on. `foreground` shows what is logged, and a terminal; leave it out to show nothing.
-        `inherited` are the caller's own streams, given to the app as they are (interactive without a terminal)."""
+        `of_caller`: the streams are to be the caller's own, as far as these can be given away."""
         self.input: Outlet | None = None
         """Where the app's input is written to, when it has some."""
         self._loop = loop
@@ -321,20 +378,25 @@ class AppStreams:
         self._clients: list[_Client] = []
         self._input_fd = -1
         self._done: list[Callable[[], None]] = []
-        self._inherited = inherited
+        self._feed: CallerInput | None = None
+        self._of_caller = of_caller
+        self._inherited = _given_as_they_are() if of_caller else ()
         self._child_fds = [-1, -1, -1]
-        if inherited is None:
-            self._make()
+        self._make()
 
     def _make(self) -> None:
         modes = self._modes
-        if modes["stdin"] == "stream":
+        if 0 in self._inherited:
+            pass
+        elif modes["stdin"] == "stream":
             self._child_fds[0], self._input_fd = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self._input_fd, False)
             self.input = Outlet(self._loop, self._input_fd, nonblocking=True)
         elif modes["stdin"] == "null":
             self._child_fds[0] = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         for number, stream in ((1, "stdout"), (2, "stderr")):
+            if number in self._inherited:
+                continue
             if modes[stream] == "null":
                 self._child_fds[number] = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             elif modes[stream] != "tty":
@@ -362,16 +424,26 @@ class AppStreams:
 
         They are to be sent to the supervisor, which keeps them for restarts: there is no end of the output when one
         process of the app ends."""
-        if self._inherited is not None:
-            return self._inherited
-        return (self._child_fds[0], self._child_fds[1], self._child_fds[2])
+        first, second, third = (fd if fd in self._inherited else self._child_fds[fd] for fd in range(3))
+        return first, second, third
 
     def close_child_ends(self) -> None:
         """Once they have been sent. Never the caller's own."""
-        for fd in self._child_fds:
-            if fd >= 0:
+        for number, fd in enumerate(self._child_fds):
+            if fd >= 0 and not (number == 0 and self._of_caller):  # that is needed by `_give_back`
                 os.close(fd)
-        self._child_fds = [-1, -1, -1]
+                self._child_fds[number] = -1
+
+    def _give_back(self) -> None:
+        """Leave the caller's file where the app stopped reading it: there may be others to read on."""
+        fd = self._child_fds[0]
+        if not self._of_caller or fd < 0:
+            return
+        if stat.S_ISREG(os.fstat(0).st_mode):
+            left = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
+            os.lseek(0, -left - (self.input.waiting if self.input is not None else 0), os.SEEK_CUR)
+        os.close(fd)
+        self._child_fds[0] = -1
 
     def set_terminal(self, master: int) -> None:
         """The terminal of the app that is being started, owned from now on."""
@@ -396,6 +468,8 @@ class AppStreams:
             self._log.end_lines()
         for source in self._sources.values():
             source.begin()
+        if self._of_caller and self.input is not None and self._feed is None:
+            self._feed = CallerInput(self._loop, 0, self.input, self._end_input)
 
     def drain(self) -> None:
         """The app has ended: take what it has written and show lines it did not finish."""
@@ -472,6 +546,10 @@ class AppStreams:
         """The app will not be started again. What has not been drained is lost; clients are sent what they were to
         get, which takes the loop a while (`when_written`)."""
         self.close_child_ends()
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
+        self._give_back()
         self._close_input()
         for source in self._sources.values():
             source.close()

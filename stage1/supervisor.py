@@ -35,7 +35,7 @@ from stage1 import apptree, channel, namespaces, policy, terminal
 from stage1.channel import Channel
 from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
-from stage2.launch import LaunchSpec, launch, run_and_wait
+from stage2.launch import LaunchSpec, forget_keys, launch, run_and_wait
 
 IPC_TEXT = 4096
 """Bytes of an error message that are passed on."""
@@ -388,9 +388,8 @@ def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
 
 
 def _enter_namespace(app: _App, report: Channel) -> None:
-    """The first start makes the app's mount namespace, later ones find it as the app left it. The cgroup namespace is
-    new each time: its root is the cgroup of whoever makes it (cgroup_namespaces(7))."""
-    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    """The first start makes the app's mount namespace, later ones find it as the app left it."""
+    _part()
     if app.namespace >= 0:
         syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
         return
@@ -401,9 +400,17 @@ def _enter_namespace(app: _App, report: Channel) -> None:
     os.close(namespace)
 
 
+def _part() -> None:
+    """From what is the host's and not in the app's mount namespace. The cgroup namespace is new each time: its root is
+    the cgroup of whoever makes it (cgroup_namespaces(7))."""
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    forget_keys()
+
+
 def _run_post_stop(app: _App) -> NoReturn:
     """Every handler, whatever becomes of those before it; what goes wrong is said in the app's log."""
     try:
+        _part()
         syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
         os.setsid()
         for fd in range(3):

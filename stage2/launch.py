@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -74,6 +75,16 @@ def launch(spec: LaunchSpec, *, report: int = -1) -> NoReturn:
     _become(who, spec)
     _enter_working_directory(spec.working_directory or "/", who)
     program.execute(spec.argv, variables, last=lambda: _load_filter(who, spec))
+
+
+def forget_keys() -> None:
+    """Leave the session keyring of whoever called rkpy, which is inherited by everything (session-keyring(7))."""
+    try:
+        syscalls.join_session_keyring()
+    except OSError as error:
+        # A kernel without keys, or a filter around rkpy that keeps the app from them as well.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
 
 
 def run_and_wait(spec: LaunchSpec, what: str) -> None:
@@ -180,6 +191,8 @@ def _become(who: identity.Identity, spec: LaunchSpec) -> None:
         os.setgroups(who.groups)
         os.setresgid(who.gid, who.gid, who.gid)
         os.setresuid(who.uid, who.uid, who.uid)
+        # Changing identity made us dumpable or not by a system-wide setting (suid_dumpable in proc(5)).
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         if spec.capabilities is not None:
             syscalls.capset(*_sets(who, spec))
             for ambient in spec.ambient:

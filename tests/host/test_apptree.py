@@ -542,6 +542,27 @@ def test_what_the_app_mounts(
     assert inside(planned(shop, mounts=(mount,)), look, setting) == ["mounted", ["inside"] if appears else []]
 
 
+@BOTH
+@pytest.mark.parametrize(("propagation", "follows"), [("", False), ("private", False), ("slave", True)])
+def test_what_the_host_mounts_later(
+    shop: Workshop, setting: Setting, tmp_path: Path, propagation: str, follows: bool
+) -> None:
+    """It comes as the host mounted it, with devices and set-ID programs that work, and so only to who asked for it."""
+    data = tmp_path / "data"
+    data.mkdir()
+
+    def on_host() -> None:
+        syscalls.mount("tmpfs", str(data), "tmpfs", 0)
+        syscalls.mount(None, str(data), None, syscalls.MS_SHARED)
+
+    def look() -> Any:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return ["master:" in line for line in lines if line.split(" ")[4] == "/data"]
+
+    mount = host(data, "/data", recursive=True, propagation=propagation)
+    assert inside(planned(shop, setting, mounts=(mount,)), look, setting._replace(on_host=on_host)) == [follows]
+
+
 # --- volumes nobody asked for
 
 

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import termios
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -109,6 +109,37 @@ def test_private_users_have_no_power_over_the_host(ground: Ground, variant: Vari
     assert denied == (set(names) if "users" in variant.name else set()), seen
 
 
+# --- keys
+
+
+def with_key(ground: Ground, *words: object) -> list[str]:
+    """What a command of rkpy prints when its caller has the key "callers" in the session keyring."""
+    command = [ground.inspector, "give-key", "callers", "+", "exec", *ground.rkpy.command(*words)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=DEADLINE,
+        env=ground.rkpy.environment(),
+    )  # fmt: skip
+    assert done.stdout.startswith("callers: ok\n"), done
+    return done.stdout.splitlines()[1:]
+
+
+@every(NAMESPACES)
+def test_keys_of_the_caller_are_not_inherited(ground: Ground, variant: Variant, tmp_path: Path) -> None:
+    """Where no filter keeps an app from its session keyring, which fork(2) and execve(2) hand on."""
+    find = "find-key callers"
+    unfiltered = ("--insecure-options=image,seccomp", "run")
+    assert with_key(ground, *unfiltered, *FLY.words, *ground.app(find)) == ["callers: ok"], "the control"
+    words = [*unfiltered, *variant.words]
+    afterwards = {"name": "post-stop", "exec": ["/bin/inspect", "print-to", "/notes/key", "+", *find.split(" ")]}
+    notes = [f"--volume=notes,kind=host,source={tmp_path}", "--mount=volume=notes,target=/notes"]
+    app = ground.app(find, image=ground.image(eventHandlers=[afterwards]))
+    assert with_key(ground, *words, *notes, *app) == ["callers: ENOKEY"]
+    assert (tmp_path / "key").read_text() == "callers: ENOKEY\n"
+    with ground.running_command(words, ground.app("say up + sleep")) as running:
+        assert running.line() == "up"
+        assert with_key(ground, "enter", running.uuid, "/bin/inspect", "find-key", "callers") == ["callers: ENOKEY"]
+
+
 # --- files of the kernel
 
 WRITABLE = (
@@ -160,6 +191,20 @@ def test_the_supervisor_has_nothing_of_the_hosts_to_show(
     seen = ground.ask(variant, f"open /proc/1/root + open /proc/1/root{secret} + open /proc/1/cwd{secret}", *PTRACE)
     allowed = {"ENOENT", "EACCES"} if "users" in variant.name else {"ENOENT"}
     assert set(answers(seen[1:]).values()) <= allowed, seen
+
+
+@every(NAMESPACES)
+def test_the_supervisor_has_nothing_of_the_callers_to_show(
+    ground: Ground, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs are given passwords in variables, and an app that may trace PID 1 could read them there."""
+    monkeypatch.setenv("PASSWORD", "of-the-caller")
+    monkeypatch.setenv("TERM", "vt100")
+    with ground.running(variant, ground.app("say up + sleep")) as running:
+        assert running.line() == "up"
+        variables = Path(f"/proc/{ground.status(running.uuid)['pid']}/environ").read_bytes().split(b"\0")
+    assert b"TERM=vt100" in variables
+    assert b"PASSWORD=of-the-caller" not in variables
 
 
 @every(NAMESPACES)
@@ -260,6 +305,47 @@ def test_nothing_is_typed_into_the_callers_terminal(
     assert left_to_read(attacked) == b""
 
 
+@pytest.fixture
+def callers(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
+    """Runs a command of rkpy whose input is a file it is to read and whose standard error is a terminal; gives what
+    it prints."""
+    (tmp_path / "file").write_text("the caller's\n")
+    master, slave = os.openpty()
+
+    def run(ground: Ground, *words: object) -> list[str]:
+        with (tmp_path / "file").open() as file:
+            done = subprocess.run(
+                ground.rkpy.command(*words), stdin=file, stdout=subprocess.PIPE, stderr=slave, text=True, check=True,
+                timeout=DEADLINE, env=ground.rkpy.environment(),
+            )  # fmt: skip
+        return done.stdout.splitlines()
+
+    yield run
+    os.close(master)
+    os.close(slave)
+
+
+@every(NAMESPACES)
+def test_files_and_terminals_of_the_caller_stay_the_callers(
+    ground: Ground, variant: Variant, callers: Callable[..., list[str]]
+) -> None:
+    """Who has a file to read could open it to write, and who has a terminal to write to could read what is typed there,
+    long after the command has ended."""
+    assert callers(ground, *ground.words(FLY), *ground.app("open /proc/self/fd/0 w"))[0] == "/proc/self/fd/0: ok", (
+        "the control"
+    )
+    expected = ["0 none", "1 none", "2 none"]
+    seen = callers(ground, *ground.words(variant, "--interactive"), *ground.app("tty + echo + fdlinks"))
+    assert seen[:3] == expected and "the caller's" in seen, seen
+    assert all("pipe:" in line for line in seen[-3:]), seen
+    with ground.running(variant, ground.app("say up + sleep")) as running:
+        assert running.line() == "up"
+        words = ["enter", running.uuid, "/bin/inspect", "tty", "+", "echo", "+", "fdlinks"]
+        seen = callers(ground, *words)
+    assert seen[:3] == expected and "the caller's" in seen, seen
+    assert all("pipe:" in line for line in seen[-3:]), seen
+
+
 # --- devices
 
 
@@ -299,6 +385,40 @@ def test_a_device_in_an_image_cannot_be_opened(ground: Ground, variant: Variant,
     assert ground.ask(FLY, "open /disk", image=image, pod=pod) == ["/disk: ok"], "the control"
     seen = answers(ground.ask(variant, "open /disk + open /memory + open /dev/disk", image=image, pod=pod))
     assert set(seen.values()) <= {"EACCES", "EPERM", "ENOENT"}, seen
+
+
+def owner_and_mode(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid, found.st_mode
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Path]]:
+    """The host's nodes of the devices every app has, and of one it can be given. What a test does to them is undone."""
+    given = tmp_path / "given"
+    os.mknod(given, 0o20666, os.makedev(1, 7))
+    given.chmod(0o666)
+    paths = [given, *(Path("/dev", name) for name in ("full", "null", "random", "urandom", "zero"))]
+    before = {path: owner_and_mode(path) for path in paths}
+    yield paths
+    after = {path: owner_and_mode(path) for path in paths}
+    for path, (uid, gid, mode) in before.items():
+        os.chown(path, uid, gid)
+        path.chmod(mode & 0o7777)
+    assert after == before
+
+
+@every(NAMESPACES)
+def test_devices_keep_owner_and_mode(ground: Ground, variant: Variant, nodes: list[Path]) -> None:
+    """Those of an app are mounts of the host's, and so is its standard input: closed by one, it is closed for all."""
+    ask = " + ".join(f"chmod {path} 640 + chown {path} 33 33 + open {path} rw" for path in nodes)
+    lines = ground.ask(variant, f"{ask} + fchmod 0 640", f"--device={nodes[0]}")
+    assert lines == [*(f"{path}: {answer}" for path in nodes for answer in ("EROFS", "EROFS", "ok")), "0: EROFS"]
+
+
+def test_control_devices_of_a_pod_that_has_the_hosts(ground: Ground, nodes: list[Path]) -> None:
+    mode = nodes[-1].stat().st_mode & 0o777
+    assert ground.ask(FLY, f"chmod {nodes[-1]} {mode:o} + fchmod 0 {mode:o}") == [f"{nodes[-1]}: ok", "0: ok"]
 
 
 # --- what an image can have in the place of directories
@@ -499,6 +619,22 @@ def test_no_working_directory_of_enter_is_a_way_out(ground: Ground, variant: Var
                 )  # fmt: skip
                 assert (done.returncode, done.stdout) == (254, ""), (words, done)
     os.close(leaked)
+
+
+@every(NAMESPACES)
+def test_a_handler_afterwards_has_nothing_of_the_hosts(
+    ground: Ground, variant: Variant, tmp_path: Path, terminal_of: list[Terminal]
+) -> None:
+    """Neither the plan of the app, which stood in for the terminal, nor a cgroup namespace."""
+    ask = ["print-to", "/notes/seen", "+", "fdlinks", "+", "cgroup"]
+    image = ground.image(eventHandlers=[{"name": "post-stop", "exec": ["/bin/inspect", *ask]}])
+    notes = [f"--volume=notes,kind=host,source={tmp_path}", "--mount=volume=notes,target=/notes"]
+    words = ground.words(variant, "--interactive", *notes)
+    terminal_of.append(terminal := Terminal(ground, [*words, *ground.app("say end", image=image)]))
+    assert terminal.end() == 0
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert seen[:3] == ["0 /dev/null", "1 /notes/seen", "2 /dev/null"]
+    assert {line.rsplit(":", 1)[1] for line in seen[3:]} == {"/"}, seen
 
 
 # --- the engine's own program: CVE-2019-5736

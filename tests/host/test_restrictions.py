@@ -19,6 +19,7 @@ from common.errors import LaunchError, RkpyError, UsageError
 from common.libseccomp import ALLOW, KILL, Layer, Library
 from stage1.restrictions import restrict
 from stage2 import capabilities, seccomp
+from stage2 import program as program_module
 from stage2.launch import LaunchSpec, launch
 from tests.host.conftest import PAYLOAD
 from tests.host.flying import wait
@@ -476,3 +477,24 @@ def test_terminals_are_given_and_nothing_of_the_hosts(room: Room, tmp_path: Path
         for fd in (ours, theirs, log):
             os.close(fd)
     assert os.stat("/dev/null").st_uid == 0
+
+
+def test_nobody_looks_into_a_launcher_whatever_the_system_says(room: Room) -> None:
+    """With fs.suid_dumpable (proc(5)) at 1 the kernel makes a process that changes its user dumpable: one of the same
+    user could take it over before its filter is loaded. The setting is everybody's, so it is acted out here."""
+    setresuid, get_dumpable = os.setresuid, 3
+
+    def change(*users: int) -> None:
+        setresuid(*users)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+
+    def execute(*_: object, **__: object) -> None:
+        os.write(1, b"%d" % syscalls.prctl(get_dumpable, 0))
+        os._exit(0)
+
+    def act_out() -> None:
+        os.setresuid = change
+        program_module.execute = execute  # type: ignore[assignment]
+
+    found = room.run(room.spec(user=USER, no_new_privileges=True), before=act_out)
+    assert (found.status, found.out) == (0, "0"), found

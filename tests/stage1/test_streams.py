@@ -41,11 +41,10 @@ class Lab:
         return Foreground(self.loop, prefixed=prefixed, fds=(self.out[1], self.err[1]))
 
     def app(
-        self, *modes: str, name: str = "app", foreground: Foreground | None = None, inherited: bool = False
+        self, *modes: str, name: str = "app", foreground: Foreground | None = None, of_caller: bool = False
     ) -> AppStreams:
         log = LogFile(str(self.pod), name)
-        own = (0, 1, 2) if inherited else None
-        return AppStreams(self.loop, name, Streams(*modes), log=log, foreground=foreground, inherited=own)
+        return AppStreams(self.loop, name, Streams(*modes), log=log, foreground=foreground, of_caller=of_caller)
 
     def start(self, app: AppStreams, *command: str) -> subprocess.Popen[bytes]:
         stdin, stdout, stderr = app.child_fds()
@@ -251,14 +250,49 @@ def test_a_process_that_stays_behind_does_not_hold_up_the_end(lab: Lab) -> None:
     assert output(lab.pod).startswith(b"out\n")
 
 
-def test_the_callers_own_streams_are_left_alone(lab: Lab) -> None:
-    app = lab.app(inherited=True)
+@pytest.fixture
+def callers() -> Iterator[Callable[[int, int], None]]:
+    """Puts a descriptor in the place of one of the caller's own, for the time of a test."""
+    saved = [os.dup(fd) for fd in range(3)]
+
+    def put(fd: int, number: int) -> None:
+        os.dup2(fd, number)
+        os.close(fd)
+
+    yield put
+    for number, fd in enumerate(saved):
+        put(fd, number)
+
+
+Put = Callable[[int, int], None]
+
+
+def test_the_callers_own_pipes_are_given_and_left_alone(lab: Lab, callers: Put) -> None:
+    for number in range(3):
+        reading, writing = os.pipe()
+        lab.fds.add(reading if number else writing)
+        callers(writing if number else reading, number)
+    app = lab.app("stream", of_caller=True)
     assert app.child_fds() == (0, 1, 2)
     app.close_child_ends()
     app.drain()
     app.close()
     os.fstat(0)
     assert app.endpoints() == ()
+
+
+def test_the_callers_files_are_given_by_pipes(lab: Lab, callers: Put, tmp_path: Path) -> None:
+    """And read as far as the app has read them."""
+    (tmp_path / "in").write_bytes(b"one\n" + b"x" * 200_000 + b"\n")
+    os.mkfifo(tmp_path / "fifo")
+    callers(os.open(tmp_path / "in", os.O_RDONLY), 0)
+    callers(os.open(tmp_path / "fifo", os.O_RDWR), 1)
+    callers(os.open(os.devnull, os.O_WRONLY), 2)
+    app = lab.app("stream", foreground=lab.foreground(), of_caller=True)
+    process = lab.shell(app, "read -r line; echo got $line")
+    lab.end(app, process)
+    assert os.read(lab.out[0], 100) == b"got one\n"
+    assert os.lseek(0, 0, os.SEEK_CUR) == len("one\n")
 
 
 # --- attached clients

@@ -8,12 +8,15 @@
  * What it sees
  *   mounts | stat PATH | device PATH | statvfs PATH | readlink PATH | xattrs PATH | read PATH | list PATH
  * What it changes; each prints "WHAT: ok" or "WHAT: ERRNO" unless it says otherwise
+ *   print-to PATH            whatever is printed from now on
  *   write PATH TEXT | append PATH TEXT                     print nothing when they succeed
  *   open PATH [r|w|rw] | mkdir PATH | symlink TEXT PATH | unlink PATH | chmod PATH MODE | chown PATH UID GID
+ *   fchmod NUMBER MODE       of a descriptor
  *   mknod PATH b|c|p MAJOR MINOR | setxattr PATH NAME VALUE | mount TYPE PATH [OPTIONS] | chroot PATH | chdir PATH
  *   setns PATH | kill PID SIGNAL | ptrace PID | become UID GID | raise-caps | raise-limit | tiocsti TEXT
  *   setpriv-ambient CAP      put one capability into the inheritable and ambient sets
  *   shocker PATH             open the root directory of the file system PATH is on, by its handle
+ *   give-key NAME            put a key into a new session keyring;  find-key NAME    look for it in the session's
  *   call NAME                try a harmless form of a system call in a child (table `attempt`)
  *   calls FIRST LAST         every system call by number, with arguments that cannot be right (bench/profile)
  *   socket FAMILY TYPE PROTOCOL | listen ADDRESS | connect[-when-there] ADDRESS TEXT | accept
@@ -740,6 +743,15 @@ static void wait_for(const char *path) {
         fail(path);
 }
 
+static void give_key(const char *name) {
+    syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
+    report(name, syscall(SYS_add_key, "user", name, "x", 1, KEY_SPEC_SESSION_KEYRING));
+}
+
+static void find_key(const char *name) {
+    report(name, syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_SESSION_KEYRING, "user", name, 0));
+}
+
 static char **words;
 static int count_of_words;
 
@@ -796,6 +808,7 @@ static int changes(void) {
     VERB("symlink") report(word(2), symlink(path, word(2)));
     VERB("unlink") report(path, unlink(path));
     VERB("chmod") report(path, chmod(path, strtol(word(2), NULL, 8)));
+    VERB("fchmod") report(path, fchmod(number(1), strtol(word(2), NULL, 8)));
     VERB("chown") report(path, chown(path, number(2), number(3)));
     VERB("mknod") report(path, make_node(path, *word(2), number(3), number(4)));
     VERB("setxattr") report(word(2), setxattr(path, word(2), word(3), strlen(word(3)), 0));
@@ -818,6 +831,8 @@ static int changes(void) {
     VERB("connect") connect_to(path, word(2), 1);
     VERB("connect-when-there") connect_to(path, word(2), 2000);
     VERB("accept") accept_one();
+    VERB("give-key") give_key(path);
+    VERB("find-key") find_key(path);
     VERB("swap") swap(path, word(2));
     VERB("exe-writer") exe_writer(number(1));
     else return 0;
@@ -826,6 +841,7 @@ static int changes(void) {
 
 static int prints_or_goes_on(void) {
     if (!strcmp(words[0], "say")) printf("%s\n", word(1));
+    VERB("print-to") { if (!freopen(word(1), "a", stdout)) fail(word(1)); }
     VERB("say-error") fprintf(stderr, "%s\n", word(1));
     VERB("lines") lines(stdout, number(1), word(2));
     VERB("error-lines") lines(stderr, number(1), word(2));
