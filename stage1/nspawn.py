@@ -36,6 +36,7 @@ _FLAGS = {"memory": "--memory", "cpu": "--cpu", "cpu_weight": "--cpu-shares", "p
 def check(pod: PreparedPod) -> list[str]:
     """What nspawn will ignore of `pod`, one line each. UsageError for what cannot be ignored safely, LaunchError for a
     volume that cannot be mounted."""
+    pod = _as_it_runs(pod)
     _refuse(pod)
     warnings = []
     if pod.net is None:
@@ -48,6 +49,23 @@ def check(pod: PreparedPod) -> list[str]:
         warnings += implicit.warnings(pod, app)
         _require_sources(made)
     return warnings + _unenforceable(pod)
+
+
+def _as_it_runs(pod: PreparedPod) -> PreparedPod:
+    """A pod that runs already, and is to have one more app, with the network and the IPC namespace it has."""
+    leader = poddir.read_leader(pod.directory)
+    if leader is None or not leader.is_alive():
+        return pod
+    net, ipc = (_shares(leader.pid, kind) for kind in ("net", "ipc"))
+    return pod._replace(net=("host",) if net else ("none",), ipc="parent" if ipc else "private")
+
+
+def _shares(pid: int, kind: str) -> bool:
+    """Whether the process is in our namespace of this kind (namespaces(7))."""
+    try:
+        return os.path.samefile(f"/proc/{pid}/ns/{kind}", f"/proc/self/ns/{kind}")
+    except FileNotFoundError as error:
+        raise PodError("the pod has just ended") from error
 
 
 def _require_sources(app: AppPlan) -> None:
@@ -228,6 +246,7 @@ def gc(directory: str) -> None:
 
 def app_add(pod: PreparedPod, app: PreparedApp) -> None:
     """Tell the running pod of an app, which `app_start` starts."""
+    pod = _as_it_runs(pod)
     made, _ = _app_plan(pod, app)
     _require_sources(made)
     implicit.fill(pod, app)
