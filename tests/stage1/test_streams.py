@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import socket
 import subprocess
@@ -461,6 +462,7 @@ def test_descriptors_are_given_back(lab: Lab) -> None:
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    gc.collect()  # What earlier tests left must not be closed meanwhile.
     before = count()
     foreground = lab.foreground()
     app = lab.app("stream", "log", "log", foreground=foreground)
