@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
+from common.imports import seal
 from stage1 import cgroup, channel, terminal
 from stage1.channel import Channel
 from stage1.loop import READ, Loop
@@ -29,6 +30,7 @@ def enter(plan: EnterPlan) -> int:
     interactive = os.isatty(0)
     # Before anything is the pod's: a descriptor of the caller's is opened again by its name in /proc.
     streams = None if interactive else _Streams(plan.app)
+    seal()
     try:
         procs = _join(plan)
     except (ProcessLookupError, FileNotFoundError) as error:

@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from common import syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
+from common.imports import seal
 from stage1 import mounts, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.plan import ON_ANY_FAILURE
@@ -146,6 +147,7 @@ def run(pod: PreparedPod) -> NoReturn:
         step.apply(root, source)
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
+    seal()
     switch_root(root.fd)
     spec = launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,))
     for handler in app.app.event_handlers:
@@ -215,6 +217,7 @@ def _join(leader: poddir.Leader) -> None:
         process.require_alive()
     if os.fstat(namespace).st_ino != leader.mount_namespace:
         raise ProcessLookupError(errno.ESRCH, "the leader left the pod's mount namespace")
+    seal()
     syscalls.setns(namespace, syscalls.CLONE_NEWNS)
     os.chdir("/")
 

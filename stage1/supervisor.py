@@ -31,6 +31,7 @@ from typing import NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, reason
+from common.imports import seal
 from stage1 import apptree, channel, namespaces, policy, terminal
 from stage1.channel import Channel
 from stage1.loop import Loop, Timer
@@ -438,6 +439,7 @@ def main(plan: PodPlan, monitor: Channel) -> NoReturn:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         # What has no handler the kernel keeps from the first process of a namespace (pid_namespaces(7)).
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        seal()
         _shed(plan, monitor)
         if monitor.receive()[0] != "go":
             os._exit(EXIT_FAILURE)

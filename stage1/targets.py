@@ -112,11 +112,13 @@ def _create_one(root: AppRoot, parent: str, name: str, *, directory: bool) -> st
 
 
 def _make(parent_fd: int, name: str, *, directory: bool) -> None:
-    """An empty directory or file whose mode does not depend on the caller's umask."""
-    if directory:
-        os.mkdir(name, 0o755, dir_fd=parent_fd)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
-    else:
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=parent_fd)
-    os.fchmod(fd, 0o755 if directory else 0o644)
-    os.close(fd)
+    """An empty directory or file whose mode does not depend on the caller's umask. The mode is given with the making:
+    by the time it could be changed, an app that shares the volume may have put something else in this place."""
+    umask = os.umask(0)
+    try:
+        if directory:
+            os.mkdir(name, 0o755, dir_fd=parent_fd)
+        else:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=parent_fd))
+    finally:
+        os.umask(umask)

@@ -716,6 +716,51 @@ def test_the_engine_as_the_app(ground: Ground, variant: Variant, copied: Interpr
     assert not [line for line in result.lines if "opened" in line], result
 
 
+# --- the engine's modules: CVE-2019-14271
+
+TAKEN_OVER = b"import posix\nposix.write(2, b'taken over as %d\\n' % posix.getuid())\n"
+STRANGE = "#!/nowhere\x01\u200b\n"
+"""A program whose interpreter is missing; the message about it takes a codec that nothing else takes."""
+
+
+def put_modules(root: Path) -> None:
+    """The image's own in the place of everything Python or the engine could import."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    names = [f"{library}/{path.relative_to(library)}" for path in (*library.glob("*.py"), *library.glob("encodings/*"))]
+    names += [str(path) for room in ("common", "stage0", "stage1", "stage2") for path in (ROOT / room).glob("*.py")]
+    for name in names:
+        if name.endswith(".py") and not name.endswith("__init__.py"):
+            place = root / name.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(TAKEN_OVER)
+    (root / "bin/strange").write_text(STRANGE)
+    (root / "bin/strange").chmod(0o755)
+
+
+def test_control_python_imports_from_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    put_modules(tmp_path)
+    code = f"import os; os.chroot({str(tmp_path)!r}); '\\x01'.encode('unicode_escape')"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("taken over as 0\n"), done
+
+
+@every()
+def test_no_module_of_the_image_is_imported(ground: Ground, variant: Variant) -> None:
+    image = ground.image(arrange=put_modules)
+    message = '"/bin/strange": its interpreter "/nowhere\\x01\\u200b" is not in the image\n'
+    started = ground.run(variant, "x", "--exec=/bin/strange", image=image)
+    assert (started.status, started.err) == (126, f"rkpy: run: cannot execute {message}"), started
+    nobody = ground.run(variant, "x", "--user=strange\x01", image=image)
+    assert nobody.status == 254 and nobody.err.count("\n") == 1 and "strange\\x01" in nobody.err, nobody
+    with ground.running(variant, ground.app("say up + sleep", image=image)) as running:
+        assert running.line() == "up"
+        entered = ground.rkpy("enter", running.uuid, "/bin/strange")
+        assert (entered.status, entered.err) == (126, f"rkpy: enter: cannot execute {message}"), entered
+        missing = ground.rkpy("enter", "--cwd=/strange\x01", running.uuid, "/bin/inspect")
+        assert missing.status == 254 and missing.err.count("\n") == 1 and "strange\\x01" in missing.err, missing
+
+
 # --- after all that
 
 

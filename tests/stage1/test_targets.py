@@ -111,3 +111,21 @@ def test_no_tangle_of_links_leads_out(
     assert len(os.listdir("/proc/self/fd")) == before
     os.close(fd)
     assert (os.listdir(top), os.listdir(top / "in")) == (["in"], ["root"])
+
+
+def test_a_directory_that_was_exchanged_keeps_its_mode(
+    root: AppRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app that shares a volume with the one that is being started is as quick as it likes to be."""
+    top = tmp_path / "root"
+    (top / "private").mkdir(mode=0o700)
+    mkdir = os.mkdir
+
+    def mkdir_and_exchange(path: str, mode: int, *, dir_fd: int) -> None:
+        mkdir(path, mode, dir_fd=dir_fd)
+        (top / "new").rmdir()
+        (top / "private").rename(top / "new")
+
+    monkeypatch.setattr(os, "mkdir", mkdir_and_exchange)
+    _where(root, "/new")
+    assert stat.S_IMODE((top / "new").stat().st_mode) == 0o700
