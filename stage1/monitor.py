@@ -56,7 +56,6 @@ class Monitor:
         self._apps = {app.name: _App(app) for app in plan.apps}
         self._status: int | None = None
         """The pod's, once the supervisor has said it."""
-        self._stopping = False
         self._idmap: int | None = None
         self._keyboard: Keyboard | None = None
 
@@ -118,7 +117,7 @@ class Monitor:
         for number in _ENDING:
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._loop.on_signal(number, self._terminate)
+                self._loop.on_signal(number, lambda: self._tell("terminate"))
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
@@ -128,14 +127,10 @@ class Monitor:
         self._tell("sealed")
         self._loop.run()
 
-    def _terminate(self) -> None:
-        self._stopping = True
-        self._tell("terminate")
-
     def _tell(self, text: str, fds: tuple[int, ...] = ()) -> None:
         try:
             self._supervisor.channel.send(text, fds)
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # That it is gone is what will be heard from it next.
 
     def _start(self, app: _App) -> None:
@@ -194,7 +189,7 @@ class Monitor:
             raise LaunchError(rest)
         elif not text:
             self._loop.stop()
-        elif verb in ("started", "terminal", "failed", "ended"):
+        elif verb in ("started", "terminal", "failed", "ended", "again", "idle"):
             name, _, rest = rest.partition(" ")
             if name in self._apps:
                 getattr(self, f"_{verb}")(self._apps[name], rest, fds)
@@ -229,23 +224,30 @@ class Monitor:
 
     def _ended(self, app: _App, rest: str, _fds: list[int]) -> None:
         """Write down how the app ended, and see that nothing it started outlives it."""
-        status, number, again = map(int, rest.split())
+        status, number, stopped, again = map(int, rest.split())
         name = app.plan.name
         oom = self._cgroup.oom_kills(name) > 0
         cgroup = self._cgroup.renew(name, app.plan.limits)
         if app.streams is not None:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
-        self._write_status(app, [*words, *(["stopped"] if self._stopping else [])])
-        if not again and app.streams is not None:
-            app.streams.close()
+        self._write_status(app, [*words, *(["stopped"] if stopped else [])])
         if again:
             app.state = RUNNING
-            app.restarts += 1
-            poddir.write_restarts(self._plan.directory, name, app.restarts)
+        elif app.streams is not None:
+            app.streams.close()
         fd = cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY)
         self._tell(f"cleared {name}", (fd,))
         os.close(fd)
+
+    def _again(self, app: _App, _rest: str, _fds: list[int]) -> None:
+        app.restarts += 1
+        poddir.write_restarts(self._plan.directory, app.plan.name, app.restarts)
+
+    def _idle(self, app: _App, _rest: str, _fds: list[int]) -> None:
+        app.state = EXITED
+        if app.streams is not None:
+            app.streams.close()
 
     def _write_status(self, app: _App, words: list[str]) -> None:
         app.state = EXITED
@@ -323,12 +325,13 @@ class Monitor:
         self._loop.remove(self._supervisor.channel.fileno())
         os.kill(self._supervisor.pid, signal.SIGKILL)
         _, status = os.waitpid(self._supervisor.pid, 0)
-        if self._status is None and os.WIFSIGNALED(status):
+        killed = self._status is None
+        if killed and os.WIFSIGNALED(status):
             self._status = 128 + os.WTERMSIG(status)
         for app in self._apps.values():
             if app.streams is not None:
                 app.streams.drain()
-            if app.state == RUNNING:
+            if killed and app.state == RUNNING:
                 self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
             if app.streams is not None:
                 app.streams.close()
