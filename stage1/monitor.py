@@ -93,6 +93,8 @@ class Monitor:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""
         ours, theirs = channel.pair()
         cgroup = self._cgroup.init_fd()
+        # `rkpy stop` may come as soon as the leader is known. The supervisor lets it in when it listens.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         try:
             pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
         except OSError as error:
@@ -100,6 +102,7 @@ class Monitor:
         if pid == 0:
             ours.close()
             supervisor.main(self._plan, theirs)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         theirs.close()
         for fd in (pidfd, cgroup):
             if fd >= 0:

@@ -105,6 +105,8 @@ class Supervisor:
     def run(self) -> int:
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         self._loop.on_signal(signal.SIGTERM, self._terminate)
+        # Until here the monitor has had it blocked for us: of PID 1 the kernel drops what has no handler yet.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._loop.add(self._monitor.fileno(), select.EPOLLIN, lambda _events: self._obey())
         self._tell("up")
         self._loop.run()
