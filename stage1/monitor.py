@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import stat
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from common import syscalls
@@ -207,7 +208,7 @@ class Monitor:
         if app.streams is not None:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
-        poddir.write_started(self._plan.directory, app.plan.name, pid)
+        self._record(poddir.write_started, app, pid)
 
     def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
         if app.streams is None or not fds:
@@ -245,7 +246,7 @@ class Monitor:
 
     def _again(self, app: _App, _rest: str, _fds: list[int]) -> None:
         app.restarts += 1
-        poddir.write_restarts(self._plan.directory, app.plan.name, app.restarts)
+        self._record(poddir.write_restarts, app, app.restarts)
 
     def _idle(self, app: _App, _rest: str, _fds: list[int]) -> None:
         app.state = EXITED
@@ -254,7 +255,14 @@ class Monitor:
 
     def _write_status(self, app: _App, words: list[str]) -> None:
         app.state = EXITED
-        poddir.write_status(self._plan.directory, app.plan.name, " ".join(words))
+        self._record(poddir.write_status, app, " ".join(words))
+
+    def _record(self, write: Callable[[str, str, Any], None], app: _App, value: object) -> None:
+        """An app may have filled the disk: that is no reason to end the others."""
+        try:
+            write(self._plan.directory, app.plan.name, value)
+        except OSError as error:
+            boot.complain(self._command, f'cannot record how app "{app.plan.name}" fares: {reason(error)}')
 
     # --- what rkpy's commands ask for
 
