@@ -267,11 +267,7 @@ class Monitor:
     # --- what rkpy's commands ask for
 
     def _serve(self, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        try:
-            return self._answer(asked["op"], asked.get("app", ""), asked, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        return self._answer(asked["op"], asked.get("app", ""), asked, fds)
 
     def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if op == "states":
@@ -286,9 +282,10 @@ class Monitor:
         if op == "attach":
             if app.streams is None or app.state != RUNNING:
                 raise PodError(f'app "{name}" is not running')
+            endpoints = list(map(str, asked["endpoints"]))
             taken = tuple(fds)
             fds.clear()
-            app.streams.attach(asked["endpoints"], taken)
+            app.streams.attach(endpoints, taken)
             return {}
         if op == "resize":
             if app.streams is not None:
