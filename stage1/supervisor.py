@@ -161,7 +161,6 @@ class Supervisor:
         """Its post-stop handlers may still run."""
         app.removed = True
         self._kill(app)
-        self._settle(app)
 
     def _stop(self, app: _App) -> None:
         app.stopping = True
@@ -188,6 +187,7 @@ class Supervisor:
         self._cancel_restart(app)
         _kill(app.pid, signal.SIGKILL)
         _kill(app.handlers, signal.SIGKILL)
+        self._settle(app)
 
     def _cancel_restart(self, app: _App) -> None:
         if app.timer is not None:
@@ -207,7 +207,7 @@ class Supervisor:
 
     def _abandon(self) -> None:
         """Post-stop handlers have had as much time as the apps."""
-        for app in self._apps.values():
+        for app in list(self._apps.values()):
             self._kill(app)
 
     # --- what the apps do

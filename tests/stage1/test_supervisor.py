@@ -425,7 +425,7 @@ class Pod(RuleBasedStateMachine):
             return
         for name, state in world.states.items():
             app = world.pod._apps.get(name)
-            runs = app is not None and bool(app.pid or app.timer or app.promised)
+            runs = app is not None and bool(app.pid or app.timer or (app.promised and app.busy))
             assert (state == "running") is runs or world.loop.stopped, (name, state)
 
     def teardown(self) -> None:
@@ -551,12 +551,13 @@ def story() -> Iterator[Callable[..., Story]]:
         one.world.close()
 
 
-def test_stopped_while_it_waits_to_be_started_again(story: Callable[..., Story]) -> None:
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+def test_stopped_while_it_waits_to_be_started_again(story: Callable[..., Story], verb: str) -> None:
     one = story(Restart("always"), mutable=True)
     one.run()
     one.end()
     assert one.state == "running"
-    one.tell("stop one")
+    one.tell(f"{verb} one")
     assert (one.state, one.launches, one.world.restarts) == ("exited", 1, {})
 
 
