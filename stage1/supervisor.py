@@ -99,6 +99,7 @@ class Supervisor:
         self._sealed = False
         self._ready = False
         self._stopping = False
+        self._abandoned = False
         self._over = False
         self.status = 0
 
@@ -206,7 +207,8 @@ class Supervisor:
         self._review()
 
     def _abandon(self) -> None:
-        """Post-stop handlers have had as much time as the apps."""
+        """Post-stop handlers have had as much time as the apps; those that have not begun by now never will."""
+        self._abandoned = True
         for app in list(self._apps.values()):
             self._kill(app)
 
@@ -305,7 +307,7 @@ class Supervisor:
         if self._restarts(app):
             app.timer = self._loop.call_later(policy.delay(app.times), lambda: self._start_again(app))
             app.times += 1
-        elif app.plan.post_stop and app.namespace >= 0:
+        elif app.plan.post_stop and app.namespace >= 0 and not self._abandoned:
             self._run_handlers(app)
         self._settle(app)
 

@@ -616,6 +616,21 @@ def test_no_process_for_the_handlers(story: Callable[..., Story]) -> None:
     assert one.world.said[-1] == "over 0"
 
 
+def test_handlers_that_begin_too_late(story: Callable[..., Story]) -> None:
+    """Nobody would end them any more."""
+    one = story(handlers=True)
+    one.run()
+    one.world.tell("terminate")
+    one.hear()
+    one.world.die(one.world.alive("one")[0], 9)
+    with one.world.patched():
+        one.world.pod._reap()
+        while one.world.loop.timers:
+            one.world.loop.pass_time()
+    one.hear()
+    assert one.world.said[-1] == "over 137"
+
+
 def test_removed_while_its_handlers_run(story: Callable[..., Story]) -> None:
     one = story(mutable=True, handlers=True)
     one.run()
