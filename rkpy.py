@@ -12,9 +12,13 @@ def main() -> None:
     """The `rkpy` command: runs it with the process's arguments and exits."""
     # A start is over before there is garbage worth collecting, and looking for it costs 2 ms of the 30.
     gc.disable()
-    from stage0.main import main as run
+    try:
+        from stage0.main import main as run
 
-    sys.exit(run(sys.argv[1:]))
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -34,6 +35,9 @@ OCI_STOP_SIGNAL = "appc.io/docker/stopsignal"
 STOP_SECONDS = 10
 POD_NAME_LIMIT = 63
 """The name is the pod's host name too (gethostname(2))."""
+HOSTNAME_LIMIT = 64
+"""Bytes of a host name the kernel takes (uname(2), __NEW_UTS_LEN)."""
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 _STREAM_WORDS = {"stdin": ("null", "tty", "stream")} | dict.fromkeys(
     ("stdout", "stderr"), ("log", "null", "tty", "stream")
@@ -71,6 +75,17 @@ def pod_name(text: str) -> str:
     first = text.partition("-")[0]
     if len(first) == 8 and not first.strip("0123456789abcdef"):
         raise UsageError(f"--pod-name={text}: it looks like the UUID of a pod", hint="choose another name")
+    return text
+
+
+def hostname(text: str) -> str:
+    """A host name as hostname(7) has it, no longer than the kernel takes (sethostname(2))."""
+    labels = text.split(".")
+    if len(text) > HOSTNAME_LIMIT or not all(_LABEL.fullmatch(label) for label in labels):
+        raise UsageError(
+            f"--hostname={text}: not a host name",
+            hint=f"letters, digits, hyphens, underscores and dots, {HOSTNAME_LIMIT} at most",
+        )
     return text
 
 

@@ -28,6 +28,8 @@ def execute(job: str, value: Any, *, keep: tuple[int, ...] = ()) -> NoReturn:
     fd = channel.memory_file(plan.dumps(value))
     sys.stdout.flush()
     sys.stderr.flush()
+    # The interpreter would answer ^C with a traceback until `main` has told it otherwise.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         interpreter = read_only_clone("/proc/self/exe")
         for inherited in (fd, *keep):
@@ -74,6 +76,8 @@ def main() -> NoReturn:
     """What the executed interpreter runs: its arguments are the job and the descriptor of the plan."""
     gc.disable()  # until the start is over
     job, fd = sys.argv[1:]
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Whoever starts us may have blocked signals that we wait for.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)

@@ -20,8 +20,11 @@ from stage1.channel import Channel
 from stage1.loop import Loop
 
 Handler = Callable[[dict[str, Any], list[int]], dict[str, Any]]
-"""From a request and its descriptors, which the handler owns, to the answer; a RkpyError is an answer too."""
+"""From a request and its descriptors to the answer; a RkpyError is an answer too. The handler takes those descriptors
+out of the list that it keeps."""
 _BACKLOG = 16
+_PAUSE = 0.2
+"""Seconds until the next look for callers when one could not be taken, for want of descriptors."""
 
 
 class Server:
@@ -41,10 +44,18 @@ class Server:
             self._socket.listen(_BACKLOG)
         except OSError as error:
             raise PodError(f"cannot listen on {path}: {reason(error)}") from error
-        loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self._accept())
+        self._listen()
+
+    def _listen(self) -> None:
+        self._loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self._accept())
 
     def _accept(self) -> None:
-        fd, _ = self._socket._accept()  # type: ignore[attr-defined]  # what socket.accept calls
+        try:
+            fd, _ = self._socket._accept()  # type: ignore[attr-defined]  # what socket.accept calls
+        except OSError:
+            self._loop.remove(self._socket.fileno())
+            self._loop.call_later(_PAUSE, self._listen)
+            return
         client = Socket(fileno=fd)
         os.set_inheritable(fd, False)
         _, uid, _ = struct.unpack("3i", client.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
@@ -57,17 +68,25 @@ class Server:
     def _serve(self, client: Channel) -> None:
         self._loop.remove(client.fileno())
         text, fds = client.receive()
-        try:
-            answer = self._handler(json.loads(text), fds) if text else {}
-        except RkpyError as error:
-            answer = {"error": error.message, "hint": error.hint}
-        except (ValueError, KeyError, TypeError) as error:
-            answer = {"error": f"the monitor does not understand the request: {error!r}"}
+        answer = self._answer(text, fds)
+        for left in fds:
+            os.close(left)
         try:
             client.send(json.dumps(answer))
         except OSError:
             pass  # It did not wait for the answer.
         client.close()
+
+    def _answer(self, text: str, fds: list[int]) -> dict[str, Any]:
+        """Whatever is wrong with a request, the pod must go on."""
+        try:
+            return self._handler(json.loads(text), fds) if text else {}
+        except RkpyError as error:
+            return {"error": error.message, "hint": error.hint}
+        except OSError as error:
+            return {"error": ": ".join(filter(None, (str(error.filename or ""), reason(error))))}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            return {"error": f"the monitor does not understand the request: {error!r}"}
 
 
 def request(directory: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:

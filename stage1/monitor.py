@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import stat
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from common import syscalls
@@ -56,7 +57,6 @@ class Monitor:
         self._apps = {app.name: _App(app) for app in plan.apps}
         self._status: int | None = None
         """The pod's, once the supervisor has said it."""
-        self._stopping = False
         self._idmap: int | None = None
         self._keyboard: Keyboard | None = None
 
@@ -95,6 +95,8 @@ class Monitor:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""
         ours, theirs = channel.pair()
         cgroup = self._cgroup.init_fd()
+        # `rkpy stop` may come as soon as the leader is known. The supervisor lets it in when it listens.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         try:
             pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
         except OSError as error:
@@ -102,6 +104,7 @@ class Monitor:
         if pid == 0:
             ours.close()
             supervisor.main(self._plan, theirs)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         theirs.close()
         for fd in (pidfd, cgroup):
             if fd >= 0:
@@ -119,7 +122,7 @@ class Monitor:
         for number in _ENDING:
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._loop.on_signal(number, self._terminate)
+                self._loop.on_signal(number, lambda: self._tell("terminate"))
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
@@ -138,14 +141,10 @@ class Monitor:
         )
         poddir.write_limits(self._plan.directory, found)
 
-    def _terminate(self) -> None:
-        self._stopping = True
-        self._tell("terminate")
-
     def _tell(self, text: str, fds: tuple[int, ...] = ()) -> None:
         try:
             self._supervisor.channel.send(text, fds)
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             pass  # That it is gone is what will be heard from it next.
 
     def _start(self, app: _App) -> None:
@@ -200,7 +199,7 @@ class Monitor:
             raise LaunchError(rest)
         elif not text:
             self._loop.stop()
-        elif verb in ("started", "terminal", "failed", "ended"):
+        elif verb in ("started", "terminal", "failed", "ended", "again", "idle"):
             name, _, rest = rest.partition(" ")
             if name in self._apps:
                 getattr(self, f"_{verb}")(self._apps[name], rest, fds)
@@ -215,7 +214,7 @@ class Monitor:
         if app.streams is not None:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
-        poddir.write_started(self._plan.directory, app.plan.name, pid)
+        self._record(poddir.write_started, app, pid)
 
     def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
         if app.streams is None or not fds:
@@ -235,36 +234,46 @@ class Monitor:
 
     def _ended(self, app: _App, rest: str, _fds: list[int]) -> None:
         """Write down how the app ended, and see that nothing it started outlives it."""
-        status, number, again = map(int, rest.split())
+        status, number, stopped, again = map(int, rest.split())
         name = app.plan.name
         oom = self._cgroup.oom_kills(name) > 0
         cgroup = self._cgroup.renew(name, app.plan.limits)
         if app.streams is not None:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
-        self._write_status(app, [*words, *(["stopped"] if self._stopping else [])])
-        if not again and app.streams is not None:
-            app.streams.close()
+        self._write_status(app, [*words, *(["stopped"] if stopped else [])])
         if again:
             app.state = RUNNING
-            app.restarts += 1
-            poddir.write_restarts(self._plan.directory, name, app.restarts)
+        elif app.streams is not None:
+            app.streams.close()
         fd = cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY)
         self._tell(f"cleared {name}", (fd,))
         os.close(fd)
 
+    def _again(self, app: _App, _rest: str, _fds: list[int]) -> None:
+        app.restarts += 1
+        self._record(poddir.write_restarts, app, app.restarts)
+
+    def _idle(self, app: _App, _rest: str, _fds: list[int]) -> None:
+        app.state = EXITED
+        if app.streams is not None:
+            app.streams.close()
+
     def _write_status(self, app: _App, words: list[str]) -> None:
         app.state = EXITED
-        poddir.write_status(self._plan.directory, app.plan.name, " ".join(words))
+        self._record(poddir.write_status, app, " ".join(words))
+
+    def _record(self, write: Callable[[str, str, Any], None], app: _App, value: object) -> None:
+        """An app may have filled the disk: that is no reason to end the others."""
+        try:
+            write(self._plan.directory, app.plan.name, value)
+        except OSError as error:
+            boot.complain(self._command, f'cannot record how app "{app.plan.name}" fares: {reason(error)}')
 
     # --- what rkpy's commands ask for
 
     def _serve(self, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        try:
-            return self._answer(asked["op"], asked.get("app", ""), asked, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        return self._answer(asked["op"], asked.get("app", ""), asked, fds)
 
     def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if op == "states":
@@ -279,9 +288,10 @@ class Monitor:
         if op == "attach":
             if app.streams is None or app.state != RUNNING:
                 raise PodError(f'app "{name}" is not running')
+            endpoints = list(map(str, asked["endpoints"]))
             taken = tuple(fds)
             fds.clear()
-            app.streams.attach(asked["endpoints"], taken)
+            app.streams.attach(endpoints, taken)
             return {}
         if op == "resize":
             if app.streams is not None:
@@ -330,12 +340,13 @@ class Monitor:
         self._loop.remove(self._supervisor.channel.fileno())
         os.kill(self._supervisor.pid, signal.SIGKILL)
         _, status = os.waitpid(self._supervisor.pid, 0)
-        if self._status is None and os.WIFSIGNALED(status):
+        killed = self._status is None
+        if killed and os.WIFSIGNALED(status):
             self._status = 128 + os.WTERMSIG(status)
         for app in self._apps.values():
             if app.streams is not None:
                 app.streams.drain()
-            if app.state == RUNNING:
+            if killed and app.state == RUNNING:
                 self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
             if app.streams is not None:
                 app.streams.close()

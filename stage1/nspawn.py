@@ -193,7 +193,14 @@ def run(pod: PreparedPod) -> NoReturn:
     for app, planned in zip(pod.apps, made.apps, strict=True):
         implicit.fill(pod, app)
         _record_launch(pod.directory, planned)
+        if pod.debug:
+            _describe(planned)
     boot.execute("run", made, keep=(pod.lock_fd,))
+
+
+def _describe(app: AppPlan) -> None:
+    lines = [app.root.describe(), *(step.describe() for step in app.steps)]
+    os.write(2, "".join(f"{app.name}: {line}\n" for line in lines).encode("utf-8", "backslashreplace"))
 
 
 def _record_launch(directory: str, app: AppPlan) -> None:

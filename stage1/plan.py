@@ -117,7 +117,10 @@ def _decode(value: Any) -> Any:
             return items
         if value[0] not in _TYPES:
             raise ValueError(f"no part of a plan is called {value[0]}")
-        return _TYPES[value[0]](*items)
+        try:
+            return _TYPES[value[0]](*items)
+        except TypeError as error:
+            raise ValueError(f"not a {value[0]} as this version has it") from error
     if isinstance(value, dict):
         return a2b_base64(value["bytes"], strict_mode=True)
     return value

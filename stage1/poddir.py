@@ -140,11 +140,11 @@ def read_leader(pod: str) -> Leader | None:
 
 def write_started(pod: str, app: str, pid: int) -> None:
     """Record the main process of `app`, which has not ended yet."""
-    _write_of_app(started(pod, app), f"{pid} {start_time(pid) or 0}")
     try:
         os.unlink(status(pod, app))
     except FileNotFoundError:
         pass
+    _write_of_app(started(pod, app), f"{pid} {start_time(pid) or 0}")
 
 
 def write_restarts(pod: str, app: str, times: int) -> None:

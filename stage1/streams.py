@@ -502,8 +502,14 @@ class AppStreams:
                 os.close(fd)
             what = f"has no {' and no '.join(sorted(missing))} to attach to" if missing else "cannot be attached to"
             raise PodError(f'app "{self._name}" {what}', hint=f"there is: {', '.join(self.endpoints()) or 'nothing'}")
-        for name, fd in zip(names, fds, strict=True):
-            self._add_client(name, fd)
+        left = list(fds)
+        try:
+            for name in names:
+                self._add_client(name, left[0])
+                left.pop(0)
+        finally:
+            for fd in left:
+                os.close(fd)
 
     def _add_client(self, name: str, fd: int) -> None:
         source = self._sources.get({"tty": "tty", "tty-out": "tty"}.get(name, name))

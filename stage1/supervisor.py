@@ -16,7 +16,10 @@ The supervisor says:
     started APP PID [pidfd]           PID as the pod sees it
     terminal APP [master]
     failed APP STATUS TEXT    it could not be started; an `ended` follows
-    ended APP STATUS SIGNAL AGAIN    waits for `cleared`; SIGNAL is 0 for an exit, AGAIN 1 when it will start again
+    ended APP STATUS SIGNAL STOPPED AGAIN    waits for `cleared`; SIGNAL is 0 for an exit, STOPPED 1 when it was asked
+                       to end, AGAIN 1 when it is to start again
+    again APP          it is being started again, as was said
+    idle APP           it is not started, or not started again: it was stopped before
     ready              every app of the beginning has been started
     over STATUS        the pod is over
 """
@@ -70,6 +73,9 @@ class _App:
         self.stopping = False
         self.again = False
         """Whether to start it again once it is stopped (`rkpy app restart`)."""
+        self.promised = False
+        """Whether the monitor was told that it is to start again."""
+        self.removed = False
 
     @property
     def busy(self) -> bool:
@@ -94,12 +100,15 @@ class Supervisor:
         self._sealed = False
         self._ready = False
         self._stopping = False
+        self._abandoned = False
         self._over = False
         self.status = 0
 
     def run(self) -> int:
         self._loop.on_signal(signal.SIGCHLD, self._reap)
         self._loop.on_signal(signal.SIGTERM, self._terminate)
+        # Until here the monitor has had it blocked for us: of PID 1 the kernel drops what has no handler yet.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._loop.add(self._monitor.fileno(), select.EPOLLIN, lambda _events: self._obey())
         self._tell("up")
         self._loop.run()
@@ -124,15 +133,16 @@ class Supervisor:
             self._review()
         elif verb == "signal":
             for app in self._apps.values():
-                _kill(app.pid, int(name))
+                if app.started:
+                    _kill(app.pid, int(name))
         elif verb == "terminate":
             self._terminate()
         elif verb == "cleared":
             self._cleared(self._apps[name], fds)
         elif name in self._apps:
-            {"stop": self._stop, "kill": self._kill, "restart": self._restart, "remove": self._remove}[verb](
-                self._apps[name]
-            )
+            app = self._apps[name]
+            app.again = verb == "restart" and bool(app.pid or app.timer or app.promised)
+            {"stop": self._stop, "kill": self._kill, "restart": self._stop, "remove": self._remove}[verb](app)
         elif not text:
             os._exit(EXIT_FAILURE)
 
@@ -141,17 +151,18 @@ class Supervisor:
         old = self._apps.pop(plan.name, None)
         if old is not None:
             old.close()
-        app = self._apps[plan.name] = _App(plan, fds[1:4], _cgroup(fds[4]), fds[5:])
+        app = _App(plan, fds[1:4], _cgroup(fds[4]), fds[5:])
+        if self._stopping:  # Nobody would stop it any more.
+            app.close()
+            self._tell(f"idle {plan.name}")
+            return
+        self._apps[plan.name] = app
         self._launch(app)
 
-    def _restart(self, app: _App) -> None:
-        app.again = True
-        self._stop(app)
-
     def _remove(self, app: _App) -> None:
-        if not app.busy:
-            del self._apps[app.plan.name]
-            app.close()
+        """Its post-stop handlers may still run."""
+        app.removed = True
+        self._kill(app)
 
     def _stop(self, app: _App) -> None:
         app.stopping = True
@@ -178,6 +189,7 @@ class Supervisor:
         self._cancel_restart(app)
         _kill(app.pid, signal.SIGKILL)
         _kill(app.handlers, signal.SIGKILL)
+        self._settle(app)
 
     def _cancel_restart(self, app: _App) -> None:
         if app.timer is not None:
@@ -196,15 +208,18 @@ class Supervisor:
         self._review()
 
     def _abandon(self) -> None:
-        """Post-stop handlers have had as much time as the apps."""
-        for app in self._apps.values():
+        """Post-stop handlers have had as much time as the apps; those that have not begun by now never will."""
+        self._abandoned = True
+        for app in list(self._apps.values()):
             self._kill(app)
 
     # --- what the apps do
 
     def _launch(self, app: _App) -> None:
         """Start the app's main process, in its cgroup from the first instant."""
-        app.started = app.stopping = app.again = False
+        if app.promised:
+            self._tell(f"again {app.plan.name}")
+        app.started = app.stopping = app.again = app.promised = False
         ours, theirs = channel.pair()
         try:
             pid, pidfd = syscalls.clone3(0, app.cgroup)
@@ -222,9 +237,9 @@ class Supervisor:
         for fd in app.mounts:
             os.close(fd)
         app.mounts = []
-        self._loop.add(ours.fileno(), select.EPOLLIN, lambda _events: self._listen(app))
+        self._loop.add(ours.fileno(), select.EPOLLIN, lambda _events: self._listen(app, pid))
 
-    def _listen(self, app: _App) -> None:
+    def _listen(self, app: _App, pid: int) -> None:
         """One message of a process on its way to be the app. That the channel ends means it has become the app, unless
         it said before that it could not."""
         report = app.report
@@ -243,7 +258,7 @@ class Supervisor:
             report.close()
             app.report = None
             app.started = True
-            self._tell(f"started {app.plan.name} {app.pid}", (app.pidfd,))
+            self._tell(f"started {app.plan.name} {pid}", (app.pidfd,))
             os.close(app.pidfd)
             if app.stopping:
                 self._ask_to_end(app)
@@ -267,16 +282,19 @@ class Supervisor:
 
     def _main_ended(self, app: _App, status: int) -> None:
         """The app's main process is gone. What it still had to say is heard first."""
+        pid = app.pid
+        app.pid = 0  # from here on it is somebody else's number
+        app.clearing = True
         while app.report is not None:
-            self._listen(app)
-        app.pid = 0
+            self._listen(app, pid)
         code = os.waitstatus_to_exitcode(status)
         self._ended(app, code if code >= 0 else 128 - code, max(-code, 0))
 
     def _ended(self, app: _App, status: int, number: int) -> None:
         app.status = status
         app.clearing = True
-        self._tell(f"ended {app.plan.name} {status} {number} {int(self._restarts(app) or app.again)}")
+        app.promised = self._restarts(app) or app.again
+        self._tell(f"ended {app.plan.name} {status} {number} {app.stopping:d} {app.promised:d}")
 
     def _restarts(self, app: _App) -> bool:
         return not app.stopping and policy.restarts(app.plan.restart, app.times, app.status)
@@ -290,7 +308,7 @@ class Supervisor:
         if self._restarts(app):
             app.timer = self._loop.call_later(policy.delay(app.times), lambda: self._start_again(app))
             app.times += 1
-        elif app.plan.post_stop and app.namespace >= 0:
+        elif app.plan.post_stop and app.namespace >= 0 and not self._abandoned:
             self._run_handlers(app)
         self._settle(app)
 
@@ -299,7 +317,11 @@ class Supervisor:
         self._launch(app)
 
     def _run_handlers(self, app: _App) -> None:
-        pid, pidfd = syscalls.clone3(0, app.cgroup)
+        try:
+            pid, pidfd = syscalls.clone3(0, app.cgroup)
+        except OSError as error:
+            self._tell(f"failed {app.plan.name} {EXIT_FAILURE} cannot run its post-stop handlers: {reason(error)}")
+            return
         if pid == 0:
             _run_post_stop(app)
         os.close(pidfd)
@@ -311,9 +333,19 @@ class Supervisor:
             return
         if app.again and not self._stopping:
             self._launch(app)
+        else:
+            self._rest(app)
+        self._review()
+
+    def _rest(self, app: _App) -> None:
+        if app.promised:
+            app.promised = False
+            self._tell(f"idle {app.plan.name}")
+        if app.removed:
+            del self._apps[app.plan.name]
+            app.close()
         elif not self._plan.mutable:
             self._outcome.ended(app.status)
-        self._review()
 
     def _review(self) -> None:
         """What the pod as a whole has come to."""

@@ -257,7 +257,7 @@ def _checked(
         store,
         net=flags.get("net"),
         name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
-        hostname=flags.get("hostname") or "",
+        hostname=_hostname(flags),
         ipc=_ipc(flags),
         asked=asked,
         debug=settings.debug,
@@ -270,6 +270,11 @@ def _checked(
         warn(warning)
     _save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
+
+
+def _hostname(flags: Values) -> str:
+    given = flags.get("hostname")
+    return behaviour.hostname(given) if given else ""
 
 
 def _ipc(flags: Values) -> str:
