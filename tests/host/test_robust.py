@@ -148,6 +148,16 @@ def test_more_callers_than_descriptors(ground: Ground, variant: Variant) -> None
         assert control.request(place, {"op": "states"}) == {"states": {"app": "running"}}
 
 
+@every(SUPERVISED)
+@pytest.mark.parametrize("content", ["", "{", "5", "[]", '["LaunchSpec"]', '["Later", 1]', "null", '{"a": 1}'])
+def test_what_cannot_be_entered(ground: Ground, variant: Variant, content: str) -> None:
+    """A damaged pod directory, or one a later version made."""
+    with ground.running(variant, ground.app("say up + sleep")) as running:
+        assert running.line() == "up"
+        Path(poddir.app_info(directory(ground, running.uuid), "app", "launch")).write_text(content)
+        assert "cannot tell how" in ground.rkpy.refused("enter", running.uuid, "/bin/inspect", "id")
+
+
 # --- a full disk
 
 
