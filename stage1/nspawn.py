@@ -216,7 +216,9 @@ def enter(request: EnterRequest) -> NoReturn:
         raise PodError(f'app "{app}" is not running')
     try:
         with open(poddir.app_info(request.directory, app, _LAUNCH), "rb") as file:
-            spec: LaunchSpec = loads(file.read())
+            spec = loads(file.read())
+        if not isinstance(spec, LaunchSpec):
+            raise ValueError("it is no LaunchSpec")
     except (OSError, ValueError) as error:
         raise PodError(f'cannot tell how app "{app}" was started: {error}') from error
     boot.execute("enter", EnterPlan(request.directory, app, *started, _entering(spec, request)))

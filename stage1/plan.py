@@ -113,14 +113,14 @@ def _encode(value: Any) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, list):
         items = tuple(map(_decode, value[1:]))
-        if not value[0]:
+        if value[:1] == [""]:
             return items
-        if value[0] not in _TYPES:
-            raise ValueError(f"no part of a plan is called {value[0]}")
+        if not value or value[0] not in _TYPES:
+            raise ValueError(f"no part of a plan: {value[:1]}")
         try:
             return _TYPES[value[0]](*items)
         except TypeError as error:
             raise ValueError(f"not a {value[0]} as this version has it") from error
     if isinstance(value, dict):
-        return a2b_base64(value["bytes"], strict_mode=True)
+        return a2b_base64(value.get("bytes", "-"), strict_mode=True)
     return value

@@ -222,4 +222,5 @@ def _open_directory(path: str) -> int:
 
 
 def _missing_layer(path: str, error: OSError) -> LaunchError:
-    return LaunchError(f'cannot open layer "{os.path.basename(path)}": {reason(error)}', hint="fetch the image again")
+    hint = "fetch the image again" if error.errno in (errno.ENOENT, errno.ENOTDIR) else ""
+    return LaunchError(f'cannot open layer "{os.path.basename(path)}": {reason(error)}', hint=hint)

@@ -53,11 +53,13 @@ def test_a_stop_is_not_lost_while_the_pod_starts(ground: Ground, variant: Varian
 
 @every(SUPERVISED)
 def test_interrupted_while_it_starts(ground: Ground, variant: Variant) -> None:
-    """^C just when the interpreter is executed anew."""
-    for _ in range(5):
+    """^C when the interpreter has been executed anew and still imports what it needs."""
+    for _ in range(10):
         with ground.running(variant, ground.app("sleep")) as running:
-            maps = Path(f"/proc/{running.process.pid}/maps")
-            while "_ctypes" not in maps.read_text():
+            process = Path(f"/proc/{running.process.pid}")
+            while (
+                b"\0-I\0" not in (process / "cmdline").read_bytes() or "/_ctypes." not in (process / "maps").read_text()
+            ):
                 assert running.process.poll() is None
             running.process.send_signal(signal.SIGINT)
             assert running.wait().err == ""
@@ -146,6 +148,16 @@ def test_more_callers_than_descriptors(ground: Ground, variant: Variant) -> None
         for caller in callers:
             caller.close()
         assert control.request(place, {"op": "states"}) == {"states": {"app": "running"}}
+
+
+@every(SUPERVISED)
+@pytest.mark.parametrize("content", ["", "{", "5", "[]", '["LaunchSpec"]', '["Later", 1]', "null", '{"a": 1}'])
+def test_what_cannot_be_entered(ground: Ground, variant: Variant, content: str) -> None:
+    """A damaged pod directory, or one a later version made."""
+    with ground.running(variant, ground.app("say up + sleep")) as running:
+        assert running.line() == "up"
+        Path(poddir.app_info(directory(ground, running.uuid), "app", "launch")).write_text(content)
+        assert "cannot tell how" in ground.rkpy.refused("enter", running.uuid, "/bin/inspect", "id")
 
 
 # --- a full disk
