@@ -1,13 +1,14 @@
-"""What the benchmarks share: a scratch directory, hyperfine side by side, a table of ratios, the machine's line."""
+"""What the benchmarks share: a scratch directory, commands timed in turn, a table of ratios, the machine's line."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -65,36 +66,35 @@ def podman(directory: str, *words: str) -> list[str]:
     ]
 
 
-def compare(cases: Sequence[Case], *, runs: int, warmup: int, baseline: str) -> None:
-    """Time `cases` with hyperfine and print medians and ratios to `baseline`."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as result:
-        command = [
-            "hyperfine",
-            "-N",
-            "--style",
-            "none",
-            "-r",
-            str(runs),
-            "-w",
-            str(warmup),
-            "--export-json",
-            result.name,
-        ]
+def compare(cases: Sequence[Case], *, runs: int, warmup: int, baseline: str) -> dict[str, float]:
+    """Time `cases` in turn, again and again, so that what else the machine does falls on all of them alike; print
+    medians and ratios to `baseline`. The medians in milliseconds."""
+    times: dict[str, list[float]] = {case.name: [] for case in cases}
+    for turn in range(warmup + runs):
         for case in cases:
-            command += ["-n", case.name, "--prepare", _quoted(case.prepare or ["true"])]
-        run(*command, *(_quoted(case.command) for case in cases))
-        with open(result.name) as file:
-            medians = {one["command"]: one["median"] * 1000 for one in json.load(file)["results"]}
+            if case.prepare:
+                run(*case.prepare)
+            took = timed(case.command)
+            if turn >= warmup:
+                times[case.name].append(took)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
     print(machine())
-    print(f"{'command':<34} {'median ms':>10} {'ratio':>7}   (to {baseline}, {runs} runs)")
+    print(f"{'command':<48} {'median ms':>10} {'ratio':>7}   (to {baseline}, {runs} runs)")
     for name, median in sorted(medians.items(), key=lambda item: item[1]):
-        print(f"{name:<34} {median:>10.1f} {median / medians[baseline]:>7.2f}")
+        print(f"{name:<48} {median:>10.1f} {median / medians[baseline]:>7.2f}")
+    return medians
 
 
-def _quoted(command: Sequence[str]) -> str:
-    import shlex
-
-    return shlex.join(command)
+def timed(command: Sequence[str]) -> float:
+    """Milliseconds from the start of a command to its end; it has to succeed, and what it prints is thrown away."""
+    with tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=errors).returncode
+        took = time.perf_counter() - start
+        if status:
+            errors.seek(0)
+            sys.exit(f"{' '.join(command)}: exit status {status}\n{errors.read().decode()}")
+    return took * 1000
 
 
 def machine() -> str:
