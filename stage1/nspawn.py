@@ -177,7 +177,7 @@ def run(pod: PreparedPod) -> NoReturn:
     for app, planned in zip(pod.apps, made.apps, strict=True):
         implicit.fill(pod, app)
         _record_launch(pod.directory, planned)
-    boot.execute("run", "run", made, keep=(pod.lock_fd,))
+    boot.execute("run", "run", dumps(made), keep=(pod.lock_fd,))
 
 
 def _record_launch(directory: str, app: AppPlan) -> None:
@@ -196,7 +196,8 @@ def enter(request: EnterRequest) -> NoReturn:
             spec: LaunchSpec = loads(file.read())
     except (OSError, ValueError) as error:
         raise PodError(f'cannot tell how app "{app}" was started: {error}') from error
-    boot.execute("enter", "enter", EnterPlan(request.directory, app, *started, _entering(spec, request)))
+    made = EnterPlan(request.directory, app, *started, _entering(spec, request))
+    boot.execute("enter", "enter", dumps(made))
 
 
 def _entering(spec: LaunchSpec, request: EnterRequest) -> LaunchSpec:
