@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
@@ -12,6 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
+
+
+IMAGE = "example.com/busybox"
+"""The image made by `busybox`, for rkpy; `localhost/busybox` for podman."""
+LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=32768:32768")
+"""Limits that podman does not need privileges for: it would raise them otherwise."""
 
 
 class Case(NamedTuple):
@@ -64,6 +71,44 @@ def podman(directory: str, *words: str) -> list[str]:
         "runc",
         *words,
     ]
+
+
+def busybox(directory: str, *programs: str) -> str:
+    """An image of a static busybox that runs `/bin/sh`, in rkpy's store and in podman's below `directory`; the path of
+    its root."""
+    root = f"{directory}/image/rootfs"
+    for name in ("bin", "proc", "dev", "sys", "tmp", "etc", "usr"):
+        os.makedirs(f"{root}/{name}")
+    run("cp", "/bin/busybox", f"{root}/bin/busybox")
+    for name in ("sh", *programs):
+        os.symlink("busybox", f"{root}/bin/{name}")
+    fetch(directory, IMAGE, "/bin/sh")
+    run("tar", "-C", root, "-cf", f"{directory}/image.tar", ".")
+    run(*podman(directory, "import", f"{directory}/image.tar", "localhost/busybox"))
+    return root
+
+
+def fetch(directory: str, name: str, *command: str) -> None:
+    """The tree `directory`/image/rootfs as the ACI `name` in rkpy's store, `directory`/rkpy."""
+    labels = [{"name": "version", "value": "1"}, {"name": "os", "value": "linux"}]
+    app = {"exec": command, "user": "0", "group": "0"}
+    manifest = {"acKind": "ImageManifest", "acVersion": "0.8.11", "name": name, "labels": labels, "app": app}
+    with open(f"{directory}/image/manifest", "w") as file:
+        json.dump(manifest, file)
+    run("tar", "-C", f"{directory}/image", "-cf", f"{directory}/image.aci", "manifest", "rootfs")
+    run(rkpy(), f"--dir={directory}/rkpy", "--insecure-options=image", "fetch", f"{directory}/image.aci")
+
+
+def pod(directory: str, *flags: str, stage1: str = "nspawn") -> list[str]:
+    """The command that runs IMAGE in a pod without a network; `flags` are of the app."""
+    network = ["--net=none"] if stage1 == "nspawn" else []
+    return [rkpy(), f"--dir={directory}/rkpy", "run", f"--stage1={stage1}", *network, IMAGE, *flags]
+
+
+def clean(directory: str) -> None:
+    """Remove what pods and containers have left below `directory`."""
+    run(rkpy(), f"--dir={directory}/rkpy", "gc", "--grace-period=0s")
+    run(*podman(directory, "rm", "--all", "--force"))
 
 
 def compare(cases: Sequence[Case], *, runs: int, warmup: int, baseline: str) -> dict[str, float]:

@@ -75,6 +75,8 @@ PROC_SUPER_MAGIC = 0x9FA0
 
 RENAME_EXCHANGE = 2
 
+MADV_DONTNEED = 4
+
 _NR_OPEN_TREE = 428
 _NR_CLONE3 = 435
 _NR_MOVE_MOUNT = 429
@@ -275,3 +277,9 @@ def renameat2(source: str, target: str, flags: int) -> None:
     paths = ctypes.c_char_p(os.fsencode(source)), ctypes.c_char_p(os.fsencode(target))
     cwd = ctypes.c_int(AT_FDCWD)
     _check(_libc.renameat2(cwd, paths[0], cwd, paths[1], ctypes.c_uint(flags)), "renameat2", target)
+
+
+def madvise(start: int, length: int, advice: int) -> None:
+    """madvise(2) about this process's memory from the address `start` on."""
+    result = _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(advice))
+    _check(result, "madvise", hex(start))

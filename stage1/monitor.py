@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
-from stage1 import apptree, boot, channel, control, namespaces, poddir, supervisor
+from stage1 import apptree, boot, channel, control, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
@@ -94,6 +94,7 @@ class Monitor:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""
         ours, theirs = channel.pair()
         cgroup = self._cgroup.init_fd()
+        gc.freeze()  # a later collection would write to what the two processes share
         try:
             pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
         except OSError as error:
@@ -204,6 +205,7 @@ class Monitor:
     def _is_ready(self) -> None:
         os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
         gc.enable()
+        self._loop.call_later(footprint.DELAY, footprint.shrink)
 
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:

@@ -23,6 +23,7 @@ The supervisor says:
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -31,7 +32,7 @@ from typing import NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, reason
-from stage1 import apptree, channel, namespaces, policy, terminal
+from stage1 import apptree, channel, footprint, namespaces, policy, terminal
 from stage1.channel import Channel
 from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
@@ -320,6 +321,8 @@ class Supervisor:
         if self._sealed and not self._ready and all(app.started or not app.busy for app in apps):
             self._ready = True
             self._tell("ready")
+            gc.enable()
+            self._loop.call_later(footprint.DELAY, footprint.shrink)
         if self._outcome.over and not self._stopping and not self._plan.mutable:
             self._terminate()
         idle = not any(app.busy for app in apps)
