@@ -1,11 +1,25 @@
-"""Less memory for a process that has finished starting and will mostly wait from now on."""
+"""Less memory for a process that has finished starting something and will mostly wait from now on."""
 
 from __future__ import annotations
 
 from common import syscalls
+from stage1.loop import Loop, Timer
 
 DELAY = 1.0
 """Seconds to wait with it: a pod that ends at once has no use for it."""
+
+
+class Footprint:
+    """Shrinks this process some time after the last call of `soon`."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._timer: Timer | None = None
+
+    def soon(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(DELAY, shrink)
 
 
 def shrink() -> None:
