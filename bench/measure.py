@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-
 IMAGE = "example.com/busybox"
 """The image made by `busybox`, for rkpy; `localhost/busybox` for podman."""
 LIMITS = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=32768:32768")

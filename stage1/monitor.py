@@ -12,10 +12,11 @@ import os
 import select
 import signal
 import stat
-from typing import Any, NamedTuple
+from typing import Any
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
+from common.records import NamedTuple
 from stage1 import apptree, boot, channel, control, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.footprint import Footprint

@@ -28,7 +28,8 @@ The layout is documented for users in docs/on-disk-format.md.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+
+from common.records import NamedTuple
 
 LOCK = "lock"
 MANIFEST = "pod"
