@@ -1,25 +1,32 @@
-"""Less memory for a process that has finished starting something and will mostly wait from now on."""
+"""Less memory for a process that has finished starting and will mostly wait from now on."""
 
 from __future__ import annotations
 
+import time
+
 from common import syscalls
-from stage1.loop import Loop, Timer
+from stage1.loop import Loop
 
 DELAY = 1.0
-"""Seconds to wait with it: a pod that ends at once has no use for it."""
+"""Seconds from a start until the first time: a pod that ends at once has no use for it."""
+INTERVAL = 30.0
+"""Seconds until it is looked at again what has come back since."""
+WORTHWHILE = 0.02
+"""Seconds of processor time after which something will have."""
 
 
-class Footprint:
-    """Shrinks this process some time after the last call of `soon`."""
+def keep_small(loop: Loop) -> None:
+    """Shrink this process soon, and again whenever it has worked meanwhile."""
+    worked = -WORTHWHILE
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._timer: Timer | None = None
+    def look() -> None:
+        nonlocal worked
+        if time.process_time() - worked >= WORTHWHILE:
+            shrink()
+            worked = time.process_time()
+        loop.call_later(INTERVAL, look)
 
-    def soon(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(DELAY, shrink)
+    loop.call_later(DELAY, look)
 
 
 def shrink() -> None:

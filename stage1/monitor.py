@@ -17,9 +17,8 @@ from typing import Any
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from common.records import NamedTuple
-from stage1 import apptree, boot, channel, control, namespaces, poddir, supervisor
+from stage1 import apptree, boot, channel, control, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
-from stage1.footprint import Footprint
 from stage1.logs import LogFile
 from stage1.loop import Loop
 from stage1.plan import AppPlan, PodPlan, dumps, loads
@@ -69,7 +68,7 @@ class Monitor:
         try:
             self._supervisor = self._clone()
             self._loop = Loop()
-            self._footprint = Footprint(self._loop)
+            footprint.keep_small(self._loop)
             self._foreground = Foreground(self._loop, prefixed=len(self._apps) != 1 or self._plan.mutable)
             try:
                 self._supervise()
@@ -214,7 +213,6 @@ class Monitor:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
         poddir.write_started(self._plan.directory, app.plan.name, pid)
-        self._footprint.soon()
 
     def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
         if app.streams is None or not fds:

@@ -32,9 +32,8 @@ from typing import NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, reason
-from stage1 import apptree, channel, namespaces, policy, terminal
+from stage1 import apptree, channel, footprint, namespaces, policy, terminal
 from stage1.channel import Channel
-from stage1.footprint import Footprint
 from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
 from stage2.launch import LaunchSpec, launch, run_and_wait
@@ -91,7 +90,7 @@ class Supervisor:
         self._monitor = monitor
         self._apps: dict[str, _App] = {}
         self._loop = Loop()
-        self._footprint = Footprint(self._loop)
+        footprint.keep_small(self._loop)
         self._outcome = policy.Outcome(plan.exit_policy)
         self._sealed = False
         self._ready = False
@@ -247,7 +246,6 @@ class Supervisor:
             app.started = True
             self._tell(f"started {app.plan.name} {app.pid}", (app.pidfd,))
             os.close(app.pidfd)
-            self._footprint.soon()
             if app.stopping:
                 self._ask_to_end(app)
             self._review()
