@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from aci import image_manifest, types
 from aci.compare import compare_layer
@@ -13,6 +12,7 @@ from aci.image_manifest import ImageManifest
 from aci.tar import DIRECTORY, FILE, Member, Reader, show
 from aci.unpack import clean_path, unpack_layer
 from common.errors import ImageError
+from common.records import NamedTuple
 
 ROOTFS = "rootfs"
 MANIFEST = b"manifest"

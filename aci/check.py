@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
 
 from aci import archive, oci
 from aci.compare import compare_layer
@@ -14,6 +13,7 @@ from aci.sources import opened
 from aci.store import ImageRecord, Store, damaged_name
 from common import files
 from common.errors import ImageError, StoreError, reason
+from common.records import NamedTuple
 from common.syscalls import RENAME_EXCHANGE, renameat2, syncfs
 
 MAX_DIFFERENCES = 5

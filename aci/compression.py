@@ -12,9 +12,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from common.errors import ImageError, reason
+from common.records import NamedTuple
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from aci.types import ac_identifier, ac_name, image_id, quote
 from common.errors import ManifestError
+from common.records import NamedTuple
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from aci import isolators
 from aci.document import (
@@ -32,6 +32,7 @@ from aci.document import (
 )
 from aci.types import OWNER_MAX, ac_version, check_annotations, check_environment, check_labels, quote
 from common.errors import ManifestError
+from common.records import NamedTuple
 
 
 class Isolator(NamedTuple):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci import archive, oci, oci_config, parallel
 from aci.compression import Stream, open_stream
@@ -25,6 +25,7 @@ from aci.tar import Reader
 from aci.unpack import clean_path, unpack_layer
 from common import files, locks
 from common.errors import ImageError, RkpyError, StoreError, reason
+from common.records import NamedTuple
 from common.syscalls import syncfs
 
 ACI, OCI_ARCHIVE, OCI_LAYOUT, DOCKER_ARCHIVE = "aci", "oci-archive", "oci-layout", "docker-archive"

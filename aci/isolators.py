@@ -8,7 +8,7 @@ checked that those of known isolators mean something. Unknown ones are kept, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from aci.document import (
     Flaw,
@@ -26,6 +26,7 @@ from aci.document import (
 )
 from aci.types import quantity, quote
 from common.errors import ManifestError
+from common.records import NamedTuple
 
 _UPPER: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LOWER: Final = _UPPER.lower()

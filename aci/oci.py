@@ -11,12 +11,13 @@ import json
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci import document, types
 from aci.oci_config import name_of
 from aci.sources import Archive, Source, Span
 from common.errors import ImageError, ManifestError
+from common.records import NamedTuple
 
 OCI, DOCKER = "application/vnd.oci.image.", "application/vnd.docker."
 INDEXES = (f"{OCI}index.v1+json", f"{DOCKER}distribution.manifest.list.v2+json")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci import document, image_manifest, types
 from aci.image_manifest import App, ImageManifest, MountPoint, Port
 from common.errors import ImageError, ManifestError
+from common.records import NamedTuple
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 ANNOTATION = "appc.io/docker/"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from aci.document import (
     Flaw,
@@ -43,6 +43,7 @@ from aci.image_manifest import (
 )
 from aci.types import OWNER_MAX, ac_version, quote
 from common.errors import ManifestError
+from common.records import NamedTuple
 
 
 class RuntimeImage(NamedTuple):

@@ -12,11 +12,12 @@ import posixpath
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from aci.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Member, Reader, show
 from aci.unpack import clean_path
 from common.errors import ImageError, reason
+from common.records import NamedTuple
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 MAX_ENTRIES = 100_000

@@ -19,13 +19,14 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci import image_manifest, types
 from aci.image_manifest import ImageManifest
 from aci.index import Entry, Index
 from common import files, locks
 from common.errors import ManifestError, StoreError, reason
+from common.records import NamedTuple
 
 RECORD_VERSION = 1
 LAYER, TREE, BLOB, IMAGE, USED, TMP = "layer", "tree", "blob", "image", "used", "tmp"

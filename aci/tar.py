@@ -12,9 +12,10 @@ import os
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from common.errors import ImageError
+from common.records import NamedTuple
 
 BLOCK = 512
 READ_SIZE = 1 << 20

@@ -14,13 +14,13 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from aci.image_manifest import Dependency
 from aci.store import TREE, ImageRecord, Store
 from aci.types import quote
 from common import files
 from common.errors import ImageError, RkpyError, StoreError, reason
+from common.records import NamedTuple
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, syncfs
 
 OPAQUE_XATTR = "trusted.overlay.opaque"

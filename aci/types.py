@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from common.errors import ManifestError
+from common.records import NamedTuple
 
 _DIGITS: Final = "0123456789"
 _HEX: Final = _DIGITS + "abcdef"

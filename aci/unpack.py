@@ -14,10 +14,10 @@ import os
 import stat
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple
 
 from aci.tar import BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Member, Readable, Reader, show
 from common.errors import ImageError, RkpyError, StoreError, reason
+from common.records import NamedTuple
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 WHITEOUT = b".wh."

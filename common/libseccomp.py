@@ -8,9 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from common.errors import LaunchError
+from common.records import NamedTuple
 
 KILL = 0x80000000
 """SECCOMP_RET_KILL_PROCESS: every thread, by SIGSYS."""

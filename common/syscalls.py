@@ -74,6 +74,9 @@ PROC_SUPER_MAGIC = 0x9FA0
 PIPEFS_MAGIC = 0x50495045
 
 RENAME_EXCHANGE = 2
+CLOSE_RANGE_CLOEXEC = 4
+
+MADV_DONTNEED = 4
 
 _NR_OPEN_TREE = 428
 _NR_CLONE3 = 435
@@ -165,9 +168,10 @@ def pivot_root(new_root: str, put_old: str) -> None:
     _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), "pivot_root", new_root)
 
 
-def close_range(first: int, last: int) -> None:
-    """close_range(2) (Linux 5.9): close every descriptor from `first` to `last`, both included."""
-    result = _syscall(_long(_NR_CLOSE_RANGE), _long(first), _long(last), _long(0))
+def close_range(first: int, last: int, flags: int = 0) -> None:
+    """close_range(2) (Linux 5.9): close every descriptor from `first` to `last`, both included; with
+    CLOSE_RANGE_CLOEXEC (Linux 5.11) at the next execve(2)."""
+    result = _syscall(_long(_NR_CLOSE_RANGE), _long(first), _long(last), _long(flags))
     _check(result, "close_range", f"{first}-{last}")
 
 
@@ -288,3 +292,9 @@ def renameat2(source: str, target: str, flags: int) -> None:
     paths = ctypes.c_char_p(os.fsencode(source)), ctypes.c_char_p(os.fsencode(target))
     cwd = ctypes.c_int(AT_FDCWD)
     _check(_libc.renameat2(cwd, paths[0], cwd, paths[1], ctypes.c_uint(flags)), "renameat2", target)
+
+
+def madvise(start: int, length: int, advice: int) -> None:
+    """madvise(2) about this process's memory from the address `start` on."""
+    result = _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(advice))
+    _check(result, "madvise", hex(start))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from aci import isolators
 from aci.image_manifest import App, Isolator
@@ -14,6 +13,7 @@ from aci.pod_manifest import PodManifest, RuntimeApp, RuntimeImage, RuntimeMount
 from aci.store import ImageRecord
 from aci.types import ac_name, default_app_name
 from common.errors import UsageError
+from common.records import NamedTuple
 from stage0 import behaviour, values
 from stage0.grammar import ImageArguments
 from stage0.options import Values

@@ -10,9 +10,10 @@ with its port unless that is 443. `dockerAuth` has `registries` instead of `doma
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.errors import ConfigError
+from common.records import NamedTuple
 from stage0 import config as configuration
 from stage0.config import Config
 

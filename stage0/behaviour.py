@@ -13,11 +13,12 @@ import re
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci.pod_manifest import PodManifest, RuntimeApp
 from aci.types import ac_name
 from common.errors import ManifestError, UsageError
+from common.records import NamedTuple
 from stage0.options import Values
 from stage1.flavour import Device
 from stage1.plan import EXIT_POLICIES, ON_ANY_FAILURE, Restart

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.errors import ConfigError, UsageError, reason
+from common.records import NamedTuple
 from stage0.options import Values
 
 DATA_DIR = "/var/lib/rkpy"

@@ -11,11 +11,12 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci import document
 from aci.store import Verification
 from common.errors import ManifestError, TrustError
+from common.records import NamedTuple
 from stage0 import openpgp, simplesigning, spki
 from stage0.docker_reference import DockerReference
 from stage0.keystore import COSIGN, KeyFile, Keystore, load_cosign

@@ -12,10 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from html.parser import HTMLParser
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from aci.types import host_platform
+from common.records import NamedTuple
 from stage0.http import Client, FetchError, read_all, split
 
 MAX_PAGE = 1 << 20

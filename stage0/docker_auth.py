@@ -14,10 +14,11 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci.types import quote
 from common.errors import ConfigError, reason
+from common.records import NamedTuple
 from stage0 import auth
 from stage0.config import Config
 from stage0.docker_reference import HUB_ALIASES

@@ -8,11 +8,11 @@ names are Docker Hub's, and those of a single component are in its `library`.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from aci import oci_config, types
 from aci.types import quote
 from common.errors import UsageError
+from common.records import NamedTuple
 
 SCHEME = "docker"
 DOCKER_HUB = "docker.io"

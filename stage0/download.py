@@ -6,9 +6,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
 
 from common import files
+from common.records import NamedTuple
 from stage0.http import Client, Downloaded, FetchError, OnData, OnProgress, Response, shown, too_large
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")

@@ -12,9 +12,10 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.errors import TrustError, reason
+from common.records import NamedTuple
 
 _STATUS = b"[GNUPG:] "
 

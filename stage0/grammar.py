@@ -9,9 +9,9 @@ and `---` ends them so that another image may follow. Flags of the pod may stand
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from common.errors import UsageError
+from common.records import NamedTuple
 from stage0 import options
 from stage0.options import Flag, Values
 

@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
@@ -21,6 +21,7 @@ from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 
 from common.errors import ConfigError, RkpyError, StoreError, reason
+from common.records import NamedTuple
 from rkpy import VERSION
 from stage0 import auth
 from stage0.config import Config

@@ -11,10 +11,10 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from common import files
 from common.errors import StoreError, reason
+from common.records import NamedTuple
 
 DIRECTORY = "remote"
 MAX_AGE = 10 * 365 * 86400

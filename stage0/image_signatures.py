@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from aci.oci_config import Name
 from aci.store import Verification
 from common.errors import RkpyError, TrustError, reason
+from common.records import NamedTuple
 from stage0 import cosign, openpgp, registries_d, simplesigning, verify
 from stage0.config import Config
 from stage0.docker_reference import DockerReference

@@ -18,10 +18,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from aci.types import ac_identifier
 from common.errors import ManifestError, TrustError, reason
+from common.records import NamedTuple
 from stage0 import openpgp, spki
 
 OPENPGP, COSIGN = "openpgp", "cosign"

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
 
 from common.errors import EXIT_FAILURE, RkpyError, UsageError, reason
+from common.records import NamedTuple
 from stage0 import options
 
 EXIT_NO_COMMAND = 2

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterator
-from typing import NamedTuple
+
+from common.records import NamedTuple
 
 SIGNATURE, ONE_PASS, SECRET_KEY, PUBLIC_KEY, SECRET_SUBKEY, COMPRESSED, LITERAL = 2, 4, 5, 6, 7, 8, 11
 MARKER, TRUST, USER_ID, PUBLIC_SUBKEY, USER_ATTRIBUTE = 10, 12, 13, 14, 17

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci.pod_manifest import PodManifest, RuntimeApp
+from common.records import NamedTuple
 from stage0 import behaviour
 from stage0.pods import Pod, State
 from stage1 import poddir

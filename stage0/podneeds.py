@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from common.errors import PodError, StoreError, reason
+from common.records import NamedTuple
 from stage0.pods import DIRECTORIES, EXITED_GARBAGE, GARBAGE, Pod, Pods
 from stage1 import poddir
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from common.errors import TrustError, reason
+from common.records import NamedTuple
 from stage0 import openpgp
 from stage0.config import Config
 from stage0.gpg import KeyInfo, isolated

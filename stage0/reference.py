@@ -6,10 +6,10 @@ The order is rkt's: `sha512-…`, then existing files, then URLs and transports,
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from aci.types import ac_identifier, host_platform
 from common.errors import UsageError
+from common.records import NamedTuple
 
 ARCHIVES = {"oci": "oci-layout", "oci-archive": "oci-archive", "docker-archive": "docker-archive"}
 REMOTE = ("http", "https")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci.types import quote
 from common.errors import ConfigError, reason
+from common.records import NamedTuple
 from stage0.docker_reference import DOCKER_HUB, DockerReference
 
 SYSTEM = "/etc/containers/registries.conf"

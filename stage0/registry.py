@@ -16,13 +16,14 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from aci import oci, oci_config, types
 from aci.oci import Descriptor
 from aci.store import ImageRecord, Store, Verification
 from common.errors import ConfigError, ImageError
+from common.records import NamedTuple
 from stage0 import http, registries_conf
 from stage0.config import Config
 from stage0.docker_auth import Login, Logins

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from aci import archive, importer, types
@@ -22,6 +21,7 @@ from aci.sources import opened
 from aci.store import TMP, ImageRecord, Store, Verification
 from common import files, locks
 from common.errors import ImageError, ManifestError, RkpyError, StoreError, TrustError, UsageError, reason
+from common.records import NamedTuple
 from stage0 import discovery, httpcache, openpgp, pubkeys, verify
 from stage0.config import Config
 from stage0.discovery import Endpoint

@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci import document
 from aci.store import Verification
 from aci.types import quote
 from common.errors import ManifestError, TrustError, UsageError
+from common.records import NamedTuple
 from stage0 import docker_reference, openpgp
 from stage0.docker_reference import DockerReference
 from stage0.keystore import Keystore

@@ -7,7 +7,9 @@ A key is known by the SHA-256 of its SubjectPublicKeyInfo (RFC 5280 §4.1.2.7), 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from common.records import NamedTuple
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hashes import HashAlgorithm

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from aci.store import Verification
 from common.errors import TrustError, reason
+from common.records import NamedTuple
 from stage0 import openpgp
 from stage0.keystore import OPENPGP, KeyFile, Keystore, load, read_limited
 

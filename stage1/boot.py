@@ -3,6 +3,9 @@
 A process of the pod that gets hold of /proc/PID/exe of one of ours has the host's interpreter in its hands, and could
 write to it once nothing runs it (CVE-2019-5736). Through a mount that is read-only it cannot, whoever it is. The new
 process also starts without anything the engine had loaded.
+
+An interpreter takes its time to start. With `begin` it does so while the engine is still at work, which goes on in a
+child and hands over the plan: the process that was called is the one that becomes the monitor.
 """
 
 from __future__ import annotations
@@ -11,33 +14,96 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from _socket import socket as Socket  # noqa: N812
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, RkpyError, reason
-from stage1 import channel, plan
+from stage1 import channel
+from stage1.channel import Channel
 
+FLAVOURS = frozenset({"nspawn"})
+"""Those whose pods start this way."""
 _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from stage1.boot import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_MAX_FD = 2**31 - 1
+_begun: Channel | None = None
+"""In the engine after `begin`: where the plan goes."""
 
 
-def execute(job: str, value: Any, *, keep: tuple[int, ...] = ()) -> NoReturn:
-    """Become the process that does `job` (a key of `_JOBS`, and the rkpy command that errors are reported for) with the
-    plan `value`. The descriptors `keep` stay open. LaunchError when that is not possible."""
-    fd = channel.memory_file(plan.dumps(value))
+def begin(job: str) -> None:
+    """Become the process that does `job`, as by `execute`, before there is a plan. Returns in a child, which goes on as
+    the engine; when it ends without `execute`, its exit status is passed on. LaunchError when that is not possible."""
+    global _begun
     sys.stdout.flush()
     sys.stderr.flush()
-    # The interpreter would answer ^C with a traceback until `main` has told it otherwise.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
-        interpreter = read_only_clone("/proc/self/exe")
-        for inherited in (fd, *keep):
-            os.set_inheritable(inherited, True)
-        words = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, job, str(fd)]
-        os.execve(interpreter, words, _environment())  # noqa: S606
+        interpreter = _interpreter()
+        ours, theirs = channel.pair()
+        engine = os.fork()
     except OSError as error:
-        raise LaunchError(f"cannot execute the Python interpreter again: {reason(error)}") from error
+        raise _cannot(error) from error
+    if engine:
+        ours.close()
+        try:
+            _execute(interpreter, job, theirs, engine=engine)
+        except OSError as error:
+            complain(job, str(_cannot(error)))
+            os._exit(EXIT_FAILURE)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    theirs.close()
+    os.close(interpreter)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt_once)
+    _begun = ours
+
+
+def _interrupt_once(_number: int, _frame: object) -> None:
+    """A terminal's SIGINT comes twice: to both processes, and the other one passes it on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def execute(job: str, plan: bytes, *, keep: Sequence[int] = ()) -> NoReturn:
+    """Become the process that does `job` (a key of `_JOBS`, and the rkpy command that errors are reported for) with
+    `plan` (`plan.dumps`). It gets the descriptors `keep`. LaunchError when that is not possible."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        message = ("plan", (channel.memory_file(plan), *keep))
+        if _begun is not None:
+            _begun.send(*message)
+            os._exit(0)
+        ours, theirs = channel.pair()
+        ours.send(*message)
+        ours.close()
+        _execute(_interpreter(), job, theirs, engine=0)
+    except OSError as error:
+        raise _cannot(error) from error
+
+
+def _interpreter() -> int:
+    return read_only_clone("/proc/self/exe")
+
+
+def read_only_clone(path: str) -> int:
+    """A descriptor of the file `path` in a read-only mount that nobody else has."""
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+    syscalls.mount_setattr(tree, path, set_attributes=syscalls.MOUNT_ATTR_RDONLY, recursive=False)
+    return tree
+
+
+def _execute(interpreter: int, job: str, source: Channel, *, engine: int) -> NoReturn:
+    """The plan comes from `source`; `engine` is the child that will send it, 0 for none."""
+    # Until `main` is ready for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    # Whatever else the caller left open is not for processes that live as long as the pod.
+    syscalls.close_range(3, _MAX_FD, syscalls.CLOSE_RANGE_CLOEXEC)
+    os.set_inheritable(source.fileno(), True)
+    words = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, job, str(source.fileno()), str(engine)]
+    os.execve(interpreter, words, _environment())  # noqa: S606
 
 
 def _environment() -> dict[str, str]:
@@ -50,47 +116,91 @@ def _environment() -> dict[str, str]:
     }
 
 
-def read_only_clone(path: str) -> int:
-    """A descriptor of the file `path` in a read-only mount that nobody else has."""
-    tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
-    syscalls.mount_setattr(tree, path, set_attributes=syscalls.MOUNT_ATTR_RDONLY, recursive=False)
-    return tree
+def _cannot(error: OSError) -> LaunchError:
+    return LaunchError(f"cannot execute the Python interpreter again: {reason(error)}")
 
 
-def _run(value: plan.PodPlan) -> int:
+# --- in the new interpreter
+
+_Act = Callable[[Any, list[int]], int]
+"""Takes the plan and the descriptors that come with it; an exit status."""
+
+
+def _run() -> _Act:
     from stage1.monitor import Monitor
 
-    return Monitor("run", value).run()
+    return lambda value, kept: Monitor("run", value._replace(lock_fd=kept[0])).run()
 
 
-def _enter(value: plan.EnterPlan) -> int:
+def _enter() -> _Act:
     from stage1.entrance import enter
 
-    return enter(value)
+    return lambda value, _kept: enter(value)
 
 
-_JOBS: dict[str, Callable[[Any], int]] = {"run": _run, "enter": _enter}
+_JOBS = {"run": _run, "enter": _enter}
+"""Each loads what it takes, and says what is to be done then."""
 
 
 def main() -> NoReturn:
-    """What the executed interpreter runs: its arguments are the job and the descriptor of the plan."""
+    """What the executed interpreter runs."""
     gc.disable()  # until the start is over
-    job, fd = sys.argv[1:]
+    job, fd, engine = sys.argv[1:]
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Whoever starts us may have blocked signals that we wait for.
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # instead of a traceback
+    os.set_inheritable(int(fd), False)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     try:
-        value = plan.loads(channel.read_memory_file(int(fd)))
-        status = _JOBS[job](value)
+        status = _do(job, Channel(Socket(fileno=int(fd))), int(engine))
     except RkpyError as error:
         complain(job, str(error))
         status = error.exit_status
     except OSError as error:
         complain(job, f"{error.filename or ''}: {error.strerror}".removeprefix(": "))
         status = EXIT_FAILURE
-    sys.exit(status)
+    # Without taking the interpreter apart, which takes longer than the kernel's clearing up.
+    os._exit(status)
+
+
+def _do(job: str, source: Channel, engine: int) -> int:
+    ending = _Ending(engine)
+    # Whoever starts us may have blocked signals that we wait for, as have we.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    act = _JOBS[job]()
+    from stage1 import plan
+
+    text, fds = source.receive()
+    source.close()
+    status = ending.wait()
+    if status or not text:
+        return status
+    return act(plan.loads(channel.read_memory_file(fds[0])), fds[1:])
+
+
+class _Ending:
+    """While the engine is our child: what would end it, had it been the process that was called, ends both."""
+
+    def __init__(self, engine: int) -> None:
+        self._engine = engine
+        self._caught = 0
+        self._numbers = [number for number in _FORWARDED if engine and signal.getsignal(number) != signal.SIG_IGN]
+        for number in self._numbers:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        self._caught = number
+        os.kill(self._engine, number)
+
+    def wait(self) -> int:
+        """The exit status of the engine, which is not 0 after any of these signals."""
+        if not self._engine:
+            return 0
+        code = os.waitstatus_to_exitcode(os.waitpid(self._engine, 0)[1])
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_DFL)
+        if code == 0 and self._caught:
+            return 128 + self._caught
+        return code if code >= 0 else 128 - code
 
 
 def complain(command: str, text: str) -> None:

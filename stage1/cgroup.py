@@ -15,9 +15,9 @@ import select
 import signal
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from common.errors import LaunchError, PodError, reason
+from common.records import NamedTuple
 from stage1.limits import Limits
 
 CONTROLLERS = ("cpu", "io", "memory", "pids")

@@ -6,10 +6,11 @@ distribution may add one through the entry-point group `rkpy.stage1`, whose valu
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn, Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from aci.image_manifest import App, Isolator
 from common.errors import UsageError
+from common.records import NamedTuple
 from stage1.plan import ON_ANY_FAILURE, Restart
 from stage1.streams import Streams
 

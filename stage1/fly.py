@@ -10,11 +10,12 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from common import syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
 from common.imports import seal
+from common.records import NamedTuple
 from stage1 import mounts, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.plan import ON_ANY_FAILURE

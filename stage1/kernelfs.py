@@ -8,10 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
 
 from common import syscalls
 from common.errors import LaunchError, reason
+from common.records import NamedTuple
 from stage1.mounts import NO_NAMESPACES, Bind, Namespaces, Step, attach, is_read_only, new_file_system
 from stage1.targets import AppRoot, mount_id, open_plain, open_target
 

@@ -7,8 +7,8 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
+from common.records import NamedTuple
 from stage1.logs import STREAM_AT, TAG_AT, TEXT_AT, directory
 
 _BLOCK = 1 << 18

@@ -13,11 +13,12 @@ import select
 import signal
 import stat
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
-from stage1 import apptree, boot, channel, control, namespaces, poddir, supervisor
+from common.records import NamedTuple
+from stage1 import apptree, boot, channel, control, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
@@ -67,6 +68,7 @@ class Monitor:
         try:
             self._supervisor = self._clone()
             self._loop = Loop()
+            footprint.keep_small(self._loop)
             self._foreground = Foreground(self._loop, prefixed=len(self._apps) != 1 or self._plan.mutable)
             try:
                 self._supervise()
@@ -97,6 +99,7 @@ class Monitor:
         cgroup = self._cgroup.init_fd()
         # `rkpy stop` may come as soon as the leader is known. The supervisor lets it in when it listens.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        gc.freeze()  # a later collection would write to what the two processes share
         try:
             pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
         except OSError as error:

@@ -11,10 +11,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from common import syscalls
 from common.errors import LaunchError, UsageError, reason
+from common.records import NamedTuple
 from stage1.targets import AppRoot, mount_id, open_plain, open_target
 
 NO_SOURCE = -1

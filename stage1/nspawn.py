@@ -195,7 +195,7 @@ def run(pod: PreparedPod) -> NoReturn:
         _record_launch(pod.directory, planned)
         if pod.debug:
             _describe(planned)
-    boot.execute("run", made, keep=(pod.lock_fd,))
+    boot.execute("run", dumps(made), keep=(pod.lock_fd,))
 
 
 def _describe(app: AppPlan) -> None:
@@ -221,7 +221,8 @@ def enter(request: EnterRequest) -> NoReturn:
             raise ValueError("it is no LaunchSpec")
     except (OSError, ValueError) as error:
         raise PodError(f'cannot tell how app "{app}" was started: {error}') from error
-    boot.execute("enter", EnterPlan(request.directory, app, *started, _entering(spec, request)))
+    made = EnterPlan(request.directory, app, *started, _entering(spec, request))
+    boot.execute("enter", dumps(made))
 
 
 def _entering(spec: LaunchSpec, request: EnterRequest) -> LaunchSpec:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from binascii import a2b_base64, b2a_base64
-from typing import Any, NamedTuple
+from typing import Any
 
+from common.records import NamedTuple
 from stage1 import kernelfs, mounts, rootfs
 from stage1.limits import Limits
 from stage1.streams import Streams

@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from common.records import NamedTuple
 
 LOCK = "lock"
 MANIFEST = "pod"

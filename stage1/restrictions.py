@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from aci import isolators as known
 from aci.image_manifest import Isolator
 from common.errors import LaunchError, UsageError
+from common.records import NamedTuple
 from stage2 import capabilities, seccomp
 from stage2.launch import LaunchSpec
 

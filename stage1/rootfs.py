@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack
-from typing import NamedTuple
 
 from common import syscalls
 from common.errors import LaunchError, reason
+from common.records import NamedTuple
 from stage1.mounts import NONE, map_owners, new_file_system
 from stage1.targets import AppRoot, mount_id
 

@@ -14,9 +14,10 @@ import stat
 import struct
 import termios
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from common.errors import PodError
+from common.records import NamedTuple
 from common.syscalls import PIPEFS_MAGIC, filesystem_type
 from stage1.loop import HANGUP, READ, Loop, Timer
 from stage1.outlet import LIMIT, Outlet, own_description

@@ -26,6 +26,7 @@ The supervisor says:
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -35,7 +36,7 @@ from typing import NoReturn
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, reason
 from common.imports import seal
-from stage1 import apptree, channel, namespaces, policy, terminal
+from stage1 import apptree, channel, footprint, namespaces, policy, terminal
 from stage1.channel import Channel
 from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
@@ -96,6 +97,7 @@ class Supervisor:
         self._monitor = monitor
         self._apps: dict[str, _App] = {}
         self._loop = Loop()
+        footprint.keep_small(self._loop)
         self._outcome = policy.Outcome(plan.exit_policy)
         self._sealed = False
         self._ready = False
@@ -353,6 +355,7 @@ class Supervisor:
         if self._sealed and not self._ready and all(app.started or not app.busy for app in apps):
             self._ready = True
             self._tell("ready")
+            gc.enable()
         if self._outcome.over and not self._stopping and not self._plan.mutable:
             self._terminate()
         idle = not any(app.busy for app in apps)

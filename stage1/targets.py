@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
 
 from common import syscalls
+from common.records import NamedTuple
 
 MAX_LINKS = 40
 """As many symlinks as the kernel itself follows in one path (path_resolution(7))."""

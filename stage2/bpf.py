@@ -8,9 +8,9 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from common.libseccomp import ALLOW
+from common.records import NamedTuple
 
 MAX_INSTRUCTIONS = 4096
 """BPF_MAXINSNS"""

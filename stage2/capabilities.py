@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from common import syscalls
 from common.errors import LaunchError, UsageError
+from common.records import NamedTuple
 
 NAMES: Final = (
     "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",

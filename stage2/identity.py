@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from common.errors import LaunchError, reason
+from common.records import NamedTuple
 
 PASSWD = "/etc/passwd"  # noqa: S105
 GROUP = "/etc/group"

@@ -7,10 +7,11 @@ import os
 import signal
 import stat
 import sys
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from common import syscalls
 from common.errors import LaunchError, reason
+from common.records import NamedTuple
 from stage2 import capabilities, environment, identity, program
 
 MAX_FD = 2**31 - 1

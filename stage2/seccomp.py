@@ -9,11 +9,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from common import files
 from common.errors import LaunchError, UsageError
 from common.libseccomp import ALLOW, KILL, Layer, Library, all_of, fail_with
+from common.records import NamedTuple
 from stage2 import bpf, system_calls
 from stage2.bpf import Condition, Rule
 from stage2.capabilities import NAMES, SYS_ADMIN

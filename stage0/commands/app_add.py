@@ -9,9 +9,10 @@ from common.errors import UsageError
 from stage0 import apps, assemble, options
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
-from stage0.commands.run import parse, restrictions
+from stage0.commands.run import parse
 from stage0.grammar import ImageArguments
 from stage0.pods import Pods
+from stage0.starting import restrictions
 
 _MOUNTED = "volume of the app's own, in the form name=NAME,kind=host|empty,...,target=PATH"
 FLAGS = {

@@ -27,7 +27,15 @@ APPS = st.builds(
     AppPlan, TEXT, ROOTS, STEPS, LAUNCHES, st.tuples(LAUNCHES), st.tuples(), st.just(Streams("tty", "tty", "tty")),
     st.builds(Restart, TEXT, st.integers(0)), st.integers(1, 64), st.builds(Limits, st.integers(0), st.integers(0)),
 )  # fmt: skip
-PODS = st.builds(PodPlan, TEXT, TEXT, st.integers(3, 9), st.tuples(APPS), TEXT)
+PODS = st.builds(
+    PodPlan,
+    TEXT,
+    TEXT,
+    st.integers(3, 9),
+    st.tuples(APPS),
+    TEXT,
+    limits=st.builds(Limits, st.integers(0), st.integers(0)),
+)
 
 
 @given(PODS)

@@ -1,0 +1,239 @@
+"""The way from images to a pod, once the command line is understood (`stage0.commands.run`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NoReturn
+
+from aci import pod_manifest
+from aci.pod_manifest import PodManifest
+from aci.store import ImageRecord, Store
+from common.errors import PodError, RkpyError, UsageError, reason
+from stage0 import assemble, behaviour, podnames, prepare, values
+from stage0 import fetch as fetching
+from stage0.assemble import Selected
+from stage0.config import Config
+from stage0.grammar import ImageArguments, Request
+from stage0.notices import warn
+from stage0.options import Values
+from stage0.pods import PREPARED, Pod, Pods
+from stage1 import flavour as flavours
+from stage1.flavour import Flavour, PreparedPod
+
+_MANIFEST_EXCLUDES = (
+    "volume", "mount", "port", "inherit-env", "set-env", "set-env-file", "user-annotation", "user-label",
+    "pull-policy", "store-only", "no-store",
+)  # fmt: skip
+_NAME_OPTIONS = ("dns", "dns-search", "dns-opt", "dns-domain", "hosts-entry")
+
+
+def run(request: Request, settings: Config, name: str) -> NoReturn:
+    """`rkpy run` under the flavour `name`: this process becomes the pod."""
+    flavour = flavours.load(name)
+    store = Store(settings.store)
+    with store.lock():
+        pod = _prepare(request, settings, store, name)
+    with _discarded_on_failure(pod):
+        prepared = _checked(pod, store, flavour, request.flags, settings, _asked(request))
+    pod.to_run()
+    _become(pod, flavour, prepared)
+
+
+def prepare_pod(request: Request, settings: Config, name: str) -> int:
+    """`rkpy prepare`: everything up to the start; prints the UUID."""
+    flavour = flavours.load(name)
+    store = Store(settings.store)
+    with store.lock():
+        pod = _prepare(request, settings, store, name)
+        with _discarded_on_failure(pod):
+            prepared = prepare.load(pod, store, asked=_asked(request))
+            for warning in flavour.check(prepared):
+                warn(warning)
+            pod.to_prepared()
+    sys.stdout.write(f"{pod.uuid}\n")
+    return 0
+
+
+def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
+    """`rkpy run-prepared`."""
+    pod = Pods(settings.pods).find(uuid)
+    if pod.directory != PREPARED:
+        raise PodError(f'pod "{pod.uuid}" is not prepared: it is {pod.state()}')
+    pod.take()
+    flavour = flavours.load(pod.flavour())
+    # A pod that cannot start now stays prepared: nothing was used up.
+    prepared = _checked(pod, Store(settings.store), flavour, request.flags, settings, ())
+    pod.to_run()
+    _become(pod, flavour, prepared)
+
+
+def start(request: Request, settings: Config, uuid: str) -> NoReturn:
+    """`rkpy start`."""
+    from stage0 import again
+
+    pods = Pods(settings.pods)
+    pod = again.take(pods, uuid)
+    flavour = flavours.load(pod.flavour())
+    prepared = _checked(pod, Store(settings.store), flavour, request.flags, settings, ())
+    flavour.gc(pod.path)
+    again.rewind(pods, pod, prepared)
+    _become(pod, flavour, prepared)
+
+
+def sandbox(request: Request, settings: Config, name: str) -> NoReturn:
+    """`rkpy app sandbox`."""
+    flavour = flavours.load(name)
+    store = Store(settings.store)
+    with store.lock():
+        pod = _fill(request, settings, store, name, assemble.sandbox(request.flags), {})
+    with _discarded_on_failure(pod):
+        prepared = _checked(pod, store, flavour, request.flags, settings, ())
+    pod.to_run()
+    _become(pod, flavour, prepared)
+
+
+def _prepare(request: Request, settings: Config, store: Store, flavour: str) -> Pod:
+    """A pod directory with everything in it, in the state `prepare` and locked."""
+    return _fill(request, settings, store, flavour, *_manifest(request, settings, store))
+
+
+def _fill(
+    request: Request,
+    settings: Config,
+    store: Store,
+    flavour: str,
+    manifest: PodManifest,
+    records: Mapping[str, ImageRecord],
+) -> Pod:
+    lives = behaviour.of_pod(manifest)
+    pods = Pods(settings.pods)
+    pod = pods.create()
+    with _discarded_on_failure(pod):
+        pod.to_prepare()
+        if lives.name:
+            podnames.claim(pods, pod, lives.name)
+        if request.flags.boolean("private-users"):
+            from stage0 import idranges
+
+            idranges.claim(pods, pod)
+        prepare.write(pod, manifest, records, store, flavour)
+        if manifest.apps and request.flags.boolean("no-overlay"):
+            prepare.copy_roots(pod, store)
+    return pod
+
+
+@contextmanager
+def _discarded_on_failure(pod: Pod) -> Iterator[None]:
+    """Until it starts, a pod of ours that meets a failure is taken back whole."""
+    try:
+        yield
+    except BaseException:
+        pod.discard()
+        raise
+
+
+def _manifest(request: Request, settings: Config, store: Store) -> tuple[PodManifest, dict[str, ImageRecord]]:
+    path = request.flags.get("pod-manifest")
+    if path is not None:
+        return _given_manifest(path, request, store)
+    policy = fetching.pull_policy(request.flags, "new")
+    images = [Selected(image, _image(settings, store, image, policy)) for image in request.images]
+    manifest = assemble.pod_manifest(request.flags, images, os.environ)
+    return manifest, {app.name: image.record for app, image in zip(manifest.apps, images, strict=True)}
+
+
+def _image(settings: Config, store: Store, arguments: ImageArguments, policy: str) -> ImageRecord:
+    try:
+        return fetching.image(settings, store, arguments, policy)
+    except RkpyError as error:
+        # rkt's users try to run a pod again this way (rkt/rkt#2087).
+        try:
+            pod = Pods(settings.pods).find(arguments.reference)
+        except PodError:
+            raise error from None
+        with pod:
+            if pod.uuid.startswith(arguments.reference) and len(arguments.reference) < 8:
+                raise  # That may well be chance.
+            hint = f"there is a pod of that name; rkpy start {arguments.reference} runs it again"
+            raise UsageError(f'"{arguments.reference}" is no image: {error.message}', hint=hint) from error
+
+
+def _given_manifest(path: str, request: Request, store: Store) -> tuple[PodManifest, dict[str, ImageRecord]]:
+    """`--pod-manifest`: already complete; its images have to be in the store under their IDs."""
+    clash = [name for name in _MANIFEST_EXCLUDES if request.flags.get(name) is not None]
+    if request.images or clash:
+        raise UsageError(f"--pod-manifest cannot be combined with {'images' if request.images else '--' + clash[0]}")
+    try:
+        with open(path, "rb") as file:
+            manifest = pod_manifest.parse(file.read())
+    except OSError as error:
+        raise UsageError(f"open {path}: {reason(error)}") from error
+    if not manifest.apps:
+        raise UsageError(f"{path}: the pod has no apps")
+    annotations = behaviour.merged(manifest.annotations, behaviour.pod_annotations(request.flags))
+    manifest = manifest._replace(annotations=annotations)
+    return manifest, {app.name: store.find_by_id(app.image.id) for app in manifest.apps}
+
+
+def _asked(request: Request) -> tuple[str, ...]:
+    return tuple(option for image in request.images for option in restrictions(image.flags))
+
+
+def restrictions(flags: Values) -> tuple[str, ...]:
+    """What was typed for an app that a flavour has to honour or refuse."""
+    streams = (name for name in flags.typed() if name in behaviour.STREAMS)
+    return tuple(f"--{name}" for name in (*values.restrictions(flags), *streams))
+
+
+def _checked(
+    pod: Pod, store: Store, flavour: Flavour, flags: Values, settings: Config, asked: tuple[str, ...]
+) -> PreparedPod:
+    """The pod as the flavour takes it, once the flavour has said what it will ignore and the UUID is written."""
+    prepared = prepare.load(
+        pod,
+        store,
+        net=flags.get("net"),
+        name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
+        hostname=_hostname(flags),
+        ipc=_ipc(flags),
+        asked=asked,
+        debug=settings.debug,
+        interactive=flags.boolean("interactive"),
+        insecure=settings.insecure,
+    )
+    if prepared.interactive and len(prepared.apps) != 1:
+        raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
+    for warning in flavour.check(prepared):
+        warn(warning)
+    _save_uuid(flags.get("uuid-file-save"), pod.uuid)
+    return prepared
+
+
+def _hostname(flags: Values) -> str:
+    given = flags.get("hostname")
+    return behaviour.hostname(given) if given else ""
+
+
+def _ipc(flags: Values) -> str:
+    ipc = flags.get("ipc") or "auto"
+    if ipc not in ("auto", "private", "parent"):
+        raise UsageError(f"--ipc={ipc}: not one of auto, private, parent")
+    return ipc
+
+
+def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
+    """Let `flavour` become the pod, which is in `run`."""
+    flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
+
+
+def _save_uuid(path: str | None, uuid: str) -> None:
+    if path is None:
+        return
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(f"{uuid}\n")
+    except OSError as error:
+        raise PodError(f"open {path}: {reason(error)}") from error
