@@ -333,6 +333,9 @@ class PodCgroup:
                 verdict, detail = _set(path, setting)
                 if verdict == NOT_ENFORCEABLE:
                     why = enforceable(self._directory).get(CONTROLLER_OF.get(setting.name, "memory"), "")
+                    if not why and setting.name != "swap":
+                        # It was said that it could be kept, so nobody has been told of a pod without it.
+                        raise LaunchError(f"cannot set a limit of {app or 'the pod'}: {detail}")
                     detail = why or detail
             self._reports.append(Report(app, setting.name, verdict, detail))
         # An app that lost some of its processes is of no use: it ends as a whole, and its restart policy decides.

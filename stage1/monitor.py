@@ -247,7 +247,7 @@ class Monitor:
         self._write_status(app, [*words, *(["stopped"] if stopped else [])])
         if again:
             app.state = RUNNING
-        elif app.streams is not None:
+        elif app.streams is not None and not app.plan.post_stop:
             app.streams.close()
         fd = cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY)
         self._tell(f"cleared {name}", (fd,))

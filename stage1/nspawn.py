@@ -23,10 +23,12 @@ from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
 from stage1.terminal import get_size
+from stage2 import capabilities
 from stage2.launch import LaunchSpec
 
 _LAUNCH = "launch"
 """The file among an app's that holds its LaunchSpec."""
+_AS_GOOD_AS_ROOT = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
 _PATIENCE = 600.0
 """Seconds until `rkpy app stop` gives up waiting for an app that does not die."""
 _FLAGS = {"memory": "--memory", "cpu": "--cpu", "cpu_weight": "--cpu-shares", "pids": "--pids-limit"}
@@ -47,6 +49,7 @@ def check(pod: PreparedPod) -> list[str]:
         made, more = _app_plan(pod, app)
         warnings += more
         warnings += implicit.warnings(pod, app)
+        warnings += _dangers(pod, made)
         _require_sources(made)
     return warnings + _unenforceable(pod)
 
@@ -66,6 +69,14 @@ def _shares(pid: int, kind: str) -> bool:
         return os.path.samefile(f"/proc/{pid}/ns/{kind}", f"/proc/self/ns/{kind}")
     except FileNotFoundError as error:
         raise PodError("the pod has just ended") from error
+
+
+def _dangers(pod: PreparedPod, app: AppPlan) -> list[str]:
+    """A warning for an app that is given what makes its root the host's (docs/security.md)."""
+    held = [name for name in _AS_GOOD_AS_ROOT if capabilities.number(name) in (app.launch.capabilities or ())]
+    if pod.private_range[1] or not held:
+        return []
+    return [f'app "{app.name}" can become root of the host by {", ".join(held)}; --private-users keeps it from that']
 
 
 def _require_sources(app: AppPlan) -> None:
