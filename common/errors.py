@@ -66,6 +66,11 @@ class LaunchError(RkpyError):
         self.exit_status = exit_status
 
 
+def located(error: OSError) -> str:
+    """`error` as the call that failed has it, with the path it was about if it was about one."""
+    return f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+
+
 def reason(error: OSError) -> str:
     """The kernel's words for `error`, lower-cased as Go and rkt print them: `no such file or directory`."""
     text = os.strerror(error.errno) if error.errno else str(error)

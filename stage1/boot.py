@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from common import syscalls
-from common.errors import EXIT_FAILURE, LaunchError, RkpyError, reason
+from common.errors import EXIT_FAILURE, LaunchError, RkpyError, located, reason
 from stage1 import channel
 from stage1.channel import Channel
 
@@ -156,7 +156,7 @@ def main() -> NoReturn:
         complain(job, str(error))
         status = error.exit_status
     except OSError as error:
-        complain(job, f"{error.filename or ''}: {error.strerror}".removeprefix(": "))
+        complain(job, located(error))
         status = EXIT_FAILURE
     # Without taking the interpreter apart, which takes longer than the kernel's clearing up.
     os._exit(status)

@@ -7,7 +7,7 @@ import signal
 from typing import NoReturn
 
 from common import syscalls
-from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
+from common.errors import EXIT_FAILURE, LaunchError, PodError, located, reason
 from common.imports import seal
 from stage1 import cgroup, channel, terminal
 from stage1.channel import Channel
@@ -120,7 +120,7 @@ def _become(spec: LaunchSpec, report: Channel, procs: int, streams: _Streams | N
         report.send(f"{error.exit_status} {error}")
         os._exit(error.exit_status)
     except OSError as error:
-        report.send(f"{EXIT_FAILURE} {error.filename or ''}: {error.strerror}")
+        report.send(f"{EXIT_FAILURE} {located(error)}")
     except BaseException as error:
         report.send(f"{EXIT_FAILURE} bug in the launcher: {error!r}")
     finally:

@@ -283,47 +283,55 @@ class Monitor:
             return {"states": {app.plan.name: app.state for app in self._apps.values()}}
         if op == "add":
             return self._add(loads(channel.read_memory_file(fds.pop())))
-        if name not in self._apps:
+        app = self._apps.get(name)
+        if app is None:
             if op == "rm":
                 return {}  # It was never heard of here: whoever adds apps was interrupted.
             raise PodError(f'no app "{name}" in the pod')
-        app = self._apps[name]
-        if op == "attach":
-            if app.streams is None or app.state != RUNNING:
-                raise PodError(f'app "{name}" is not running')
-            endpoints = list(map(str, asked["endpoints"]))
-            taken = tuple(fds)
-            fds.clear()
-            app.streams.attach(endpoints, taken)
-            return {}
-        if op == "resize":
-            if app.streams is not None:
-                app.streams.resize(asked["rows"], asked["columns"])
-            return {}
-        if op == "endpoints":
-            return {"endpoints": app.streams.endpoints() if app.streams is not None else ()}
-        if not self._plan.mutable:
-            raise PodError("the pod was not made to be changed", hint="rkpy app works on pods of rkpy app sandbox")
+        if op in ("attach", "endpoints", "resize"):
+            return {"attach": self._attach, "endpoints": self._endpoints, "resize": self._resize}[op](app, asked, fds)
+        self._require_mutable()
         if op == "start":
-            if app.state == RUNNING:
-                raise PodError(f'app "{name}" is running already')
-            self._start(app)
-            self._report_limits()
-        elif op in ("stop", "kill", "restart"):
-            if app.state != RUNNING:
-                raise PodError(f'app "{name}" is not running')
-            self._tell(f"{op} {name}")
+            self._start_later(app)
         elif op == "rm":
             self._remove(app)
+        elif op in ("stop", "kill", "restart"):
+            _require_running(app)
+            self._tell(f"{op} {name}")
         return {}
 
-    def _add(self, plan: AppPlan) -> dict[str, Any]:
+    def _attach(self, app: _App, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        streams = _require_running(app)
+        endpoints = list(map(str, asked["endpoints"]))
+        taken = tuple(fds)
+        fds.clear()
+        streams.attach(endpoints, taken)
+        return {}
+
+    def _endpoints(self, app: _App, _asked: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
+        return {"endpoints": app.streams.endpoints() if app.streams is not None else ()}
+
+    def _resize(self, app: _App, asked: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
+        if app.streams is not None:
+            app.streams.resize(asked["rows"], asked["columns"])
+        return {}
+
+    def _require_mutable(self) -> None:
         if not self._plan.mutable:
             raise PodError("the pod was not made to be changed", hint="rkpy app works on pods of rkpy app sandbox")
+
+    def _add(self, plan: AppPlan) -> dict[str, Any]:
+        self._require_mutable()
         if plan.name in self._apps:
             raise PodError(f'app "{plan.name}" is in the pod already')
         self._apps[plan.name] = _App(plan)
         return {}
+
+    def _start_later(self, app: _App) -> None:
+        if app.state == RUNNING:
+            raise PodError(f'app "{app.plan.name}" is running already')
+        self._start(app)
+        self._report_limits()
 
     def _remove(self, app: _App) -> None:
         if app.state == RUNNING:
@@ -367,6 +375,12 @@ class Monitor:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+
+
+def _require_running(app: _App) -> AppStreams:
+    if app.streams is None or app.state != RUNNING:
+        raise PodError(f'app "{app.plan.name}" is not running')
+    return app.streams
 
 
 def _protect_null() -> None:

@@ -12,7 +12,6 @@ The monitor says (descriptors in brackets):
     signal NUMBER      to the main process of every app
     terminate          stop the pod; SIGTERM means the same
 The supervisor says:
-    up                 its namespaces are ready
     started APP PID [pidfd]           PID as the pod sees it
     terminal APP [master]
     failed APP STATUS TEXT    it could not be started; an `ended` follows
@@ -34,7 +33,7 @@ import stat
 from typing import NoReturn
 
 from common import syscalls
-from common.errors import EXIT_FAILURE, LaunchError, reason
+from common.errors import EXIT_FAILURE, LaunchError, located, reason
 from common.imports import seal
 from stage1 import apptree, channel, footprint, namespaces, policy, terminal
 from stage1.channel import Channel
@@ -112,7 +111,6 @@ class Supervisor:
         # Until here the monitor has had it blocked for us: of PID 1 the kernel drops what has no handler yet.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._loop.add(self._monitor.fileno(), select.EPOLLIN, lambda _events: self._obey())
-        self._tell("up")
         self._loop.run()
         return self.status
 
@@ -393,7 +391,7 @@ def _become(app: _App, report: Channel, window: tuple[int, int]) -> NoReturn:
     except LaunchError as error:
         _give_up(report, error.exit_status, str(error))
     except OSError as error:
-        _give_up(report, EXIT_FAILURE, f"{error.filename or ''}: {error.strerror}".removeprefix(": "))
+        _give_up(report, EXIT_FAILURE, located(error))
     except BaseException as error:
         _give_up(report, EXIT_FAILURE, f"bug in the launcher: {error!r}")
     finally:
@@ -483,7 +481,7 @@ def main(plan: PodPlan, monitor: Channel) -> NoReturn:
     except LaunchError as error:
         monitor.send(f"broken {error}")
     except OSError as error:
-        monitor.send(f"broken {error.filename or ''}: {error.strerror}")
+        monitor.send(f"broken {located(error)}")
     except BaseException as error:
         monitor.send(f"broken bug in the supervisor: {error!r}")
     finally:
