@@ -18,8 +18,8 @@ from typing import Self
 _FLOCK = struct.Struct("hhqqi0q")
 
 
-def _flock(kind: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+def _flock(kind: int, first: int = 0, length: int = 0) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, first, length, 0)
 
 
 class Lock:
@@ -28,11 +28,12 @@ class Lock:
     Closing gives the lock up only when no other process inherited the descriptor. An exclusive lock needs a descriptor
     open for writing, a shared one a descriptor open for reading (the kernel says EBADF otherwise)."""
 
-    __slots__ = ("fd", "path")
+    __slots__ = ("_first", "fd", "path")
 
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: int, path: str, first: int = 0) -> None:
         self.fd = fd
         self.path = path
+        self._first = first
 
     def __enter__(self) -> Self:
         return self
@@ -47,7 +48,7 @@ class Lock:
         Raises BlockingIOError if not `blocking` and somebody else is in the way."""
         command = fcntl.F_OFD_SETLKW if blocking else fcntl.F_OFD_SETLK
         try:
-            fcntl.fcntl(self.fd, command, _flock(fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK))
+            fcntl.fcntl(self.fd, command, _flock(fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK, self._first))
         except OSError as error:
             error.filename = self.path
             raise
@@ -64,15 +65,19 @@ class Lock:
         return fd
 
 
-def acquire(path: str, *, exclusive: bool, blocking: bool = True, create: int | None = None) -> Lock:
+def acquire(
+    path: str, *, exclusive: bool, blocking: bool = True, create: int | None = None, quietly: bool = False
+) -> Lock:
     """Lock the file `path`, through a descriptor that is close-on-exec; symlinks are not followed.
 
     A shared lock opens the file read-only, so those who may only read it can take it, and whoever inherits the
-    descriptor can do nothing else with it. `create`: the mode to create the file with if it is missing.
+    descriptor can do nothing else with it. `create`: the mode to create the file with if it is missing. `quietly`: keep
+    others away, but do not show in `held`; such a lock leaves out the first byte, which is the one that is asked about.
 
     Raises BlockingIOError if not `blocking` and somebody is in the way, or any OSError of open(2)."""
     flags = (os.O_RDWR if exclusive else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    lock = Lock(os.open(path, flags) if create is None else os.open(path, flags | os.O_CREAT, create), path)
+    fd = os.open(path, flags) if create is None else os.open(path, flags | os.O_CREAT, create)
+    lock = Lock(fd, path, first=1 if quietly else 0)
     try:
         lock.convert(exclusive=exclusive, blocking=blocking)
     except BaseException:
@@ -81,15 +86,23 @@ def acquire(path: str, *, exclusive: bool, blocking: bool = True, create: int | 
     return lock
 
 
+SHARED, EXCLUSIVE, FREE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
+
+
 def is_locked(path: str) -> bool:
-    """Whether anybody holds a lock on `path`, shared or exclusive. Takes nothing and disturbs nobody.
+    """Whether anybody holds a lock on `path`, shared or exclusive; see `held`."""
+    return held(path) != FREE
+
+
+def held(path: str) -> int:
+    """Which kind of lock somebody holds on `path`: SHARED, EXCLUSIVE or FREE. Takes nothing and disturbs nobody.
 
     Raises OSError (FileNotFoundError, PermissionError) when the file cannot be opened for reading."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         # "Could I have an exclusive lock?" conflicts with every lock there is; asking does not need a writable file.
-        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, length=1))
     finally:
         os.close(fd)
     kind: int = _FLOCK.unpack(answer)[0]
-    return kind != fcntl.F_UNLCK
+    return kind

@@ -48,7 +48,7 @@ def mark_exited(pods: Pods, complain: Complain) -> Iterator[str]:
 
 def _mark_exited(pod: Pod) -> None:
     """Under its lock, so that nobody starts it again while it is moved."""
-    pod.take()
+    pod.take(quietly=True)
     if _leads(pod):
         raise PodBusyError(f'pod "{pod.uuid}" has been started again')
     pod.to_exited_garbage()

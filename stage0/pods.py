@@ -137,10 +137,7 @@ class Pod:
 
     def state(self) -> State:
         """The state now. Takes no lock and writes nothing. Raises PodError when it may not be read."""
-        held = self.is_locked()
-        if self.directory == RUN and not held:
-            leader = self.leader()
-            held = leader is not None and leader.is_alive()
+        held = self._is_alive() if self.directory == RUN else self.is_locked()
         state = _STATES[self.directory][0 if held else 1]
         if state is State.ABORTED_PREPARE and self.has_moved():
             # The lock is let go *after* the rename to `prepared`, so a free lock proves nothing once it has moved.
@@ -152,12 +149,26 @@ class Pod:
         """Whether we hold its lock."""
         return self._lock is not None
 
+    def _is_alive(self) -> bool:
+        """Of a pod in `run`. The pod itself holds the lock shared. Exclusively it is held by whoever is just starting
+        the pod, before there is a leader, or removes it, and has moved it first."""
+        lock = self._lock_held()
+        if lock == locks.SHARED:
+            return True
+        leader = self.leader()
+        if leader is None:
+            return lock == locks.EXCLUSIVE and not self.has_moved()
+        return leader.is_alive()
+
     def is_locked(self) -> bool:
         """Whether anybody (we ourselves too) holds the pod's lock; a pod without a lock file is not locked."""
+        return self._lock_held() != locks.FREE
+
+    def _lock_held(self) -> int:
         try:
-            return locks.is_locked(f"{self.base}/{poddir.LOCK}")
+            return locks.held(f"{self.base}/{poddir.LOCK}")
         except FileNotFoundError:
-            return False
+            return locks.FREE
         except OSError as error:
             raise _failure(f'cannot read pod "{self.uuid}"', error) from error
 
@@ -248,13 +259,14 @@ class Pod:
 
     # --- what its owner does with it
 
-    def take(self) -> None:
-        """Become the owner. A pod that lost its lock file (a removal that was interrupted) gets a new one.
+    def take(self, *, quietly: bool = False) -> None:
+        """Become the owner. A pod that lost its lock file (a removal that was interrupted) gets a new one. `quietly`:
+        without a change of the state that others see.
 
         Raises PodBusyError when somebody else is the owner, PodMovedError when it has moved, PodError otherwise."""
         try:
             path = f"{self.base}/{poddir.LOCK}"
-            self._lock = locks.acquire(path, exclusive=True, blocking=False, create=_LOCK_MODE)
+            self._lock = locks.acquire(path, exclusive=True, blocking=False, create=_LOCK_MODE, quietly=quietly)
         except BlockingIOError:
             raise PodBusyError(f'pod "{self.uuid}" is in use by another process') from None
         except FileNotFoundError:

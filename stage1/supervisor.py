@@ -91,12 +91,11 @@ class _App:
 class Supervisor:
     """Runs until the pod is over; `status` is the pod's exit status."""
 
-    def __init__(self, plan: PodPlan, monitor: Channel) -> None:
+    def __init__(self, plan: PodPlan, monitor: Channel, loop: Loop) -> None:
         self._plan = plan
         self._monitor = monitor
         self._apps: dict[str, _App] = {}
-        self._loop = Loop()
-        footprint.keep_small(self._loop)
+        self._loop = loop
         self._outcome = policy.Outcome(plan.exit_policy)
         self._sealed = False
         self._ready = False
@@ -477,7 +476,9 @@ def main(plan: PodPlan, monitor: Channel) -> NoReturn:
         if monitor.receive()[0] != "go":
             os._exit(EXIT_FAILURE)
         _settle_in(plan)
-        status = Supervisor(plan, monitor).run()
+        loop = Loop()
+        footprint.keep_small(loop)
+        status = Supervisor(plan, monitor, loop).run()
     except LaunchError as error:
         monitor.send(f"broken {error}")
     except OSError as error:

@@ -87,7 +87,7 @@ def rm(config: Config, uuid: str, app: str) -> None:
         name = _name(pod, app)
         alive = state is State.RUNNING
         if not alive:
-            pod.take()  # or somebody starts or removes it meanwhile
+            pod.take(quietly=True)  # or somebody starts or removes it meanwhile
         apps.remove(pod, name, alive=alive)
 
 

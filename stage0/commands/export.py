@@ -51,7 +51,7 @@ def _take_exited(pod: Pod) -> None:
     if pod.directory not in (RUN, EXITED_GARBAGE) or state is State.RUNNING:
         hint = "stop it first: rkpy stop" if state is State.RUNNING else ""
         raise PodError(f'pod "{pod.uuid}" has not exited: it is {state}', hint=hint)
-    pod.take()
+    pod.take(quietly=True)
 
 
 def _export(pod: Pod, app: str, store: Store, target: str) -> None:

@@ -142,3 +142,18 @@ def test_detach_leaves_the_descriptor_open(path: str) -> None:
     assert locks.is_locked(path)
     os.close(fd)
     assert not locks.is_locked(path)
+
+
+def test_a_quiet_lock_keeps_others_away_and_does_not_show(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    with locks.acquire(path, exclusive=True, create=0o600, quietly=True):
+        assert locks.held(path) == locks.FREE
+        for exclusive, quietly in ((True, False), (False, False), (True, True)):
+            with pytest.raises(BlockingIOError):
+                locks.acquire(path, exclusive=exclusive, blocking=False, quietly=quietly)
+    with locks.acquire(path, exclusive=False):
+        assert locks.held(path) == locks.SHARED
+        with pytest.raises(BlockingIOError):
+            locks.acquire(path, exclusive=True, blocking=False, quietly=True)
+    with locks.acquire(path, exclusive=True):
+        assert locks.held(path) == locks.EXCLUSIVE

@@ -138,7 +138,8 @@ class World:
         self._numbers = iter(range(1000, 1_000_000))
         self._next: tuple[int, End] | None = None
         with self.patched():
-            self.pod = supervisor.Supervisor(plan, End(999, self.to_supervisor, self.to_monitor))  # type: ignore[arg-type]
+            monitor = End(999, self.to_supervisor, self.to_monitor)
+            self.pod = supervisor.Supervisor(plan, monitor, self.loop)  # type: ignore[arg-type]
 
     def close(self) -> None:
         shutil.rmtree(self.directory)
