@@ -134,7 +134,7 @@ def test_gc_and_start_do_not_meet(rkpy: Rkpy, aci: str) -> None:
         pod.take()
         rkpy.ok("gc", "--grace-period=0s")
         assert os.path.isdir(pod.path)
-        assert "is running already" in rkpy.refused("start", uuid)
+        assert "in use by another process" in rkpy.refused("start", uuid)
         pod.close()
     rkpy.ok("gc", "--grace-period=0s")
     assert rkpy.pods() == []
