@@ -60,6 +60,11 @@ def begin(job: str) -> None:
     _begun = ours
 
 
+def monitor() -> int:
+    """The PID of the process that is to be the pod's monitor: ours, or after `begin` our parent's."""
+    return os.getppid() if _begun is not None else os.getpid()
+
+
 def _interrupt_once(_number: int, _frame: object) -> None:
     """A terminal's SIGINT comes twice: to both processes, and the other one passes it on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

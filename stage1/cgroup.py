@@ -162,22 +162,24 @@ def _cannot_write(path: str) -> str:
 # What can be enforced
 
 
-def enforceable(directory: str) -> dict[str, str]:
+def enforceable(directory: str, monitor: int = 0) -> dict[str, str]:
     """For each of CONTROLLERS why it cannot be used for a pod whose directory this is, or an empty string. Changes
-    nothing. Asked by a process that will become the pod's monitor: it may be moved, others may not."""
+    nothing. Neither this process nor `monitor`, the PID of the one that will be the pod's, is in the way: by then they
+    are gone or moved. Others may not be moved."""
     place = find()
-    answers = {name: place.refusal or _unavailable(place, name) for name in CONTROLLERS}
+    ours = {str(os.getpid()), str(monitor)}
+    answers = {name: place.refusal or _unavailable(place, name, ours) for name in CONTROLLERS}
     answers["io"] = answers["io"] or _disk(directory)[1]
     return answers
 
 
-def _unavailable(place: Place, controller: str) -> str:
+def _unavailable(place: Place, controller: str, ours: set[str]) -> str:
     above = place.base if place.delegated else place.mount
     if controller not in _read(f"{above}/cgroup.controllers").split():
         if _is_v1(controller):
             return f"the {controller} controller is on a cgroup v1 hierarchy"
         return f"the {controller} controller is not available in {above}"
-    return "" if _can_distribute(above, controller) else f"processes run in {above} itself"
+    return "" if _can_distribute(above, controller, ours) else f"processes run in {above} itself"
 
 
 def _is_v1(controller: str) -> bool:
@@ -186,11 +188,11 @@ def _is_v1(controller: str) -> bool:
     return any(name in fields[1].split(",") for fields in lines)
 
 
-def _can_distribute(path: str, controller: str) -> bool:
+def _can_distribute(path: str, controller: str, ours: set[str]) -> bool:
     """A controller cannot be enabled below a cgroup that has processes, the root of the hierarchy excepted."""
     if controller in _read(f"{path}/cgroup.subtree_control").split() or not os.path.exists(f"{path}/cgroup.type"):
         return True
-    return not set(_read(f"{path}/cgroup.procs").split()) - {str(os.getpid())}
+    return not set(_read(f"{path}/cgroup.procs").split()) - ours
 
 
 def _disk(directory: str) -> tuple[str, str]:

@@ -106,7 +106,7 @@ def _refuse(pod: PreparedPod) -> None:
 
 def _unenforceable(pod: PreparedPod) -> list[str]:
     """A warning for each limit that cannot be kept here; UsageError for one that was typed."""
-    why = cgroup.enforceable(pod.directory)
+    why = cgroup.enforceable(pod.directory, boot.monitor())
     found = []
     wanted = [("the pod", resources.of_pod(pod.isolators))]
     wanted += [(f'app "{app.name}"', resources.of_pod(app.app.isolators)) for app in pod.apps]
