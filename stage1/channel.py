@@ -32,11 +32,15 @@ class Channel:
     def receive(self) -> tuple[str, list[int]]:
         """The next message; empty when the other end is gone. Descriptors are the caller's, and close-on-exec."""
         try:
-            raw, extra, _, _ = self._socket.recvmsg(MAX_TEXT, CMSG_SPACE(MAX_FDS * 4), MSG_CMSG_CLOEXEC)
+            raw, extra, _, _ = self._received()
         except ConnectionResetError:
-            return "", []
+            # The other end has closed without reading all of ours. It is said once, before what it had to say itself.
+            raw, extra, _, _ = self._received()
         fds = [fd for level, kind, data in extra if (level, kind) == (SOL_SOCKET, SCM_RIGHTS) for fd in _unpack(data)]
         return raw.decode("utf-8", "surrogateescape"), fds
+
+    def _received(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
+        return self._socket.recvmsg(MAX_TEXT, CMSG_SPACE(MAX_FDS * 4), MSG_CMSG_CLOEXEC)
 
     def close(self) -> None:
         self._socket.close()

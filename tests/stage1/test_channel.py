@@ -75,3 +75,13 @@ def test_nobody_listens() -> None:
     with pytest.raises(OSError, match=r"."):
         ours.send("hello")
     ours.close()
+
+
+def test_last_words_of_one_who_did_not_listen() -> None:
+    ours, theirs = channel.pair()
+    ours.send("start")
+    theirs.send("over 0")
+    theirs.close()
+    assert ours.receive() == ("over 0", [])
+    assert ours.receive() == ("", [])
+    ours.close()
