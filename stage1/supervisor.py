@@ -41,8 +41,8 @@ from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
 from stage2.launch import LaunchSpec, forget_keys, launch, run_and_wait
 
-IPC_TEXT = 4096
-"""Bytes of an error message that are passed on."""
+MAX_ERROR = 4096
+"""Characters of an error message that are passed on."""
 
 
 class _App:
@@ -399,7 +399,7 @@ def _become(app: _App, report: Channel, window: tuple[int, int]) -> NoReturn:
 
 def _give_up(report: Channel, status: int, text: str) -> NoReturn:
     try:
-        report.send(f"{status} {text[:IPC_TEXT]}")
+        report.send(f"{status} {text[:MAX_ERROR]}")
     finally:
         os._exit(status)
 

@@ -41,7 +41,6 @@ DEFAULT: Final = _numbers(
     "SETUID", "SETGID", "SETPCAP", "SETFCAP", "SYS_CHROOT",
 )  # fmt: skip
 """What an app has that says nothing about capabilities, as in rkt."""
-SETPCAP: Final = NAMES.index("SETPCAP")
 SYS_ADMIN: Final = NAMES.index("SYS_ADMIN")
 
 

@@ -86,6 +86,15 @@ def test_a_limit_is_reported_once_however_often_the_app_starts(pod: PodCgroup) -
     assert pod.report() == []
 
 
+def test_a_limit_that_was_promised_and_cannot_be_set_is_no_pod_without_it(
+    pod: PodCgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "enforceable", lambda _directory: dict.fromkeys(cgroup.CONTROLLERS, ""))
+    monkeypatch.setattr(cgroup, "_set", lambda _path, _setting: (cgroup.NOT_ENFORCEABLE, "pids.max = 64: out of luck"))
+    with pytest.raises(LaunchError, match="cannot set a limit of web"):
+        pod.app("web", Limits(pids=64))
+
+
 def test_what_is_said_to_be_enforceable_is_enforced_and_nothing_else(directory: str) -> None:
     answers = cgroup.enforceable(directory)
     assert set(answers) == set(cgroup.CONTROLLERS)

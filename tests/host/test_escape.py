@@ -208,6 +208,21 @@ def test_the_supervisor_has_nothing_of_the_callers_to_show(
 
 
 @every(NAMESPACES)
+def test_descriptors_of_the_caller_do_not_stay_with_the_pod(ground: Ground, variant: Variant, tmp_path: Path) -> None:
+    stray = os.open(tmp_path, os.O_RDONLY)
+    command = ground.rkpy.command(*ground.words(variant), *ground.app("say up + sleep"))
+    with subprocess.Popen(
+        command, pass_fds=(stray,), stdout=subprocess.PIPE, text=True, env=ground.rkpy.environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        held = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")}
+        process.terminate()
+    os.close(stray)
+    assert str(tmp_path) not in held
+
+
+@every(NAMESPACES)
 def test_namespaces_of_others_cannot_be_entered(ground: Ground, variant: Variant, sleeper: int) -> None:
     control = answers(ground.ask(FLY, f"setns /proc/{sleeper}/ns/uts + setns /proc/{sleeper}/ns/net"))
     assert set(control.values()) == {"ok"}, control

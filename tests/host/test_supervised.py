@@ -219,6 +219,12 @@ def test_handlers_run_around_the_app(ground: Ground, variant: Variant, notes: Pa
 
 
 @every(SUPERVISED)
+def test_what_a_handler_says_afterwards_is_kept(ground: Ground, variant: Variant) -> None:
+    image = ground.image(eventHandlers=handlers(pre_start="say first", post_stop="say last"))
+    assert ground.run(variant, "say app", image=image).lines == ["first", "app", "last"]
+
+
+@every(SUPERVISED)
 def test_the_app_does_not_start_when_its_handler_fails(ground: Ground, variant: Variant, notes: Path) -> None:
     image = ground.image(
         eventHandlers=handlers(pre_start="say-error trouble + exit 9", post_stop="append /notes/log post")

@@ -78,3 +78,14 @@ def test_a_plan_survives_the_way_to_the_monitor(tmp_path: Path) -> None:
     made = nspawn.plan(pod(tmp_path, private_range=(1 << 20, 1 << 16), hostname="blue"))
     assert isinstance(made, PodPlan) and made.hostname == "blue"
     assert loads(dumps(made)) == made
+
+
+PTRACE = Isolator("os/linux/capabilities-retain-set", {"set": ["CAP_SYS_PTRACE", "CAP_KILL"]})
+
+
+@pytest.mark.parametrize(("private_range", "warned"), [((0, 0), True), ((1 << 20, 65536), False)])
+def test_what_makes_root_of_the_host_is_told(tmp_path: Path, private_range: tuple[int, int], warned: bool) -> None:
+    asked = pod(tmp_path, apps=(app(isolators=(PTRACE,)),), private_range=private_range)
+    said = [line for line in nspawn.check(asked) if "root of the host by CAP_SYS_PTRACE;" in line]
+    assert bool(said) == warned
+    assert not any("root of the host" in line for line in nspawn.check(pod(tmp_path)))
