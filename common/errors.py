@@ -58,6 +58,10 @@ class PodError(RkpyError):
     """A pod is missing, ambiguous, or in the wrong state."""
 
 
+class NetworkError(RkpyError):
+    """A pod cannot be attached to a network, or detached from it."""
+
+
 class LaunchError(RkpyError):
     """An app could not be started; the exit status says whether its program was found."""
 
