@@ -25,7 +25,9 @@ def empty() -> dict[str, Any]:
 def version_of(conf: dict[str, Any]) -> str:
     """The version a configuration or result is written in; those of the first days do not say it. NetworkError for one
     we do not know."""
-    version = conf.get("cniVersion") or VERSIONS[0]
+    version = conf.get("cniVersion")
+    if version in (None, ""):
+        return VERSIONS[0]
     if version not in VERSIONS:
         raise NetworkError(f"CNI version {version!r} is none of {', '.join(VERSIONS)}")
     return str(version)
@@ -39,7 +41,7 @@ def parse(document: Any, version: str) -> dict[str, Any]:
     """What a plugin answered that was asked in `version`. NetworkError when it makes no sense."""
     try:
         table = _table(document)
-        found = version_of({"cniVersion": table.get("cniVersion") or version})
+        found = version if table.get("cniVersion") in (None, "") else version_of(table)
         result = _rich(table) if at_least(found, "0.3.0") else _plain(table)
     except (ValueError, TypeError) as error:
         raise NetworkError(f"the result makes no sense: {error}") from None
