@@ -55,7 +55,7 @@ class Plugins:
         path = self.directory / "calls"
         found = [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
         path.unlink(missing_ok=True)
-        return found  # type: ignore[return-value]
+        return found
 
     def order(self) -> list[str]:
         return [f"{kind} {command}" for kind, command, _, _ in self.calls()]

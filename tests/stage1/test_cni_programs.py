@@ -131,7 +131,7 @@ def test_its_error_is_ours(make: Make, document: Any, said: str) -> None:
         ("print('[1]'); raise SystemExit(3)", "exit status 3: [1]"),
         ("print('{\"msg\": 7}'); raise SystemExit(3)", 'exit status 3: {"msg": 7}'),
         ("import os; os.kill(os.getpid(), 9)", "killed by signal 9"),
-        ("def f():\n  raise ValueError('bad')\nf()", "exit status 1: Traceback (most recent call last): … ValueError: bad"),
+        ("raise ValueError('bad')", "exit status 1: Traceback (most recent call last): … ValueError: bad"),
         ("print('[' * 100_000); raise SystemExit(3)", f"exit status 3: {'[' * 2000}"),
         ("", "printed no result"),
         ("print('garbage\\n\\x1b[2Jmore')", "printed no result: garbage … �[2Jmore"),
