@@ -63,9 +63,9 @@ def is_ipv4(address: str) -> bool:
 
 
 def addresses(result: dict[str, Any], interface: str = "") -> list[str]:
-    """Addresses without prefix, in order; with `interface` those of the one of that name in the pod, and those that
-    are said to be of none."""
-    return [ip["address"].partition("/")[0] for ip in result["ips"] if not interface or _belongs(result, ip, interface)]
+    """With the lengths of their prefixes, in order; with `interface` those of the one of that name in the pod, and
+    those that are said to be of none."""
+    return [ip["address"] for ip in result["ips"] if not interface or _belongs(result, ip, interface)]
 
 
 def _belongs(result: dict[str, Any], ip: dict[str, Any], name: str) -> bool:

@@ -82,9 +82,9 @@ def add(plan: NetworkPlan) -> tuple[dict[str, Any], list[Element]]:
 def recorded(plan: NetworkPlan, result: dict[str, Any] | None = None) -> tuple[Record, Attachment]:
     network = plan.networks[0]
     done = json.dumps(result) if result is not None else ""
-    attachment = Attachment(network.name, network.interface, network.conf, network.args, "", done)
-    record = Record(plan.uuid, "", plan.plugin_path, plan.system_plugin_path, (attachment,),
-                    runtime=capabilities.runtimes(plan))  # fmt: skip
+    attachment = Attachment(network.name, network.interface, network.conf, network.args,
+                            runtime=json.dumps(capabilities.runtime(plan, network)), result=done)  # fmt: skip
+    record = Record(plan.uuid, "", plan.plugin_path, plan.system_plugin_path, (attachment,))
     return record, attachment
 
 
@@ -161,13 +161,13 @@ def test_a_plugin_that_fails_is_taken_back_with_all_others(plugins: Plugins) -> 
     plan = plugins.plan({"type": "first"}, {"type": "second", "fails": ["ADD"]}, {"type": "addresses"})
     with pytest.raises(NetworkError) as error:
         add(plan)
-    assert str(error.value) == 'network "net": plugin second: no ADD'
+    assert str(error.value) == "network net: plugin second: no ADD"
     assert plugins.order() == ["first ADD", "second ADD", "addresses DEL", "second DEL", "first DEL"]
 
 
 def test_the_first_failure_is_what_is_told(plugins: Plugins) -> None:
     plan = plugins.plan({"type": "first", "fails": ["DEL"]}, {"type": "second", "fails": ["ADD", "DEL"]})
-    with pytest.raises(NetworkError, match=r'^network "net": plugin second: no ADD$'):
+    with pytest.raises(NetworkError, match=r"^network net: plugin second: no ADD$"):
         add(plan)
     assert plugins.order() == ["first ADD", "second ADD", "second DEL", "first DEL"]
 
@@ -176,13 +176,13 @@ def test_delete_goes_on(plugins: Plugins) -> None:
     plan = plugins.plan({"type": "first"}, {"type": "second", "fails": ["DEL"]}, {"type": "gone"})
     problems = cni.delete(*recorded(plan, results.empty()), "")
     assert plugins.order() == ["second DEL", "first DEL"]
-    assert problems[0].startswith('network "net": plugin gone: there is no plugin gone (looked in ')
-    assert problems[1:] == ['network "net": plugin second: no DEL']
+    assert problems[0].startswith("network net: plugin gone: there is no plugin gone (looked in ")
+    assert problems[1:] == ["network net: plugin second: no DEL"]
 
 
 def test_check_says_what_is_missing(plugins: Plugins) -> None:
     plan = plugins.plan({"type": "first"}, {"type": "second", "fails": ["CHECK"]})
-    with pytest.raises(NetworkError, match=r'^network "net": plugin second: no CHECK$'):
+    with pytest.raises(NetworkError, match=r"^network net: plugin second: no CHECK$"):
         cni.check(*recorded(plan, results.empty()), "/proc/self/ns/net")
 
 
@@ -262,9 +262,10 @@ CAPABLE: list[dict[str, Any]] = [{"type": "ptp"}, {"type": "portmap", "capabilit
 def test_who_publishes(confs: list[list[dict[str, Any]]], publisher: tuple[str, str]) -> None:
     plan = networks(*confs)
     assert capabilities.publisher(plan) == publisher
-    offered = json.loads(capabilities.runtimes(plan))
-    with_ports = [interface for interface, runtime in offered.items() if "portMappings" in runtime]
-    assert with_ports == (["eth2"] if publisher[1] == "plugin" else [])
+    offered = {network.name: capabilities.runtime(plan, network) for network in plan.networks}
+    assert [name for name, runtime in offered.items() if "portMappings" in runtime] == (
+        ["n2"] if publisher[1] == "plugin" else []
+    )
 
 
 def test_the_hosts_name_servers_are_no_addresses() -> None:
@@ -296,9 +297,10 @@ def test_built_in_and_program_in_a_chain(plugins: Plugins, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (NetworkError("no", hint="do"), r'^network "net": plugin middle: no \(do\)$'),
-        (PodError("lock x: no"), r'^network "net": plugin middle: lock x: no$'),
-        (FileNotFoundError(2, "x", "/p"), r'^network "net": plugin middle: /p: x$'),
+        (NetworkError("no", hint="do"), r"^network net: plugin middle: no \(do\)$"),
+        (NetworkError("network net: no"), r"^network net: plugin middle: no$"),
+        (PodError("lock x: no"), r"^network net: plugin middle: lock x: no$"),
+        (FileNotFoundError(2, "x", "/p"), r"^network net: plugin middle: /p: x$"),
     ],
 )
 def test_a_built_in_plugin_that_fails(
@@ -316,7 +318,7 @@ def test_a_built_in_plugin_that_fails(
 def test_a_built_in_plugin_with_a_bug_does_not_stop_delete(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     BuiltIn("middle", monkeypatch).error = KeyError("x")
     plan = plugins.plan({"type": "first"}, {"type": "middle"})
-    assert cni.delete(*recorded(plan), "") == ["network \"net\": middle: KeyError: 'x'"]
+    assert cni.delete(*recorded(plan), "") == ["network net: plugin middle: KeyError: 'x'"]
     assert plugins.order() == ["first DEL"]
 
 
@@ -355,14 +357,14 @@ def test_no_such_plugin(plugins: Plugins, monkeypatch: pytest.MonkeyPatch, kind:
     built_in = BuiltIn("middle", monkeypatch)
     wrong = {"type": "middle", "ipam": {"type": kind}} if of_ipam else {"type": kind}
     plan = plugins.plan({"type": "middle"}, wrong)
-    with pytest.raises(NetworkError, match=r'^network "net": ') as error:
+    with pytest.raises(NetworkError, match=r"^network net: ") as error:
         add(plan)
     assert built_in.calls == [], "nothing is begun that cannot be ended"
     with pytest.raises(NetworkError):
         cni.uses_programs(plan)
     if kind == "gone":
         assert str(error.value) == (
-            f'network "net": there is no plugin gone (looked in {plugins.own}, {plugins.system}; '
+            f"network net: there is no plugin gone (looked in {plugins.own}, {plugins.system}; "
             "Debian has plugins in the package containernetworking-plugins)"
         )
 
@@ -384,11 +386,11 @@ def test_a_built_in_plugin_for_interfaces_gives_no_addresses(
 def test_configurations_that_make_no_sense(plugins: Plugins, conf: str) -> None:
     plan = plugins.plan({"type": "first"})
     plan = plan._replace(networks=(plan.networks[0]._replace(conf=conf),))
-    with pytest.raises(NetworkError, match=r'^network "net": '):
+    with pytest.raises(NetworkError, match=r"^network net: "):
         cni.add(plan, plan.networks[0], "/proc/self/ns/net", {})
     problems = cni.delete(Record(UUID), Attachment("net", "eth0", conf), "")
     assert len(problems) == 1
-    assert problems[0].startswith('network "net": ')
+    assert problems[0].startswith("network net: ")
     assert plugins.order() == []
 
 
@@ -398,7 +400,7 @@ def test_a_record_that_makes_no_sense_is_taken_back_as_well_as_can_be(
     plugins: Plugins, result: str, runtime: str
 ) -> None:
     record, attachment = recorded(plugins.plan({"type": "first"}))
-    assert cni.delete(record._replace(runtime=runtime), attachment._replace(result=result), "") == []
+    assert cni.delete(record, attachment._replace(runtime=runtime, result=result), "") == []
     assert plugins.order() == ["first DEL"]
 
 

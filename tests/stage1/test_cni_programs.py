@@ -35,15 +35,15 @@ def make(tmp_path: pathlib.Path) -> Make:
 
 
 def call(path: str, **conf: Any) -> Any:
-    return programs.call('network "n": plugin p', path, ADD, conf)
+    return programs.call("network n: plugin p", path, ADD, conf)
 
 
 def failure(path: str, **parameters: str) -> str:
     with pytest.raises(NetworkError) as error:
-        programs.call('network "n": plugin p', path, {**ADD, **parameters}, {})
+        programs.call("network n: plugin p", path, {**ADD, **parameters}, {})
     assert "\n" not in str(error.value)
-    assert str(error.value).startswith('network "n": plugin p')
-    return str(error.value).removeprefix('network "n": plugin p').removeprefix(": ").strip()
+    assert str(error.value).startswith("network n: plugin p")
+    return str(error.value).removeprefix("network n: plugin p").removeprefix(": ").strip()
 
 
 def gone(pid: int) -> bool:
@@ -107,7 +107,7 @@ def test_a_plugin_that_says_much_on_both_channels(make: Make, capfd: pytest.Capt
 
 def test_warnings_are_passed_on(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     assert call(make("import sys; print('{}'); print('old \\x1b[2J\\nconf', file=sys.stderr)")) == {}
-    assert capfd.readouterr().err == 'rkpy: network "n": plugin p: old �[2J\nrkpy: network "n": plugin p: conf\n'
+    assert capfd.readouterr().err == "rkpy: network n: plugin p: old �[2J\nrkpy: network n: plugin p: conf\n"
 
 
 @pytest.mark.parametrize(

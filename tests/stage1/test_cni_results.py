@@ -100,7 +100,7 @@ def test_addresses_are_those_of_the_interface_in_the_pod() -> None:
         },
         "1.0.0",
     )
-    assert results.addresses(result, "eth0") == ["10.0.0.1", "fd00::9"]
+    assert results.addresses(result, "eth0") == ["10.0.0.1/24", "fd00::9/64"]
     assert len(results.addresses(result)) == 4
 
 
