@@ -37,6 +37,8 @@ class Attachment(NamedTuple):
     source: str = ""
     result: str = ""
     """What came of it (CNI 1.0.0 result type, JSON); empty until then."""
+    over: bool = False
+    """It was taken back; what is here is for `status` to tell."""
 
 
 class Record(NamedTuple):
