@@ -151,5 +151,5 @@ def _check_type(plugin: dict[str, Any], what: str) -> None:
     if kind is None or kind == "":
         raise ValueError(f"the type of {what} is missing")
     # It is the name of a program.
-    if not isinstance(kind, str) or "/" in kind or "\0" in kind or kind in (".", ".."):
+    if not isinstance(kind, str) or "/" in kind or "\0" in kind or kind.startswith("."):
         raise ValueError(f"type {json.dumps(kind)} cannot be the name of a plugin")

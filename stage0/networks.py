@@ -38,7 +38,7 @@ def resolve(wanted: Wanted, directories: Iterable[str]) -> Resolved:
     chosen: dict[str, tuple[Definition, Arguments]] = {}
     warnings = _ignored(found, wanted)
     for name, arguments in wanted.networks:
-        definition = _find(name, found)
+        definition = find(name, found)
         chosen[name] = definition, arguments
         warnings += _doubts(definition, found)
     if wanted.every:
@@ -62,7 +62,8 @@ def everything(found: Found) -> list[Definition]:
     return [*networks, builtin(DEFAULT)]
 
 
-def _find(name: str, found: Found) -> Definition:
+def find(name: str, found: Found) -> Definition:
+    """The network called `name`. NetworkError when there is none, or its file makes no sense."""
     definition = next((network for network in found.networks if network.name == name), None)
     if definition is None and name in SUBNETS:
         definition = builtin(name, rank=len(found.networks) + len(found.malformed) + len(found.ignored))

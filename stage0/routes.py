@@ -72,7 +72,8 @@ def _claims(network: Network, plugin_path: Sequence[str]) -> Iterator[tuple[Subn
 
 
 def _has_program(kind: str, plugin_path: Sequence[str]) -> bool:
-    return any(os.access(f"{directory}/{kind}", os.X_OK) for directory in plugin_path)
+    paths = (f"{directory}/{kind}" for directory in plugin_path)
+    return any(os.path.isfile(path) and os.access(path, os.X_OK) for path in paths)
 
 
 def subnets(plugin: dict[str, Any]) -> list[Subnet]:
