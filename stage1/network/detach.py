@@ -2,9 +2,9 @@
 needs what a dead pod has.
 
 It may be killed anywhere and is finished by the next. What leads to an address goes before the claim of the address:
-nobody can be given one that the firewall still knows as another's. For the same reason what the firewall was given is
-off the record before a claim is dropped, and counts only as long as the pod is registered (`owners`): the record of
-another boot, or of a pod that is done, tells of elements that may be somebody else's by now.
+nobody can be given one that the firewall still knows as another's. What the firewall was given is taken back only as
+long as the pod is registered (`owners`): the record of another boot tells of elements that nobody has any more, or
+somebody else.
 
 This runs in the monitor's interpreter: no library beyond Python's own, and little of that.
 """
@@ -43,14 +43,12 @@ def abandon(uuid: str) -> list[str]:
     from stage1.network import firewall, names, netns
 
     problems: list[str] = []
-    addresses = [address for _, address in leases.held_by(uuid)]
-    published = ports.held_by(uuid)
-    if (addresses or published) and not _try(problems, lambda: firewall.withdraw_for(addresses, published)):
+    if not _try(problems, lambda: firewall.withdraw((), uuid)):
         return problems
     _try(problems, lambda: names.forget(uuid))
     _try(problems, lambda: netns.unpin(uuid))
     _try(problems, lambda: leases.release(uuid))
-    _try(problems, lambda: ports.release(published, uuid))
+    _try(problems, lambda: ports.release(ports.held_by(uuid), uuid))
     if not problems:
         _try(problems, lambda: owners.forget(uuid))
     return problems
@@ -76,9 +74,9 @@ def _take_back(directory: str, record: Record) -> list[str]:
 
     uuid, problems = record.uuid, list[str]()
     if record.elements:
-        emptied = record._replace(elements=())
+        elements, emptied = record.elements, record._replace(elements=())
         registered = owners.is_registered(uuid)
-        if registered and not _try(problems, lambda: firewall.withdraw(record.elements)):
+        if registered and not _try(problems, lambda: firewall.withdraw(elements, uuid)):
             return problems
         if not _try(problems, lambda: records.write(directory, emptied)):
             return problems

@@ -227,7 +227,8 @@ def _candidates(ranges: _Set, last: Address | None) -> Iterator[tuple[_Range, Ad
         for part in ranges:
             yield from _between(part, part.first, part.last)
         return
-    yield from _between(ranges[start], last + 1, ranges[start].last)
+    if last < ranges[start].last:
+        yield from _between(ranges[start], last + 1, ranges[start].last)
     for part in (*ranges[start + 1 :], *ranges[:start]):
         yield from _between(part, part.first, part.last)
     yield from _between(ranges[start], ranges[start].first, last)
