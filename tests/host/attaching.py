@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 from common.errors import NetworkError
-from stage1.network import cni, netns
+from stage1.network import cni, firewall, netns
 from stage1.network.plan import Names, Network, NetworkPlan, Port
 from stage1.network.plugin import Call
-from stage1.network.record import Attachment, Record
+from stage1.network.record import Attachment, Element, Record
 
 
 def answer(request: dict[str, Any]) -> Any:
@@ -26,13 +26,16 @@ def answer(request: dict[str, Any]) -> Any:
     record = Record(plan.uuid, netns.place(plan.uuid), plan.plugin_path, plan.system_plugin_path, (attachment,))
     match request["verb"]:
         case "add":
-            assert cni.uses_programs(plan) is True
             result, elements = cni.add(plan, network, netns.pin(request["netns"], plan.uuid), runtime)
+            firewall.apply(elements, plan.uuid)
             return [result, elements]
         case "check":
             return cni.check(record, attachment, record.netns)
         case "delete":
+            firewall.withdraw([Element(*element) for element in request["elements"]], plan.uuid)
             return cni.delete(record, attachment, record.netns)
+        case "uses programs":
+            return cni.uses_programs(plan)
         case "unpin":
             return netns.unpin(plan.uuid)
         case command:

@@ -42,7 +42,8 @@ class Attachment:
         self.request: dict[str, Any] = {
             "uuid": "6d1ecfca-0000-4000-8000-000000000001",
             "conf": {"cniVersion": version, "name": "net", "plugins": list(plugins)},
-            "netns": lab.path("pod"), "interface": "eth0", "args": {}, "ports": [], "bandwidth": 0, "path": [PLUGINS], "result": None,
+            "netns": lab.path("pod"), "interface": "eth0", "args": {}, "ports": [], "bandwidth": 0, "path": [PLUGINS],
+            "result": None, "elements": [],
             **more,
         }  # fmt: skip
         self.error = ""
@@ -58,8 +59,7 @@ class Attachment:
         answer = self("add")
         assert self.error == ""
         result, elements = answer
-        assert elements == []
-        self.request["result"] = result
+        self.request.update(result=result, elements=elements)
         return dict(result)
 
     def check(self) -> str:
@@ -225,6 +225,45 @@ def test_a_pool_that_is_exhausted(lab: netlab.Lab) -> None:
     assert pod.delete() == []
     other.add()
     assert other.delete() == []
+
+
+def test_programs_and_built_in_plugins_in_one_chain(lab: netlab.Lab) -> None:
+    """ptp and portmap are ours, addresses and the firewall Debian's. Nothing is left of either."""
+    before = left(lab)
+    ipam = {"type": "static", "addresses": [{"address": "10.99.0.5/24", "gateway": "10.99.0.1"}],
+            "routes": [{"dst": "0.0.0.0/0"}]}  # fmt: skip
+    pod = Attachment(lab, {"type": "ptp", "ipam": ipam}, {"type": "firewall"}, PORTMAP, {"type": "tuning"}, path=[],
+                     ports=[["web", "tcp", "", 8080, 80]], version="0.4.0")  # fmt: skip
+    assert pod("uses programs") is True
+    result = pod.add()
+    assert results.addresses(result, "eth0") == addresses(lab) == ["10.99.0.5/24"]
+    assert "10.99.0.5" in left(lab)["rules"], "the firewall plugin heard of the address from ptp"
+    lab.serve("pod", "tcp", "10.99.0.5", 80, "web")
+    assert lab.ask("outside", "tcp", netlab.HOST4, 8080) == f"web {netlab.OUTSIDE4}"
+    assert pod.check() == ""
+    assert pod.delete() == []
+    assert pod.delete() == []
+    with pytest.raises(netlab.Unreachable):
+        lab.ask("outside", "tcp", netlab.HOST4, 8080)
+    pod("unpin")
+    lab.run("pod", "ip", "link", "del", "eth0")
+    assert left(lab) == before
+    assert "rkpy" not in lab.host("nft", "list", "tables")
+
+
+def test_the_built_in_portmap_for_a_bridge_of_the_program(lab: netlab.Lab, tmp_path: pathlib.Path) -> None:
+    for name in ("bridge", "host-local"):
+        (tmp_path / name).symlink_to(f"{PLUGINS}/{name}")
+    pod = Attachment(lab, BRIDGE, PORTMAP, path=[str(tmp_path)], ports=[["web", "tcp", "", 8080, 80]])
+    pod.add()
+    assert pod.request["elements"]
+    lab.serve("pod", "tcp", "10.99.0.2", 80, "web")
+    lab.serve("pod", "tcp", "fd99::2", 80, "web6")
+    assert lab.ask("outside", "tcp", netlab.HOST4, 8080) == f"web {netlab.OUTSIDE4}"
+    assert lab.ask("outside", "tcp", netlab.HOST6, 8080) == f"web6 {netlab.OUTSIDE6}"
+    assert left(lab)["rules"] == ""
+    assert pod.check() == ""
+    assert pod.delete() == []
 
 
 def test_addresses_for_a_built_in_plugin(lab: netlab.Lab) -> None:
