@@ -27,6 +27,7 @@ from stage1.terminal import get_size
 from stage2 import capabilities
 from stage2.launch import LaunchSpec
 
+NETWORKS = True
 _LAUNCH = "launch"
 """The file among an app's that holds its LaunchSpec."""
 _AS_GOOD_AS_ROOT = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")

@@ -39,6 +39,8 @@ class Attachment(NamedTuple):
     """Capability arguments the plugins were offered (CNI conventions: runtimeConfig), JSON."""
     result: str = ""
     """What came of it (CNI 1.0.0 result type, JSON); empty until then."""
+    over: bool = False
+    """It was taken back; what is here is for `status` to tell."""
 
 
 class Record(NamedTuple):
