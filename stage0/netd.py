@@ -105,8 +105,13 @@ def _read(path: str) -> Definition | Malformed:
     except RecursionError:
         return Malformed(path, "it is nested too deeply")
     except ValueError as error:
-        name = document.get("name") if isinstance(document, dict) else ""
-        return Malformed(path, str(error), name if isinstance(name, str) else "")
+        return Malformed(path, str(error), _name_in(document))
+
+
+def _name_in(document: Any) -> str:
+    """The name of a network that somebody could ask for."""
+    name = document.get("name") if isinstance(document, dict) else None
+    return name if isinstance(name, str) and NAME.fullmatch(name) and name not in RESERVED else ""
 
 
 def configuration_list(document: Any) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def subnets(plugin: dict[str, Any]) -> list[Subnet]:
     if ipam.get("type") != "host-local":
         return []
     found = [ipam.get("subnet")]
-    for group in ipam.get("ranges") or ():
+    ranges = ipam.get("ranges")
+    for group in ranges if isinstance(ranges, list) else ():
         found += [item.get("subnet") for item in group if isinstance(item, dict)] if isinstance(group, list) else []
     return list(_parsed(found))
 
