@@ -24,7 +24,7 @@ from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from collections.abc import Iterable
 
 from common.errors import NetworkError, reason
-from stage1.network import nft, state
+from stage1.network import conntrack, nft, state
 from stage1.network.plan import Port
 from stage1.network.record import Element
 
@@ -146,6 +146,7 @@ def apply(elements: Iterable[Element], owner: str) -> None:
             except NetworkError:
                 _write(owner, before)
                 raise
+    _forget_flows(wanted)
 
 
 def withdraw(owner: str) -> None:
@@ -160,6 +161,17 @@ def withdraw(owner: str) -> None:
         except NetworkError:
             _renew(others)
         _write(owner, None)
+
+
+def _forget_flows(elements: Iterable[Element]) -> None:
+    for family in "46":
+        words = [each.key.split(" . ") for each in elements if each.where in (f"any{family}", f"host{family}")]
+        ports = {int(port) for *_, protocol, port in words if protocol == "udp"}
+        try:
+            if ports:
+                conntrack.forget_udp(family, ports)
+        except OSError:
+            pass  # Then whoever keeps sending has to stop for half a minute.
 
 
 def reload() -> None:

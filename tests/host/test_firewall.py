@@ -345,6 +345,50 @@ def test_no_ruleset_of_others_is_touched(lab: Lab, pod: Pod) -> None:
     assert ruleset(lab) == before
 
 
+SENDER = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+link = socket.socket(family, socket.SOCK_DGRAM)
+link.bind(("", 7000))
+link.settimeout(float(sys.argv[3]))
+for attempt in range(3):
+    link.sendto(b"?", (sys.argv[1], int(sys.argv[2])))
+    try:
+        print(link.recv(1024).decode())
+        break
+    except TimeoutError:
+        continue
+"""
+
+
+@pytest.mark.parametrize("address", [HOST4, HOST6])
+def test_who_kept_sending_to_a_udp_port_gets_through_once_it_is_published(lab: Lab, pod: Pod, address: str) -> None:
+    other = Pod(lab, 2)
+    other.serve()
+
+    def send(timeout: float) -> str:
+        return lab.outside(sys.executable, "-I", "-S", "-c", SENDER, address, "5353", str(timeout))
+
+    # Somebody tracks connections already.
+    apply(lab, other.masquerade(), other.uuid)
+    assert send(0.1) == ""
+    apply(lab, pod.publication(NAMES), pod.uuid)
+    assert send(5).startswith("pod1 ")
+    withdraw(lab, pod.uuid)
+    apply(lab, other.publication(NAMES), other.uuid)
+    assert send(5).startswith("pod2 ")
+
+
+def test_flows_of_others_to_the_same_port_are_not_forgotten(lab: Lab, pod: Pod) -> None:
+    lab.serve("outside", "udp", FAR4, 5353)
+    apply(lab, pod.masquerade(), pod.uuid)
+    assert lab.ask(pod.name, "udp", FAR4, 5353) == HOST4
+    apply(lab, pod.publication(NAMES), pod.uuid)
+    if not pathlib.Path("/proc/net/nf_conntrack").exists():
+        pytest.skip("needs /proc/net/nf_conntrack")
+    assert f"dst={FAR4} " in lab.host("cat", "/proc/net/nf_conntrack")
+
+
 FIREWALLD = """
 table inet firewalld {
     chain filter_FORWARD {
