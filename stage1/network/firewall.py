@@ -135,14 +135,14 @@ def apply(elements: Iterable[Element], owner: str) -> None:
         return
     taken = set(map(_place, wanted))
     creation = f"flush chain {TABLE} {VERSION}\n{_statements('create', wanted, owner)}"
-    with state.lock():
+    with state.lock() as lock:
         before = _read(owner)
         _write(owner, [*(each for each in before or () if _place(each) not in taken), *wanted])
         try:
-            nft.run(creation)  # Fails for a table that is not ours, and for a key that is taken.
+            nft.run(creation, lock.fd)  # Fails for a table that is not ours, and for a key that is taken.
         except NetworkError:
             try:
-                _renew([owner, *(other for other in _owners() if other != owner)])
+                _renew([owner, *(other for other in _owners() if other != owner)], lock.fd)
             except NetworkError:
                 _write(owner, before)
                 raise
@@ -151,15 +151,15 @@ def apply(elements: Iterable[Element], owner: str) -> None:
 
 def withdraw(owner: str) -> None:
     """Take back all that the pod `owner` has; if that is nothing (any more), nothing is done."""
-    with state.lock():
+    with state.lock() as lock:
         elements = _read(owner)
         if elements is None:
             return
         others = [other for other in _owners() if other != owner]
         try:
-            nft.run(_statements("delete", elements) if others else _REMOVAL)
+            nft.run(_statements("delete", elements) if others else _REMOVAL, lock.fd)
         except NetworkError:
-            _renew(others)
+            _renew(others, lock.fd)
         _write(owner, None)
 
 
@@ -176,8 +176,8 @@ def _forget_flows(elements: Iterable[Element]) -> None:
 
 def reload() -> None:
     """Make the table anew, without a moment in which there is none."""
-    with state.lock():
-        _renew(_owners())
+    with state.lock() as lock:
+        _renew(_owners(), lock.fd)
 
 
 def owners() -> list[str]:
@@ -186,7 +186,7 @@ def owners() -> list[str]:
         return _owners()
 
 
-def _renew(owners: Iterable[str]) -> None:
+def _renew(owners: Iterable[str], lock: int) -> None:
     """Make the table anew with what these pods have. What the earlier ones have the later ones lose."""
     kept: dict[str, list[Element]] = {}
     losers: set[str] = set()
@@ -198,7 +198,7 @@ def _renew(owners: Iterable[str]) -> None:
         if kept[owner] != found:
             losers.add(owner)
     creations = [_statements("create", elements, owner) for owner, elements in kept.items()]
-    nft.run("\n".join((_REMOVAL, _RULES, *creations) if taken else (_REMOVAL,)))
+    nft.run("\n".join((_REMOVAL, _RULES, *creations) if taken else (_REMOVAL,)), lock)
     for owner in losers:
         _write(owner, kept[owner])
 

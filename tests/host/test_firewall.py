@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -475,3 +478,64 @@ def test_a_chain_of_nobody_we_know(lab: Lab) -> None:
     (line,) = obstacles(lab)
     assert f'"nft insert rule ip6 mine out ip6 saddr {SUBNET6} accept"' in line
     assert SUBNET4 not in line
+
+
+def test_many_at_once(lab: Lab) -> None:
+    """Each in a process of its own, which applies and withdraws several times and is killed at the end or not."""
+    code = CALL.partition("try:")[0].replace("name, arguments = json.load(sys.stdin)", "number = int(sys.argv[2])")
+    code += """
+uuid, address = f"{number:08}-0000-4000-8000-000000000000", f"172.16.28.{number}"
+elements = firewall.masquerade(address, "172.16.28.0/24")
+for again in range(5):
+    firewall.apply(elements, uuid)
+    if again < 4:
+        firewall.withdraw(uuid)
+    print("done", flush=True)
+"""
+    processes = [
+        lab.popen("host", sys.executable, "-I", "-S", "-c", code, ROOT, str(number), stdout=subprocess.PIPE, text=True)
+        for number in range(1, 13)
+    ]
+    for process in processes[:4]:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    for process in processes[4:]:
+        assert process.wait(60) == 0
+    for process in processes[:4]:
+        process.wait(60)
+    listed = ruleset(lab)
+    for number in range(5, 13):
+        assert listed.count(f'172.16.28.{number} comment "{number:08}-0000-4000-8000-000000000000"') == 1
+    for number in range(1, 13):
+        withdraw(lab, f"{number:08}-0000-4000-8000-000000000000")
+    assert ruleset(lab) == ""
+    assert lab.host("ls", "/run/rkpy/net/firewall") == ""
+
+
+def test_nobody_gets_the_lock_while_the_nft_of_a_killed_process_is_at_work(
+    lab: Lab, pod: Pod, tmp_path: pathlib.Path
+) -> None:
+    slow, begun, go = tmp_path / "nft", tmp_path / "begun", tmp_path / "go"
+    os.mkfifo(begun)
+    os.mkfifo(go)
+    slow.write_text(f'#!/bin/sh\necho >{begun}; read go <{go}\nexec {shutil.which("nft")} "$@"\n')
+    slow.chmod(0o755)
+    words = (sys.executable, "-I", "-S", "-c", CALL, ROOT)
+    apply(lab, Pod(lab, 2).masquerade(), "other")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    victim = lab.popen("host", *words, stdin=subprocess.PIPE, text=True, env=environment)
+    assert victim.stdin is not None
+    victim.stdin.write(json.dumps(("apply", [pod.masquerade(), pod.uuid])))
+    victim.stdin.close()
+    begun.read_text()
+    victim.kill()
+    victim.wait()
+    held = "import sys; sys.path.insert(0, sys.argv[1]); from common import locks; print(locks.is_locked(sys.argv[2]))"
+    asking = (sys.executable, "-I", "-S", "-c", held, ROOT, "/run/rkpy/net/lock")
+    assert lab.host(*asking) == "True\n"
+    go.write_text("\n")
+    withdraw(lab, pod.uuid)
+    assert pod.uuid not in ruleset(lab)
+    withdraw(lab, "other")
+    assert ruleset(lab) == ""

@@ -118,9 +118,4 @@ def test_no_plugin_gets_a_line_of_its_own_in(tmp_path_factory: pytest.TempPathFa
         keyword, *values = line.split(" ")
         assert keyword in ("nameserver", "domain", "search", "options")
         assert values
-        assert (
-            keyword != "nameserver"
-            or values[0] in ("192.0.2.7", "192.0.2.1", "2001:db8::1")
-            or resolvers._is_address(values[0])
-        )
-        assert "6.6.6.6" not in line or keyword != "nameserver"
+        assert keyword != "nameserver" or (resolvers._is_address(values[0]) and values[0] != "6.6.6.6")
