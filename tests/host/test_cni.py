@@ -83,7 +83,7 @@ def left(lab: netlab.Lab) -> dict[str, str]:
     """What there may be of plugins on the lab's host."""
     return {
         "links": " ".join(link["ifname"] for link in json.loads(lab.host("ip", "-j", "link"))),
-        "leases": lab.host("find", "/var/lib/cni", "-name", "[0-9f][0-9d]*[.:]*"),
+        "leases": lab.host("find", "/var/lib", "-name", "[0-9f][0-9d]*[.:]*"),
         "rules": "\n".join(line for line in lab.host("iptables-save").splitlines() if "10.99.0." in line),
         "rules6": "\n".join(line for line in lab.host("ip6tables-save").splitlines() if "fd99:" in line),
         "pins": lab.host("sh", "-c", "ls /run/rkpy/net/netns 2>/dev/null; grep nsfs /proc/self/mounts || :"),
@@ -278,3 +278,26 @@ def test_addresses_for_a_built_in_plugin(lab: netlab.Lab) -> None:
         lab, {"type": "ptp", "ipam": {"type": "static", "addresses": [{"address": "10.99.0.5/24"}]}}, path=[]
     )
     assert [ip["address"] for ip in lone("ADD")["ips"]] == ["10.99.0.5/24"]
+
+
+def test_a_pin_is_made_and_removed_as_often_as_wanted(lab: netlab.Lab) -> None:
+    before = left(lab)
+    pod = Attachment(lab)
+    assert (pod("unpin"), pod.error) == (None, "")
+    path = pod("pin")
+    assert pod("pin") == path
+    inside = lab.run("pod", "readlink", "/proc/self/ns/net")
+    assert lab.host("nsenter", f"--net={path}", "readlink", "/proc/self/ns/net") == inside
+    assert len(left(lab)["pins"].splitlines()) == 2, "its name and one mount"
+    assert (pod("unpin"), pod.error) == (None, "")
+    assert (pod("unpin"), pod.error) == (None, "")
+    assert left(lab) == before
+    lab.host("touch", path)  # killed before it was mounted
+    assert pod("pin") == path
+    lab.host("mount", "--bind", path, path)
+    pod("unpin")
+    assert left(lab) == before
+    pod.request["netns"] = "/etc/passwd"
+    assert pod("pin") is None
+    assert pod.error == "/etc/passwd is no namespace"
+    assert left(lab) == before
