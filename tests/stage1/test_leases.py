@@ -79,7 +79,9 @@ def test_a_failed_allocation_leaves_nothing(pods: Pods) -> None:
     first, second = pods.start(), pods.start()
     _add(first, **tight)
     before = claims()
-    with pytest.raises(NetworkError, match=r"no address left in 10\.2\.0\.9 to 10\.2\.0\.9 of 10\.2\.0\.0/24, 1 in use"):
+    with pytest.raises(
+        NetworkError, match=r"no address left in 10\.2\.0\.9 to 10\.2\.0\.9 of 10\.2\.0\.0/24, 1 in use"
+    ):
         _add(second, **tight)
     assert claims() == before
 
@@ -287,11 +289,15 @@ def test_names_that_lead_elsewhere(pods: Pods, name: Any) -> None:
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["10.1.0.0/29", "fd00::/64"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["subnet", "ranges", "routes", "dst", "gw", "rangeStart", "rangeEnd", "gateway", "ips", "cni"]),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["subnet", "ranges", "routes", "dst", "gw", "rangeStart", "rangeEnd", "gateway", "ips", "cni"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
