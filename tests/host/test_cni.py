@@ -47,11 +47,12 @@ class Attachment:
             **more,
         }  # fmt: skip
         self.error = ""
+        self.interpreter = [sys.executable, "-m", "tests.host.attaching"]
 
     def __call__(self, verb: str) -> Any:
         """None when it failed; then `error` says how."""
-        words = (sys.executable, "-m", "tests.host.attaching")
-        said = json.loads(self.lab.host(*words, input=json.dumps({**self.request, "verb": verb}), cwd=str(ROOT)))
+        request = json.dumps({**self.request, "verb": verb})
+        said = json.loads(self.lab.host(*self.interpreter, input=request, cwd=str(ROOT)))
         self.error = said.get("error", "")
         return said.get("answer")
 
@@ -124,6 +125,12 @@ def test_a_chain_of_five(lab: netlab.Lab) -> None:
     pod("unpin")
     lab.host("ip", "link", "del", "cni9")
     assert left(lab) == before
+
+
+def leases(lab: netlab.Lab) -> list[str]:
+    """Of our own host-local."""
+    names = lab.host("ls", "/run/rkpy/net/leases/net", check=False).split()
+    return [name for name in names if "last" not in name]
 
 
 @pytest.mark.parametrize("version", results.VERSIONS)
@@ -264,6 +271,38 @@ def test_the_built_in_portmap_for_a_bridge_of_the_program(lab: netlab.Lab, tmp_p
     assert left(lab)["rules"] == ""
     assert pod.check() == ""
     assert pod.delete() == []
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        {"type": "ptp", "ipam": ADDRESSES},
+        {**BRIDGE, "bridge": "rkbr9"},
+        {"type": "macvlan", "master": netlab.UPLINK, "ipam": ADDRESSES},
+        {"type": "loopback"},
+    ],
+    ids=lambda plugin: plugin["type"],
+)
+def test_built_in_plugins_are_taken_back_without_their_library(lab: netlab.Lab, plugin: dict[str, Any]) -> None:
+    """As the monitor does it, in an interpreter that has no site-packages."""
+    shaper = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+    pod = Attachment(
+        lab, plugin, {"type": "tuning", "mtu": 1400}, shaper, PORTMAP, path=[],
+        ports=[["web", "tcp", "", 8080, 80]], bandwidth=50_000_000, interface="lo" if plugin["type"] == "loopback" else "eth0",
+    )  # fmt: skip
+    if plugin["type"] in ("macvlan", "loopback"):  # which have no interface on the host
+        pod.request["conf"]["plugins"][2:] = []
+    assert pod("uses programs") is False
+    pod.add()
+    assert len(leases(lab)) == (2 if "ipam" in plugin else 0)
+    code = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module(sys.argv[2], run_name='__main__')"
+    pod.interpreter = [sys.executable, "-I", "-S", "-c", code, str(ROOT), "tests.host.attaching"]
+    assert pod.delete() == []
+    assert pod.delete() == []
+    pod("unpin")
+    assert pod.delete() == []
+    assert leases(lab) == []
+    assert "rkpy" not in lab.host("nft", "list", "tables")
 
 
 def test_addresses_for_a_built_in_plugin(lab: netlab.Lab) -> None:
