@@ -288,8 +288,9 @@ def test_built_in_plugins_are_taken_back_without_their_library(lab: netlab.Lab, 
     shaper = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
     pod = Attachment(
         lab, plugin, {"type": "tuning", "mtu": 1400}, shaper, PORTMAP, path=[],
-        ports=[["web", "tcp", "", 8080, 80]], bandwidth=50_000_000, interface="lo" if plugin["type"] == "loopback" else "eth0",
+        ports=[["web", "tcp", "", 8080, 80]], bandwidth=50_000_000,
     )  # fmt: skip
+    pod.request["interface"] = "lo" if plugin["type"] == "loopback" else "eth0"
     if plugin["type"] in ("macvlan", "loopback"):  # which have no interface on the host
         pod.request["conf"]["plugins"][2:] = []
     assert pod("uses programs") is False
