@@ -1,4 +1,4 @@
-"""Pods as far as claims on the network go: a directory with a lock, which the test holds as long as the pod is to live."""
+"""Pods as far as claims on the network go: a directory with a lock, held by the test as long as the pod is to live."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ pod gets one address: the next free one after the one given last, so that one ju
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 _DIRECTORY = "leases"
 _LAST = "last-"
-_NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-"""CNI specification 1.0.0, section 1."""
 
 
 class _Range(NamedTuple):
@@ -116,7 +113,7 @@ def release(uuid: str, network: str = "", interface: str = "") -> None:
     for name in [network] if network else state.listing(_DIRECTORY):
         for address in _addresses(name):
             holder = state.holder(_claim(name, address))
-            if holder == f"{uuid} {interface}" or (not interface and holder.startswith(f"{uuid} ")):
+            if holder.partition(" ")[0] == uuid and (not interface or holder == f"{uuid} {interface}"):
                 state.release(_claim(name, address), holder)
 
 
@@ -249,7 +246,7 @@ def _between(part: _Range, first: Address, last: Address) -> Iterator[tuple[_Ran
 
 def _network(conf: dict[str, Any]) -> str:
     name = conf.get("name")
-    if not isinstance(name, str) or not _NETWORK.fullmatch(name):
+    if not isinstance(name, str) or not name or name.startswith(".") or {"/", "\0"} & set(name):
         raise NetworkError(f"{name!r} is no name for a network")
     return name
 

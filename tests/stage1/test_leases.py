@@ -75,11 +75,11 @@ def test_exhaustion_is_said_plainly_and_ends_with_a_gap(pods: Pods) -> None:
 
 def test_a_failed_allocation_leaves_nothing(pods: Pods) -> None:
     """There is an address in the second range set for the first pod only."""
-    tight = {"ranges": [[{"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.9", "rangeEnd": "10.2.0.9"}]]}
+    tight: dict[str, Any] = {"ranges": [[{"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.9", "rangeEnd": "10.2.0.9"}]]}
     first, second = pods.start(), pods.start()
     _add(first, **tight)
     before = claims()
-    with pytest.raises(NetworkError, match=r"no address left in 10\.2\.0\.9 to 10\.2\.0\.9 of 10\.2\.0\.0/24, 1 in use"):
+    with pytest.raises(NetworkError, match=r"in 10\.2\.0\.9 to 10\.2\.0\.9 of 10\.2\.0\.0/24, 1 in use"):
         _add(second, **tight)
     assert claims() == before
 
@@ -91,7 +91,7 @@ def test_ranges_of_a_set_are_one_pool(pods: Pods) -> None:
         [{"address": "10.3.0.2/30", "gateway": "10.3.0.1"}],
         [{"address": "10.4.0.1/30", "gateway": "10.4.0.2"}],
     ]
-    with pytest.raises(NetworkError, match="no address left in 10.3.0.0/30 and 10.4.0.0/30, 2 in use"):
+    with pytest.raises(NetworkError, match=r"no address left in 10\.3\.0\.0/30 and 10\.4\.0\.0/30, 2 in use"):
         leases.add(_call(pods.start(), "", ranges=ranges))
 
 
@@ -114,7 +114,7 @@ def test_a_large_network_is_quick(pods: Pods) -> None:
         assert _add(pods.start(), "10.0.0.0/16", ranges=[[{"subnet": "fd00::/64"}]]) == ["10.0.0.3/16", "fd00::3/64"]
     finally:
         state.holder = real
-    assert not asked
+    assert not [claim for claim in asked if "/leases/" in claim]
 
 
 @pytest.mark.parametrize(
@@ -287,11 +287,15 @@ def test_names_that_lead_elsewhere(pods: Pods, name: Any) -> None:
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["10.1.0.0/29", "fd00::/64"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["subnet", "ranges", "routes", "dst", "gw", "rangeStart", "rangeEnd", "gateway", "ips", "cni"]),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["subnet", "ranges", "routes", "dst", "gw", "rangeStart", "rangeEnd", "gateway", "ips", "cni"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
@@ -323,7 +327,7 @@ class Machine(RuleBasedStateMachine):
     """Random lives of pods with addresses of a small network. `has` is what pods that live were given."""
 
     pods_known = Bundle("pods_known")
-    SUBNET = ipaddress.ip_network("10.1.0.0/28")
+    SUBNET = ipaddress.IPv4Network("10.1.0.0/28")
 
     def __init__(self) -> None:
         super().__init__()
@@ -389,7 +393,7 @@ class Machine(RuleBasedStateMachine):
     def _has(self, uuid: str, got: list[str]) -> None:
         address = got[0].partition("/")[0]
         assert address not in self._given()
-        assert self.SUBNET[1] < ipaddress.ip_address(address) < self.SUBNET[15]
+        assert self.SUBNET[1] < ipaddress.IPv4Address(address) < self.SUBNET[15]
         self.has[uuid].add(address)
 
     def _given(self) -> set[str]:
