@@ -13,7 +13,7 @@ from typing import Any
 
 from common.errors import reason
 from common.records import NamedTuple
-from stage0.netflags import NAME, RESERVED
+from stage0.netflags import RESERVED, is_name
 
 ENDINGS = (".conf", ".conflist", ".json")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0")
@@ -105,8 +105,13 @@ def _read(path: str) -> Definition | Malformed:
     except RecursionError:
         return Malformed(path, "it is nested too deeply")
     except ValueError as error:
-        name = document.get("name") if isinstance(document, dict) else ""
-        return Malformed(path, str(error), name if isinstance(name, str) else "")
+        return Malformed(path, str(error), _name_in(document))
+
+
+def _name_in(document: Any) -> str:
+    """The name of a network that somebody could ask for."""
+    name = document.get("name") if isinstance(document, dict) else None
+    return name if isinstance(name, str) and is_name(name) and name not in RESERVED else ""
 
 
 def configuration_list(document: Any) -> dict[str, Any]:
@@ -114,7 +119,7 @@ def configuration_list(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("it is not a JSON object")
     name, version = document.get("name"), document.get("cniVersion") or OLDEST
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(name, str) or not is_name(name):
         raise ValueError("it has no name" if name in (None, "") else f"{json.dumps(name)} cannot be a network's name")
     if name in RESERVED:
         raise ValueError(f'no network can be called "{name}"')

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from common.addresses import canonical
 from common.errors import UsageError
@@ -14,13 +13,11 @@ from stage1.network.plan import Names
 NONE, HOST, ALL, JOIN, NETWORKS = "none", "host", "all", "ns", "networks"
 RESERVED = (NONE, HOST, ALL, JOIN)
 """Words that no network can be called by."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-"""A network's name (CNI spec 1.0.0, section 1); names of files are made of it."""
+LONGEST_NAME = 128
+"""Names of files are made of it."""
 
-_KEY = re.compile(r"[A-Za-z0-9_]+")
-_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
-_OPTION = re.compile(r"[\x21-\x7e]+")
+_ALNUM = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+_LONGEST_DOMAIN, _LONGEST_LABEL = 253, 63
 
 Arguments = tuple[tuple[str, str], ...]
 
@@ -36,6 +33,11 @@ class Wanted(NamedTuple):
     """Of NETWORKS: `all` is among them."""
     networks: tuple[tuple[str, Arguments], ...] = ()
     """Names in the order asked for, each with its arguments."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a network can be called that (CNI spec 1.0.0, section 1)."""
+    return 0 < len(text) <= LONGEST_NAME and text[0] in _ALNUM and not text.strip(_ALNUM + "_.-")
 
 
 DEFAULT = Wanted(NETWORKS, networks=(("default", ()),))
@@ -76,7 +78,7 @@ def _join(texts: tuple[str, ...]) -> Wanted:
 def _items(text: str) -> Iterator[tuple[str, Arguments]]:
     for item in _split(text):
         name, colon, rest = item.partition(":")
-        if not NAME.fullmatch(name):
+        if not is_name(name):
             raise UsageError(f'--net={text}: "{name}" cannot be the name of a network')
         if name == JOIN:
             raise UsageError(f"--net={text}: {JOIN}:PATH stands alone")
@@ -109,7 +111,7 @@ def _arguments(text: str, rest: str) -> Arguments:
     found: dict[str, str] = {}
     for pair in rest.split(";"):
         key, equals, value = pair.partition("=")
-        if not equals or not _KEY.fullmatch(key) or not value.isprintable():
+        if not equals or not key or key.strip(_ALNUM + "_") or not value.isprintable():
             raise UsageError(f'--net={text}: "{pair}" is not of the form KEY=VALUE', hint="NAME:K=V;K2=V2")
         if key in found:
             raise UsageError(f"--net={text}: {key} is given twice")
@@ -120,8 +122,8 @@ def _arguments(text: str, rest: str) -> Arguments:
 def names(flags: Values, base: Names) -> Names:
     """`base` with what the flags say about name servers and /etc/hosts."""
     servers = _servers(flags)
-    search = _each(flags, "dns-search", _DOMAIN, "a domain", also=".")
-    options = _each(flags, "dns-opt", _OPTION, "an option of resolv.conf(5)")
+    search = _each(flags, "dns-search", lambda word: word == "." or _is_domain(word), "a domain")
+    options = _each(flags, "dns-opt", _is_option, "an option of resolv.conf(5)")
     domain = flags.get("dns-domain") or ""
     if domain and not _is_domain(domain):
         raise UsageError(f"--dns-domain={domain}: it is not a domain")
@@ -144,16 +146,24 @@ def _words(flags: Values, flag: str) -> list[str]:
     return [word for text in flags.all(flag) for word in text.split(",")]
 
 
-def _each(flags: Values, flag: str, form: re.Pattern[str], what: str, also: str = "") -> tuple[str, ...]:
+def _each(flags: Values, flag: str, passes: Callable[[str], bool], what: str) -> tuple[str, ...]:
     found = _words(flags, flag)
     for word in found:
-        if len(word) > 253 or not (form.fullmatch(word) or word == also != ""):
+        if not passes(word):
             raise UsageError(f'--{flag}: "{word}" is not {what}')
     return tuple(dict.fromkeys(found))
 
 
 def _is_domain(text: str) -> bool:
-    return len(text) <= 253 and _DOMAIN.fullmatch(text) is not None
+    return len(text) <= _LONGEST_DOMAIN and all(map(_is_label, text.removesuffix(".").split(".")))
+
+
+def _is_label(text: str) -> bool:
+    return 0 < len(text) <= _LONGEST_LABEL and not text.strip(_ALNUM + "_-") and "-" not in (text[0], text[-1])
+
+
+def _is_option(text: str) -> bool:
+    return 0 < len(text) <= _LONGEST_DOMAIN and text.isascii() and text.isprintable() and " " not in text
 
 
 def _hosts(flags: Values) -> tuple[tuple[str, str], ...]:

@@ -20,6 +20,7 @@ PROTOCOLS = ("tcp", "udp")
 LAST = 65535
 _ANY = {"": (4, 6), "0.0.0.0": (4,), "::": (6,)}  # noqa: S104
 """Host addresses that mean all of these families."""
+_MAPPED = "::ffff:"
 _FORMS = "NAME:[HOSTIP:]HOSTPORT or [HOSTIP:]HOSTPORT:PODPORT[/udp]"
 
 
@@ -117,6 +118,8 @@ def _resolved(port: ExposedPort, apps: Sequence[tuple[str, App]]) -> Port:
     inner = port.pod_port or _of_an_app(port.name, apps)
     if inner.protocol not in PROTOCOLS:
         raise UsageError(f'--port={port.name}: protocol "{inner.protocol}" cannot be published', hint="tcp or udp can")
+    if port.host_ip.startswith(_MAPPED):
+        raise UsageError(f"--port={port.name}: {port.host_ip} is an IPv4 address", hint=port.host_ip[len(_MAPPED) :])
     if port.host_port + inner.span - 1 > LAST or inner.port + inner.span - 1 > LAST:
         raise UsageError(f"--port={port.name}:{port.host_port}: of its {inner.span} ports the last is above {LAST}")
     return Port(port.name, inner.protocol, port.host_ip, port.host_port, inner.port, inner.span)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,7 +19,6 @@ ROUTED = ("ptp", "bridge")
 """Plugins that make the host route to the network; with others it is the network of some interface on purpose."""
 
 _ORDER = -1 if sys.byteorder == "little" else 1
-_OURS = re.compile(r"rk[0-9]+-")
 _RTF_UP, _RTF_REJECT, _RTF_ANYCAST, _RTF_LOCAL = 0x1, 0x200, 0x00100000, 0x80000000
 _COARSE = 8
 """A route with a shorter prefix is as good as a default route: VPNs have two halves of everything instead of one."""
@@ -82,7 +80,8 @@ def subnets(plugin: dict[str, Any]) -> list[Subnet]:
     if ipam.get("type") != "host-local":
         return []
     found = [ipam.get("subnet")]
-    for group in ipam.get("ranges") or ():
+    ranges = ipam.get("ranges")
+    for group in ranges if isinstance(ranges, list) else ():
         found += [item.get("subnet") for item in group if isinstance(item, dict)] if isinstance(group, list) else []
     return list(_parsed(found))
 
@@ -99,7 +98,13 @@ def _parsed(texts: Iterable[Any]) -> Iterator[Subnet]:
 def read(proc: str = "/proc/self") -> list[Route]:
     """The host's routes to subnets, but for default routes and those by interfaces of ours."""
     routes = [*_parse(f"{proc}/net/route", _ipv4), *_parse(f"{proc}/net/ipv6_route", _ipv6)]
-    return [route for route in routes if route.subnet.length >= _COARSE and not _OURS.match(route.interface)]
+    return [route for route in routes if route.subnet.length >= _COARSE and not is_ours(route.interface)]
+
+
+def is_ours(interface: str) -> bool:
+    """Whether it is the host's end of a pod's cable, rkN-UUID."""
+    number, dash, _ = interface.removeprefix("rk").partition("-")
+    return interface.startswith("rk") and dash == "-" and number.isdigit()
 
 
 def _parse(path: str, parse: Any) -> Iterator[Route]:

@@ -130,15 +130,14 @@ def _network(network: Definition) -> dict[str, Any]:
     from stage1.network import firewall
 
     attached = list(_attached())
+    members = _of(network.name, attached)
     return {
         "name": network.name,
         "source": network.source,
         "configuration": json.loads(network.conf),
         "leases": list(_leases(network.name, {pod.uuid: pod.name for pod in attached})),
-        "pods": [
-            {"uuid": pod.uuid, "name": pod.name, **_part(pod, network.name)} for pod in _of(network.name, attached)
-        ],
-        "ports": list(_ports({pod.uuid for pod in _of(network.name, attached)})),
+        "pods": [{"uuid": pod.uuid, "name": pod.name, **_part(pod, network.name)} for pod in members],
+        "ports": list(_ports({pod.uuid for pod in members})),
         "obstacles": firewall.foreign_obstacles(),
     }
 
@@ -233,7 +232,9 @@ def _problems(pod: Pod) -> list[str]:
         record = records.read(pod.base)
     except NetworkError as error:
         return [f"{about}: {error}"]
-    for attachment in () if record is None or leader is None else record.attachments:
+    if record is None or leader is None:
+        return []
+    for attachment in record.attachments:
         try:
             cni.check(record, attachment, f"/proc/{leader.pid}/ns/net")
         except RkpyError as error:

@@ -39,11 +39,6 @@ def runtime(plan: NetworkPlan, network: Network) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def runtimes(plan: NetworkPlan) -> str:
-    """Of every network by its interface, for `Record.runtime`."""
-    return json.dumps({network.interface: runtime(plan, network) for network in plan.networks})
-
-
 def for_plugin(plugin: dict[str, Any], offered: dict[str, Any]) -> dict[str, Any]:
     return {name: offered[name] for name in _capabilities(plugin) if name in offered}
 

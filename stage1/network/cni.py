@@ -17,6 +17,8 @@ from typing import Any
 from common.errors import NetworkError, RkpyError, located
 from common.records import NamedTuple
 from stage1.network import capabilities, netns, programs, results
+from stage1.network.capabilities import publisher as publisher
+from stage1.network.capabilities import runtime as runtime
 from stage1.network.plan import Network, NetworkPlan
 from stage1.network.plugin import BUILTIN, Call
 from stage1.network.record import Attachment, Element, Record
@@ -105,19 +107,19 @@ def _chain(call: Call, name: str, text: str, runtime: dict[str, Any]) -> _Chain:
         checked = conf.get("disableCheck") not in (True, "true")
         return _Chain(call, name, results.version_of(conf), checked, plugins, runtime)
     except NetworkError as error:
-        raise NetworkError(f'network "{name}": {error.message}') from None
+        raise NetworkError(f"network {name}: {error.message}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise NetworkError(f'network "{name}": the configuration makes no sense: {error}') from None
+        raise NetworkError(f"network {name}: the configuration makes no sense: {error}") from None
 
 
 def _recorded(record: Record, attachment: Attachment, path: str) -> _Chain:
     try:
-        runtime = json.loads(record.runtime).get(attachment.interface, {})
-    except (ValueError, AttributeError):
+        runtime = json.loads(attachment.runtime)
+    except ValueError:
         runtime = {}
     call = Call(record.uuid, path, attachment.interface, dict(attachment.args), {}, record.plugin_path,
                 record.system_plugin_path, [], record.uuid)  # fmt: skip
-    return _chain(call, attachment.network, attachment.conf, runtime)
+    return _chain(call, attachment.network, attachment.conf, runtime if isinstance(runtime, dict) else {})
 
 
 def _result(attachment: Attachment) -> dict[str, Any] | None:
@@ -136,20 +138,20 @@ def _delete(chain: _Chain, result: dict[str, Any] | None) -> list[str]:
         except RkpyError as error:
             problems.append(str(error))
         except Exception as error:  # the others are to have their turn
-            problems.append(f'network "{chain.name}": {plugin.get("type")}: {type(error).__name__}: {error}')
+            problems.append(f"network {chain.name}: plugin {plugin.get('type')}: {type(error).__name__}: {error}")
     return problems
 
 
 def _do(command: str, chain: _Chain, plugin: dict[str, Any], previous: dict[str, Any] | None) -> dict[str, Any]:
-    about = f'network "{chain.name}"'
+    about = f"network {chain.name}"
     try:
         kind = _kind(plugin.get("type"))
         about = f"{about}: plugin {kind}"
         call = chain.call._replace(conf=_conf(chain, plugin, previous))
         return _dispatch(command, call, kind, _program(kind, BUILTIN, call), about)
     except RkpyError as error:
-        message = error.message if error.message.startswith(about) else f"{about}: {error.message}"
-        raise NetworkError(message, hint=error.hint) from error
+        message = error.message.removeprefix(f"{about}: ").removeprefix(f"network {chain.name}: ")
+        raise NetworkError(f"{about}: {message}", hint=error.hint) from error
     except OSError as error:
         raise NetworkError(f"{about}: {located(error)}") from error
 
@@ -217,7 +219,7 @@ def _ways(name: str, plugin: dict[str, Any], call: Call) -> Iterator[str]:
         if conf and not path:
             yield _program(_kind(conf.get("type")), IPAM, call)
     except NetworkError as error:
-        raise NetworkError(f'network "{name}": {error.message}', hint=error.hint) from None
+        raise NetworkError(f"network {name}: {error.message}", hint=error.hint) from None
 
 
 def _ipam(conf: dict[str, Any]) -> dict[str, Any]:

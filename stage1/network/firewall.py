@@ -17,10 +17,9 @@ the claims (`state.lock`) themselves: who calls them must not hold it.
 
 from __future__ import annotations
 
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from collections.abc import Callable, Iterable
 from typing import Any
-
-from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from common.errors import NetworkError
 from common.records import NamedTuple

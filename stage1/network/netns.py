@@ -15,9 +15,14 @@ _NSFS_MAGIC = 0x6E736673
 """linux/magic.h: the file system namespaces are files of."""
 
 
+def place(uuid: str) -> str:
+    """Where `pin` will mount it."""
+    return state.path("netns", uuid)
+
+
 def pin(netns: str | int, uuid: str) -> str:
     """Mount the namespace (a path or a descriptor) and return where; what was there for this pod is replaced."""
-    path = state.path("netns", uuid)
+    path = place(uuid)
     source = netns if isinstance(netns, str) else f"/proc/self/fd/{netns}"
     if not is_alive(source):
         raise NetworkError(f"{source} is no namespace")
@@ -33,7 +38,7 @@ def pin(netns: str | int, uuid: str) -> str:
 
 def unpin(uuid: str) -> None:
     """Undo `pin`, wherever it got to; nothing happens where nothing is."""
-    path = state.path("netns", uuid)
+    path = place(uuid)
     try:
         while is_alive(path):
             syscalls.umount2(path, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)

@@ -10,6 +10,7 @@ from stage1.network.plan import Port
 from stage1.network.plugin import Call
 
 _CONDITIONS = ("conditionsV4", "conditionsV6")
+_EVERYWHERE = ("0.0.0.0/0", "::/0")
 
 
 def add(call: Call) -> dict[str, Any]:
@@ -22,7 +23,9 @@ def add(call: Call) -> dict[str, Any]:
                                hint="a directory with the program portmap can be configured")  # fmt: skip
     ports = _ports(call.conf.get("runtimeConfig", {}).get("portMappings", []))
     if ports:
-        call.elements.extend(firewall.publication(ports, _first_of_each_family(call, previous)))
+        addresses = results.addresses(previous, call.interface)
+        routed = any(route["dst"] in _EVERYWHERE for route in previous["routes"])
+        call.elements.extend(firewall.publication(ports, addresses, routed=routed))
     return previous
 
 
@@ -38,11 +41,3 @@ def _ports(mappings: list[dict[str, Any]]) -> list[Port]:
     return [
         Port("", item["protocol"], item.get("hostIP", ""), item["hostPort"], item["containerPort"]) for item in mappings
     ]
-
-
-def _first_of_each_family(call: Call, result: dict[str, Any]) -> list[str]:
-    """A port leads to one address."""
-    found: dict[bool, str] = {}
-    for address in results.addresses(result, call.interface):
-        found.setdefault(results.is_ipv4(address), address)
-    return list(found.values())

@@ -183,7 +183,7 @@ def _document(about: str, output: bytes) -> Any:
         return json.loads(output)
     except (ValueError, RecursionError):
         said = _summary(output)
-        raise NetworkError(f"{about} printed {f'no result: {said}' if said else 'no result'}") from None
+        raise NetworkError(f"{about}: printed no result: {said}".removesuffix(": ")) from None
 
 
 def _pass_on(about: str, errors: bytes) -> None:

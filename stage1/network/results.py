@@ -25,7 +25,9 @@ def empty() -> dict[str, Any]:
 def version_of(conf: dict[str, Any]) -> str:
     """The version a configuration or result is written in; those of the first days do not say it. NetworkError for one
     we do not know."""
-    version = conf.get("cniVersion") or VERSIONS[0]
+    version = conf.get("cniVersion")
+    if version in (None, ""):
+        return VERSIONS[0]
     if version not in VERSIONS:
         raise NetworkError(f"CNI version {version!r} is none of {', '.join(VERSIONS)}")
     return str(version)
@@ -39,7 +41,7 @@ def parse(document: Any, version: str) -> dict[str, Any]:
     """What a plugin answered that was asked in `version`. NetworkError when it makes no sense."""
     try:
         table = _table(document)
-        found = version_of({"cniVersion": table.get("cniVersion") or version})
+        found = version if table.get("cniVersion") in (None, "") else version_of(table)
         result = _rich(table) if at_least(found, "0.3.0") else _plain(table)
     except (ValueError, TypeError) as error:
         raise NetworkError(f"the result makes no sense: {error}") from None
@@ -61,9 +63,9 @@ def is_ipv4(address: str) -> bool:
 
 
 def addresses(result: dict[str, Any], interface: str = "") -> list[str]:
-    """Addresses without prefix, in order; with `interface` those of the one of that name in the pod, and those that
-    are said to be of none."""
-    return [ip["address"].partition("/")[0] for ip in result["ips"] if not interface or _belongs(result, ip, interface)]
+    """With the lengths of their prefixes, in order; with `interface` those of the one of that name in the pod, and
+    those that are said to be of none."""
+    return [ip["address"] for ip in result["ips"] if not interface or _belongs(result, ip, interface)]
 
 
 def _belongs(result: dict[str, Any], ip: dict[str, Any], name: str) -> bool:

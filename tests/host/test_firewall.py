@@ -26,7 +26,7 @@ CALL = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from common.errors import RkpyError
-from stage1.network import firewall
+from stage1.network import firewall, obstacles
 from stage1.network.record import Element
 name, arguments = json.load(sys.stdin)
 def element(value):
@@ -81,9 +81,9 @@ class Pod:
     def masquerade(self) -> list[Element]:
         return firewall.masquerade(self.address4, SUBNET4) + firewall.masquerade(self.address6, SUBNET6)
 
-    def restrict(self) -> list[Element]:
-        return [*firewall.restrict(self.address4, SUBNET4, self.interface),
-                *firewall.restrict(self.address6, SUBNET6)]  # fmt: skip
+    def restrict(self, interface: str) -> list[Element]:
+        return [*firewall.restrict(self.address4, SUBNET4, interface),
+                *firewall.restrict(self.address6, SUBNET6, interface)]  # fmt: skip
 
 
 def nodad(address: str) -> tuple[str, ...]:
@@ -208,13 +208,15 @@ def test_pods_do_not_get_at_what_listens_on_the_loopback_of_the_host(lab: Lab, p
     refused(lambda: lab.ask(pod.name, "tcp", "127.0.0.1", 99, timeout=0.5))
 
 
-def test_a_restricted_pod_talks_to_its_subnet_and_the_host_only(lab: Lab) -> None:
+@pytest.mark.parametrize("by_interface", [True, False])
+def test_a_restricted_pod_talks_to_its_subnet_and_the_host_only(lab: Lab, by_interface: bool) -> None:
     pod, other = Pod(lab, 1, routed=False), Pod(lab, 2)
     pod.serve()
     other.serve()
     for where, address in (("outside", FAR4), ("outside", FAR6), ("host", GATEWAY4), ("host", GATEWAY6)):
         lab.serve(where, "tcp", address, 88)
-    apply(lab, pod.restrict() + pod.publication(WEB, NAMES, routed=False), pod.uuid)
+    restriction = pod.restrict(pod.interface if by_interface else "")
+    apply(lab, restriction + pod.publication(WEB, NAMES, routed=False), pod.uuid)
     # Published ports are answered although the pod knows no way out.
     assert lab.ask("outside", "tcp", HOST4, 8080) == f"pod1 {GATEWAY4}"
     assert lab.ask("outside", "udp", HOST4, 5353) == f"pod1 {GATEWAY4}"
@@ -228,14 +230,23 @@ def test_a_restricted_pod_talks_to_its_subnet_and_the_host_only(lab: Lab) -> Non
     lab.outside("ip", "route", "add", SUBNET6, "via", HOST6)
     lab.run(pod.name, "ip", "route", "add", "default", "via", GATEWAY4)
     lab.run(pod.name, "ip", "route", "add", "default", "via", GATEWAY6)
-    for address in (FAR4, FAR6):
-        refused(lambda address=address: lab.ask(pod.name, "tcp", address, 88, timeout=0.5))  # type: ignore[misc]
+    refused(lambda: lab.ask(pod.name, "tcp", FAR4, 88, timeout=0.5))
+    refused(lambda: lab.ask(pod.name, "tcp", FAR6, 88, timeout=0.5))
     assert lab.ask(other.name, "tcp", FAR4, 88) == other.address4
-    # With another sender's address on its packets.
+    assert lab.ask(other.name, "tcp", FAR6, 88) == other.address6
+    withdraw(lab, (), pod.uuid)
+    assert lab.ask(pod.name, "tcp", FAR4, 88) == pod.address4
+    assert lab.ask(pod.name, "tcp", FAR6, 88) == pod.address6
+
+
+def test_a_restricted_pod_gains_nothing_from_another_senders_address(lab: Lab) -> None:
+    pod = Pod(lab, 1)
+    lab.serve("outside", "tcp", FAR4, 88)
     lab.run(pod.name, "ip", "address", "add", "172.16.99.1/32", "dev", "lo")
     lab.run(pod.name, "ip", "route", "change", "default", "via", GATEWAY4, "src", "172.16.99.1")
     lab.host("ip", "route", "add", "172.16.99.1", "dev", pod.interface)
     lab.outside("ip", "route", "add", "172.16.99.1", "via", HOST4)
+    apply(lab, pod.restrict(pod.interface), pod.uuid)
     refused(lambda: lab.ask(pod.name, "tcp", FAR4, 88, timeout=0.5))
     withdraw(lab, (), pod.uuid)
     assert lab.ask(pod.name, "tcp", FAR4, 88) == "172.16.99.1"
@@ -298,3 +309,91 @@ def test_no_ruleset_of_others_is_touched(lab: Lab, pod: Pod) -> None:
     apply(lab, pod.masquerade(), pod.uuid)
     withdraw(lab, (), pod.uuid)
     assert ruleset(lab) == before
+
+
+FIREWALLD = """
+table inet firewalld {
+    chain filter_FORWARD {
+        type filter hook forward priority filter + 10; policy accept;
+        ct state established,related accept
+        ct status dnat accept
+        iifname "lo" accept
+        ct state invalid drop
+        jump sources
+        reject with icmpx admin-prohibited
+    }
+    chain sources { }
+    chain filter_FWD_trusted { accept; }
+}
+"""
+UFW = """
+table ip filter {
+    chain FORWARD {
+        type filter hook forward priority filter; policy drop;
+        counter jump ufw-before-forward
+        counter jump ufw-user-forward
+    }
+    chain ufw-before-forward { ct state related,established counter accept; }
+    chain ufw-user-forward { }
+}
+"""
+
+
+def obstacles(lab: Lab) -> list[str]:
+    found: list[str] = json.loads(call(lab, "obstacles", [SUBNET4, SUBNET6]))
+    return found
+
+
+def test_nobody_else_is_in_the_way(lab: Lab, pod: Pod) -> None:
+    lab.host("nft", "-f", "-", input="table ip filter { chain FORWARD { type filter hook forward priority 0; }\n }")
+    apply(lab, pod.publication(WEB), pod.uuid)
+    assert obstacles(lab) == []
+
+
+def test_beside_firewalld_published_ports_work_and_the_way_out_is_told(lab: Lab, pod: Pod) -> None:
+    lab.serve("outside", "tcp", FAR4, 80)
+    lab.host("nft", "-f", "-", input=FIREWALLD)
+    apply(lab, pod.publication(WEB) + pod.masquerade(), pod.uuid)
+    for address in (HOST4, HOST6):
+        assert lab.ask("outside", "tcp", address, 8080).startswith("pod1")
+    refused(lambda: lab.ask(pod.name, "tcp", FAR4, 80, timeout=1))
+    (line,) = obstacles(lab)
+    assert line == (
+        f'chain "filter_FORWARD" of table "inet firewalld" may be in the way of what pods in {SUBNET4} and {SUBNET6} '
+        f'send: "firewall-cmd --permanent --zone=trusted --add-source={SUBNET4} --add-source={SUBNET6}" and '
+        '"firewall-cmd --reload" lets it pass'
+    )
+    # What firewalld makes of it.
+    for rule in (f"ip saddr {SUBNET4}", f"ip6 saddr {SUBNET6}"):
+        lab.host("nft", "add", "rule", "inet", "firewalld", "sources", *rule.split(), "goto", "filter_FWD_trusted")
+    assert obstacles(lab) == []
+    assert lab.ask(pod.name, "tcp", FAR4, 80) == HOST4
+
+
+def test_beside_ufw_what_is_to_be_allowed_is_told(lab: Lab, pod: Pod) -> None:
+    lab.serve("outside", "tcp", FAR4, 80)
+    lab.host("nft", "-f", "-", input=UFW)
+    apply(lab, pod.publication(WEB) + pod.masquerade(), pod.uuid)
+    refused(lambda: lab.ask("outside", "tcp", HOST4, 8080, timeout=0.5))
+    refused(lambda: lab.ask(pod.name, "tcp", FAR4, 80, timeout=0.5))
+    assert lab.ask("outside", "tcp", HOST6, 8080).startswith("pod1")
+    (line,) = obstacles(lab)
+    assert line == (
+        f'chain "FORWARD" of table "ip filter" may be in the way of what pods in {SUBNET4} send and of their '
+        f'published ports: "ufw route allow from {SUBNET4}" and "ufw route allow to {SUBNET4}" lets it pass'
+    )
+    # What ufw makes of them.
+    for direction in ("saddr", "daddr"):
+        words = ("ip", "filter", "ufw-user-forward", "ip", direction, SUBNET4, "counter", "accept")
+        lab.host("nft", "add", "rule", *words)
+    assert obstacles(lab) == []
+    assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
+    assert lab.ask(pod.name, "tcp", FAR4, 80) == HOST4
+
+
+def test_a_chain_of_nobody_we_know(lab: Lab) -> None:
+    table = "table ip6 mine { chain out { type filter hook forward priority 0; ct state new counter drop; drop; }\n }"
+    lab.host("nft", "-f", "-", input=table)
+    (line,) = obstacles(lab)
+    assert f'"nft insert rule ip6 mine out ip6 saddr {SUBNET6} accept"' in line
+    assert SUBNET4 not in line
