@@ -2,9 +2,9 @@
 needs what a dead pod has.
 
 It may be killed anywhere and is finished by the next. What leads to an address goes before the claim of the address:
-nobody can be given one that the firewall still knows as another's. What the firewall was given is taken back only as
-long as the pod is registered (`owners`): the record of another boot tells of elements that nobody has any more, or
-somebody else.
+nobody can be given one that the firewall still knows as another's. A pod that is not registered any more (`owners`) has
+no claim, and elements only if something went very wrong: its record is one of another boot, most likely, and tells of
+what is nobody's by now, or somebody else's.
 
 This runs in the monitor's interpreter: no library beyond Python's own, and little of that.
 """
@@ -72,8 +72,9 @@ def _take_back(directory: str, record: Record) -> list[str]:
     uuid, problems = record.uuid, list[str]()
     if record.elements:
         elements, emptied = record.elements, record._replace(elements=())
-        registered = owners.is_registered(uuid)
-        if registered and not _try(problems, lambda: firewall.withdraw(elements, uuid)):
+        if not owners.is_registered(uuid):
+            _try([], lambda: firewall.withdraw((), uuid))
+        elif not _try(problems, lambda: firewall.withdraw(elements, uuid)):
             return problems
         if not _try(problems, lambda: records.write(directory, emptied)):
             return problems
