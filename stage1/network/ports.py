@@ -39,10 +39,9 @@ def claim(plan: NetworkPlan) -> tuple[str, ...]:
             if not taken:
                 _make(wanted, plan.uuid)
                 return tuple(wanted)
-        holders = {name: _holder(name) for name in taken}
-        if not _reclaim(holders):
-            name, uuid = next(iter(holders.items()))
-            raise NetworkError(f"port {_text(name)} is published by {owners.describe(uuid)} already")
+        uuid = _holder(taken[0])
+        if not owners.reclaim(map(_path, taken)):
+            raise NetworkError(f"port {_text(taken[0])} is published by {owners.describe(uuid)} already")
 
 
 def release(names: Iterable[str], uuid: str) -> None:
@@ -71,10 +70,9 @@ def parse(name: str) -> tuple[str, int, str]:
 
 def tidy() -> None:
     """Drop what nobody can have."""
-    with state.lock():
-        for name, holder in all_claims():
-            if not holder:
-                state.drop(_path(name))
+    for name, holder in list(all_claims()):
+        if not holder:
+            state.drop_nonsense(_path(name))
 
 
 def _names(ports: Iterable[Port]) -> list[str]:
@@ -120,13 +118,6 @@ def _make(names: list[str], uuid: str) -> None:
             state.take(_path(name), uuid)
         except FileExistsError:
             continue
-
-
-def _reclaim(holders: dict[str, str]) -> bool:
-    """Have what dead pods and nobody at all have taken back; whether there was any."""
-    if not all(holders.values()):
-        tidy()
-    return owners.reclaim(filter(None, holders.values())) or not all(holders.values())
 
 
 def _meet(one: str, other: str) -> bool:

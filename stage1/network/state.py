@@ -81,6 +81,13 @@ def release(claim: str, whose: str) -> None:
             drop(claim)
 
 
+def drop_nonsense(claim: str) -> None:
+    """Drop `claim` if it is no link, and so nothing that we made. A directory stays."""
+    with lock():
+        if not holder(claim) and not os.path.isdir(claim):
+            drop(claim)
+
+
 def listing(*parts: str) -> list[str]:
     """The names in a directory here; none when it is missing. NetworkError when it cannot be read."""
     try:

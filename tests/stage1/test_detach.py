@@ -162,6 +162,23 @@ def test_what_failed_stays_and_is_tried_again(pods: Pods, plugins: Plugins, fire
     assert claims() == set()
 
 
+def test_a_plugin_that_fails_does_not_keep_what_is_not_its(pods: Pods, plugins: Plugins) -> None:
+    """The port of a dead pod can be had, and its address in the network that failed cannot."""
+    uuid, other = pods.start("old"), pods.start()
+    _attached(pods, plugins, uuid)
+    pods.die(uuid)
+    plugins.fail()
+    assert ports.claim(NetworkPlan(other, "/", (), Names("h"), (Port("http", "tcp", "", 8080, 80),)))
+    with pytest.raises(NetworkError, match=r'what pod "old" \(.*\) left behind cannot be taken back: .*cannot'):
+        _lease(other, "b", wanted="10.1.0.2")
+    for number in range(12):
+        _lease(other, "b", f"eth{number + 1}")
+    with pytest.raises(NetworkError, match=r'what pod "old" \(.*\) left behind cannot be taken back: .*cannot'):
+        _lease(other, "b")
+    plugins.fail(False)
+    assert _lease(other, "b") == "10.1.0.2"
+
+
 def test_addresses_stay_claimed_as_long_as_the_firewall_has_them(
     pods: Pods, plugins: Plugins, firewall: Withdrawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,7 +340,7 @@ network.firewall = sys.modules["stage1.network.firewall"] = types.ModuleType("st
 network.firewall.withdraw = lambda elements, owner: None
 print("ready", flush=True)
 sys.stdin.read(1)
-print(owners.reclaim(sys.argv[3:]), flush=True)
+print(owners.reclaim([state.path("ports", "tcp-8080-any")]), flush=True)
 """
 
 
@@ -332,7 +349,7 @@ def test_who_needs_the_same_dead_pods_claims_waits_for_the_first(pods: Pods, plu
     uuid = pods.start()
     _attached(pods, plugins, uuid)
     pods.die(uuid)
-    words = [sys.executable, "-I", "-S", "-c", _SWEEPER, str(ROOT), state.ROOT, uuid]
+    words = [sys.executable, "-I", "-S", "-c", _SWEEPER, str(ROOT), state.ROOT]
     sweepers = [
         subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
