@@ -44,6 +44,17 @@ def claim(plan: NetworkPlan) -> tuple[str, ...]:
             raise NetworkError(f"port {_text(taken[0])} is published by {owners.describe(uuid)} already")
 
 
+def require_free(ports: Iterable[Port]) -> None:
+    """Raises what `claim` would if it were asked now; changes nothing."""
+    wanted = _names(ports)
+    _meet_each_other(wanted)
+    _meet_host(wanted)
+    for name in _taken(wanted, ""):
+        holder = _holder(name)
+        if holder and owners.is_alive(holder):
+            raise NetworkError(f"port {_text(name)} is published by {owners.describe(holder)} already")
+
+
 def release(names: Iterable[str], uuid: str) -> None:
     """Drop those of `names` that the pod has."""
     for name in names:

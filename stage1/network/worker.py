@@ -23,10 +23,11 @@ from stage1 import channel
 from stage1.channel import Channel
 from stage1.network import record
 from stage1.network.plan import Network, NetworkPlan
-from stage1.network.record import Attachment, Element, Record
+from stage1.network.record import Attachment, Record
 
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 """A terminal sends them to us too; it is the monitor that decides."""
+_DEFAULTS = ("0.0.0.0/0", "::/0")
 
 
 class Worker(NamedTuple):
@@ -83,12 +84,10 @@ def _load() -> None:
     import stage1.network.firewall
     import stage1.network.leases
     import stage1.network.names
+    import stage1.network.netlink
     import stage1.network.owners
     import stage1.network.ports
     import stage1.network.ptp  # noqa: F401
-    from stage1.network import netlink
-
-    netlink.load()
 
 
 def _send(source: Channel, text: str) -> bool:
@@ -133,8 +132,7 @@ def _attach(plan: NetworkPlan, source: Channel) -> None:
         uuid=plan.uuid, plugin_path=plan.plugin_path, system_plugin_path=plan.system_plugin_path,
     )  # fmt: skip
     record.write(plan.directory, done)
-    claims = ports.claim(plan)
-    done = done._replace(ports=claims)
+    done = done._replace(ports=ports.claim(plan))
     message, fds = source.receive()
     if message != "netns":
         raise NetworkError("the pod has ended before it was attached to its networks")
@@ -149,7 +147,7 @@ def _attach(plan: NetworkPlan, source: Channel) -> None:
         results.append((network.name, result))
     done = _publish(plan, results, done)
     _complain(names.write(plan, results))
-    firewall.apply(done.elements)
+    firewall.apply(done.elements, plan.uuid, owners.elements)
 
 
 def _attach_one(plan: NetworkPlan, network: Network, path: str, done: Record) -> tuple[Record, dict[str, Any]]:
@@ -179,8 +177,9 @@ def _publish(plan: NetworkPlan, results: list[tuple[str, dict[str, Any]]], done:
     name, who = cni.publisher(plan)
     result = dict(results)[name]
     if who == "engine":
-        addresses = [entry["address"].partition("/")[0] for entry in result.get("ips", ())]
-        elements: list[Element] = firewall.publication(plan.ports, addresses)
+        addresses = [entry["address"] for entry in result.get("ips", ())]
+        routed = any(route["dst"] in _DEFAULTS for route in result.get("routes", ()))
+        elements = firewall.publication(plan.ports, addresses, routed=routed)
         done = done._replace(elements=(*done.elements, *elements))
         record.write(plan.directory, done)
     for interface in result.get("interfaces", ()):
