@@ -93,7 +93,7 @@ def test_ranges_of_a_set_are_one_pool(pods: Pods) -> None:
         [{"address": "10.3.0.2/30", "gateway": "10.3.0.1"}],
         [{"address": "10.4.0.1/30", "gateway": "10.4.0.2"}],
     ]
-    with pytest.raises(NetworkError, match="no address left in 10.3.0.0/30 and 10.4.0.0/30, 2 in use"):
+    with pytest.raises(NetworkError, match=r"no address left in 10\.3\.0\.0/30 and 10\.4\.0\.0/30, 2 in use"):
         leases.add(_call(pods.start(), "", ranges=ranges))
 
 

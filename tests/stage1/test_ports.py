@@ -156,6 +156,21 @@ def test_what_the_host_listens_on_is_not_taken_from_it(
     assert _claim(uuid, _port("", port, protocol))
 
 
+def test_ports_that_are_free_are_found_free_quickly(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a look at the tables of all sockets; an address that is not the host's takes one."""
+    looked: list[str] = []
+    monkeypatch.setattr(ports, "_listeners", lambda protocol, state: looked.append(protocol) or ())  # type: ignore[func-returns-value]
+    with _listening("127.0.0.1") as port:
+        pass
+    for protocol in ("tcp", "udp"):
+        for host_ip in ("", "0.0.0.0", "::", "127.0.0.1", "::1"):
+            uuid = pods.start()
+            ports.release(_claim(uuid, _port(host_ip, port, protocol)), uuid)
+    assert not looked
+    _claim(pods.start(), _port("192.0.2.1", port))
+    assert looked == ["tcp"]
+
+
 def test_connections_of_the_host_are_not_in_the_way(pods: Pods) -> None:
     """Neither end of one; nor is a UDP socket that has a peer."""
     with (
