@@ -57,13 +57,25 @@ def claimants() -> set[str]:
     found.update(holder.partition(" ")[0] for *_, holder in leases.all_claims())
     for network in state.listing("names"):
         found.update(state.listing("names", network))
-    return {uuid for uuid in found if len(uuid) == 36 and uuid.count("-") == 4}  # no file that is half written
+    return set(filter(_is_uuid, found))
 
 
 def tidy() -> None:
-    """Drop what is no pod's."""
+    """Drop what is no pod's. NetworkError when that cannot be."""
     leases.tidy()
     ports.tidy()
+    for network in state.listing("names"):
+        with state.lock():  # names are written with it: what is half written now stays so
+            for name in state.listing("names", network):
+                if not _is_uuid(name):
+                    state.drop(state.path("names", network, name))
+            if not state.listing("names", network):
+                state.drop_directory(state.path("names", network))
+
+
+def _is_uuid(name: str) -> bool:
+    """Not so a file that is half written (`files.replace`)."""
+    return len(name) == 36 and name.count("-") == 4
 
 
 def _take_back(directory: str, record: Record) -> list[str]:

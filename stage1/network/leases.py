@@ -8,7 +8,6 @@ pod gets one address: the next free one after the one given last, so that one ju
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -128,7 +127,7 @@ def tidy() -> None:
             if all(name.startswith(_LAST) for name in names):
                 for name in names:
                     state.drop(state.path(_DIRECTORY, network, name))
-                os.rmdir(state.path(_DIRECTORY, network))
+                state.drop_directory(state.path(_DIRECTORY, network))
 
 
 def _addresses(network: str) -> list[str]:

@@ -115,7 +115,11 @@ def sweep(complain: Callable[[RkpyError], None] | None = None) -> list[str]:
                 complain(NetworkError(f"{describe(uuid)}: {problem}"))
         if problems is not None and not problems:
             swept.append(uuid)
-    detach.tidy()
+    try:
+        detach.tidy()
+    except RkpyError as error:
+        if complain is not None:
+            complain(error)
     return swept
 
 

@@ -88,6 +88,14 @@ def drop_nonsense(claim: str) -> None:
             drop(claim)
 
 
+def drop_directory(directory: str) -> None:
+    """If there is nothing in it."""
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass
+
+
 def listing(*parts: str) -> list[str]:
     """The names in a directory here; none when it is missing. NetworkError when it cannot be read."""
     try:

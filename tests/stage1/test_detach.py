@@ -285,9 +285,11 @@ def test_sweep_takes_from_the_dead_and_the_unknown_only(pods: Pods, plugins: Plu
     owners.forget(unknown)
     _lease(unknown, "other")
     os.symlink(unknown, state.path("leases", "other", "nonsense"))
+    state.write(state.path("names", "net", f"{alive}.0123456789ab"), "half of")
     assert set(owners.sweep()) == {dead, gone, unknown, idle}
     assert claims() == {f"pods/{alive}", "leases/net/10.1.0.2"}
     assert not os.path.exists(state.path("leases", "other"))
+    assert not os.path.exists(state.path("names", "net"))
 
 
 def test_who_is_being_removed_is_left_to_the_remover(pods: Pods, firewall: Withdrawn) -> None:
