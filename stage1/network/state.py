@@ -7,6 +7,7 @@ interfaces.
     leases/NETWORK/last-N       the address of range N given out last
     ports/PROTOCOL-PORT-HOSTIP  -> "UUID": a published port, HOSTIP "any" for all (`ports`)
     names/NETWORK/UUID          what the pods of a network call each other (`names`)
+    firewall/UUID               what a pod has in the table of the firewall (`firewall`)
     netns/UUID                  the pod's network namespace, where a plugin that is a program has to find it
 
 What has an arrow is a symbolic link that leads nowhere: its target is who claims the name. symlink(2) makes it whole or

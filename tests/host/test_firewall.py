@@ -33,11 +33,11 @@ def element(value):
     return Element(*value)
 try:
     if name == "apply":
-        firewall.apply(map(element, arguments[0]), arguments[1], lambda: [(o, element(e)) for o, e in arguments[2]])
+        firewall.apply(map(element, arguments[0]), arguments[1])
     elif name == "withdraw":
-        firewall.withdraw(map(element, arguments[0]), arguments[1])
+        firewall.withdraw(arguments[0])
     elif name == "reload":
-        firewall.reload([(owner, element(each)) for owner, each in arguments[0]])
+        firewall.reload()
     else:
         print(json.dumps(obstacles.foreign_obstacles(arguments[0])))
 except RkpyError as error:
@@ -112,12 +112,12 @@ def call(lab: Lab, name: str, *arguments: Any) -> str:
     return finished.stdout
 
 
-def apply(lab: Lab, elements: Iterable[Element], owner: str, others: Iterable[tuple[str, Element]] = ()) -> None:
-    call(lab, "apply", list(elements), owner, list(others))
+def apply(lab: Lab, elements: Iterable[Element], owner: str) -> None:
+    call(lab, "apply", list(elements), owner)
 
 
-def withdraw(lab: Lab, elements: Iterable[Element], owner: str = "") -> None:
-    call(lab, "withdraw", list(elements), owner)
+def withdraw(lab: Lab, owner: str) -> None:
+    call(lab, "withdraw", owner)
 
 
 def ruleset(lab: Lab) -> str:
@@ -147,10 +147,10 @@ def test_what_leaves_the_subnet_is_masqueraded_and_nothing_else(lab: Lab, pod: P
     assert lab.ask(other.name, "tcp", pod.address6, 80) == f"pod1 {other.address6}"
     assert lab.ask(pod.name, "tcp", HOST4, 99) == pod.address4
     assert lab.ask(pod.name, "tcp", HOST6, 99) == pod.address6
-    withdraw(lab, pod.masquerade(), pod.uuid)
+    withdraw(lab, pod.uuid)
     refused(lambda: lab.ask(pod.name, "tcp", FAR4, 80, timeout=0.5))
     assert lab.ask(other.name, "tcp", FAR4, 80) == HOST4
-    withdraw(lab, (), other.uuid)
+    withdraw(lab, other.uuid)
     assert ruleset(lab) == ""
 
 
@@ -170,7 +170,7 @@ def test_published_ports_are_reached_from_everywhere(lab: Lab, pod: Pod) -> None
             for address in (GATEWAY4, GATEWAY6, HOST4, HOST6):
                 assert lab.ask(who.name, protocol, address, port).startswith("pod1 ")
     refused(lambda: lab.ask("outside", "tcp", HOST4, 80, timeout=1))
-    withdraw(lab, pod.publication(WEB, NAMES), pod.uuid)
+    withdraw(lab, pod.uuid)
     refused(lambda: lab.ask("outside", "tcp", HOST4, 8080, timeout=1))
     assert ruleset(lab) == ""
 
@@ -234,7 +234,7 @@ def test_a_restricted_pod_talks_to_its_subnet_and_the_host_only(lab: Lab, by_int
     refused(lambda: lab.ask(pod.name, "tcp", FAR6, 88, timeout=0.5))
     assert lab.ask(other.name, "tcp", FAR4, 88) == other.address4
     assert lab.ask(other.name, "tcp", FAR6, 88) == other.address6
-    withdraw(lab, (), pod.uuid)
+    withdraw(lab, pod.uuid)
     assert lab.ask(pod.name, "tcp", FAR4, 88) == pod.address4
     assert lab.ask(pod.name, "tcp", FAR6, 88) == pod.address6
 
@@ -248,57 +248,91 @@ def test_a_restricted_pod_gains_nothing_from_another_senders_address(lab: Lab) -
     lab.outside("ip", "route", "add", "172.16.99.1", "via", HOST4)
     apply(lab, pod.restrict(pod.interface), pod.uuid)
     refused(lambda: lab.ask(pod.name, "tcp", FAR4, 88, timeout=0.5))
-    withdraw(lab, (), pod.uuid)
+    withdraw(lab, pod.uuid)
     assert lab.ask(pod.name, "tcp", FAR4, 88) == "172.16.99.1"
+
+
+def words(lab: Lab) -> list[str]:
+    """The ruleset, in whatever order its elements are."""
+    return sorted(ruleset(lab).replace(",", " ").split())
 
 
 def test_a_flushed_ruleset_is_repaired_by_the_next_pod_and_by_reload(lab: Lab, pod: Pod) -> None:
     other = Pod(lab, 2)
-    elements = pod.publication(WEB)
-    apply(lab, elements, pod.uuid)
+    apply(lab, pod.publication(WEB), pod.uuid)
     lab.host("nft", "flush", "ruleset")
     refused(lambda: lab.ask("outside", "tcp", HOST4, 8080, timeout=1))
-    apply(lab, other.masquerade(), other.uuid, [(pod.uuid, each) for each in elements])
+    apply(lab, other.masquerade(), other.uuid)
     assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
-    before = ruleset(lab)
+    before = words(lab)
     lab.host("nft", "flush", "ruleset")
-    everything = [(pod.uuid, each) for each in elements] + [(other.uuid, each) for each in other.masquerade()]
-    call(lab, "reload", everything)
-    assert sorted(ruleset(lab).split()) == sorted(before.split())
-    call(lab, "reload", [])
+    call(lab, "reload")
+    assert words(lab) == before
+    # A pod that goes repairs it too.
+    lab.host("nft", "flush", "ruleset")
+    withdraw(lab, other.uuid)
+    assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
+    lab.host("nft", "flush", "ruleset")
+    withdraw(lab, pod.uuid)
+    assert ruleset(lab) == ""
+    call(lab, "reload")
     assert ruleset(lab) == ""
 
 
 def test_a_table_with_other_rules_is_made_anew_with_what_was_in_it(lab: Lab, pod: Pod) -> None:
     other = Pod(lab, 2)
     apply(lab, pod.publication(WEB), pod.uuid)
-    good = ruleset(lab)
+    good = words(lab)
     lab.host("nft", "delete", "chain", *firewall.TABLE.split(), firewall.VERSION)
     lab.host("nft", "flush", "chain", *firewall.TABLE.split(), "prerouting")
     apply(lab, other.masquerade(), other.uuid)
     assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
-    withdraw(lab, (), other.uuid)
-    assert sorted(ruleset(lab).split()) == sorted(good.split())
+    withdraw(lab, other.uuid)
+    assert words(lab) == good
 
 
-def test_stale_elements_give_way_and_are_not_taken_back_twice(lab: Lab, pod: Pod) -> None:
-    stale, uuid = Pod(lab, 2), "00000009-0000-4000-8000-000000000000"
-    apply(lab, stale.publication(WEB), stale.uuid)
-    gone = [*firewall.publication([], [pod.address4]), *firewall.masquerade(pod.address4, "172.16.0.0/16")]
-    apply(lab, gone, uuid)
+def test_what_is_stale_gives_way_and_is_not_taken_back_from_its_new_owner(lab: Lab, pod: Pod) -> None:
+    dead, gone = Pod(lab, 2), "00000009-0000-4000-8000-000000000000"
+    apply(lab, dead.publication(WEB) + dead.masquerade(), dead.uuid)
+    apply(lab, [*firewall.publication([WEB._replace(host_port=1)], [f"{pod.address4}/16"]),
+                *firewall.masquerade(pod.address4, "172.16.0.0/16")], gone)  # fmt: skip
     apply(lab, pod.publication(WEB) + pod.masquerade(), pod.uuid)
     assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
-    before = ruleset(lab)
+    withdraw(lab, gone)
+    withdraw(lab, dead.uuid)
+    before = words(lab)
+    assert not any(uuid in " ".join(before) for uuid in (gone, dead.uuid))
+    assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
     # Twice the same is fine.
     apply(lab, pod.publication(WEB) + pod.masquerade(), pod.uuid)
-    assert sorted(ruleset(lab).split()) == sorted(before.split())
-    # The dead pods' elements have become another's.
-    withdraw(lab, gone, uuid)
-    withdraw(lab, stale.publication(WEB), stale.uuid)
-    assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
-    withdraw(lab, pod.publication(WEB) + pod.masquerade())
-    withdraw(lab, pod.publication(WEB) + pod.masquerade())
+    assert words(lab) == before
+    withdraw(lab, pod.uuid)
+    withdraw(lab, pod.uuid)
     assert ruleset(lab) == ""
+    assert lab.host("ls", "/run/rkpy/net/firewall") == ""
+
+
+def test_what_cannot_be_added_leaves_everything_as_it_was(lab: Lab, pod: Pod) -> None:
+    contradiction = pod.publication(WEB, WEB._replace(pod_port=81))
+    with pytest.raises(AssertionError, match="change the firewall: Could not process rule: File exists"):
+        apply(lab, contradiction, pod.uuid)
+    assert ruleset(lab) == ""
+    apply(lab, pod.publication(WEB), pod.uuid)
+    before = words(lab)
+    with pytest.raises(AssertionError):
+        apply(lab, contradiction, "00000009-0000-4000-8000-000000000000")
+    assert words(lab) == before
+    call(lab, "reload")
+    assert words(lab) == before
+    withdraw(lab, pod.uuid)
+    assert ruleset(lab) == ""
+
+
+def test_without_nft_it_is_said_what_to_install(lab: Lab, pod: Pod) -> None:
+    lab.host("mount", "--bind", "/dev/null", lab.host("sh", "-c", "readlink -f $(command -v nft)").strip())
+    with pytest.raises(AssertionError, match=r"there is no nft\(8\).*\(install nftables\)"):
+        apply(lab, pod.publication(WEB), pod.uuid)
+    assert lab.host("ls", "/run/rkpy/net/firewall") == ""
 
 
 def test_no_ruleset_of_others_is_touched(lab: Lab, pod: Pod) -> None:
@@ -307,8 +341,52 @@ def test_no_ruleset_of_others_is_touched(lab: Lab, pod: Pod) -> None:
     apply(lab, pod.publication(WEB), pod.uuid)
     lab.host("nft", "delete", "chain", *firewall.TABLE.split(), firewall.VERSION)
     apply(lab, pod.masquerade(), pod.uuid)
-    withdraw(lab, (), pod.uuid)
+    withdraw(lab, pod.uuid)
     assert ruleset(lab) == before
+
+
+SENDER = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+link = socket.socket(family, socket.SOCK_DGRAM)
+link.bind(("", 7000))
+link.settimeout(float(sys.argv[3]))
+for attempt in range(3):
+    link.sendto(b"?", (sys.argv[1], int(sys.argv[2])))
+    try:
+        print(link.recv(1024).decode())
+        break
+    except TimeoutError:
+        continue
+"""
+
+
+@pytest.mark.parametrize("address", [HOST4, HOST6])
+def test_who_kept_sending_to_a_udp_port_gets_through_once_it_is_published(lab: Lab, pod: Pod, address: str) -> None:
+    other = Pod(lab, 2)
+    other.serve()
+
+    def send(timeout: float) -> str:
+        return lab.outside(sys.executable, "-I", "-S", "-c", SENDER, address, "5353", str(timeout))
+
+    # Somebody tracks connections already.
+    apply(lab, other.masquerade(), other.uuid)
+    assert send(0.1) == ""
+    apply(lab, pod.publication(NAMES), pod.uuid)
+    assert send(5).startswith("pod1 ")
+    withdraw(lab, pod.uuid)
+    apply(lab, other.publication(NAMES), other.uuid)
+    assert send(5).startswith("pod2 ")
+
+
+def test_flows_of_others_to_the_same_port_are_not_forgotten(lab: Lab, pod: Pod) -> None:
+    lab.serve("outside", "udp", FAR4, 5353)
+    apply(lab, pod.masquerade(), pod.uuid)
+    assert lab.ask(pod.name, "udp", FAR4, 5353) == HOST4
+    apply(lab, pod.publication(NAMES), pod.uuid)
+    if not pathlib.Path("/proc/net/nf_conntrack").exists():
+        pytest.skip("needs /proc/net/nf_conntrack")
+    assert f"dst={FAR4} " in lab.host("cat", "/proc/net/nf_conntrack")
 
 
 FIREWALLD = """
