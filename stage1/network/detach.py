@@ -2,9 +2,9 @@
 needs what a dead pod has.
 
 It may be killed anywhere and is finished by the next. What leads to an address goes before the claim of the address:
-nobody can be given one that the firewall still knows as another's. What the firewall was given is taken back only as
-long as the pod is registered (`owners`): the record of another boot tells of elements that nobody has any more, or
-somebody else.
+nobody can be given one that the firewall still knows as another's. A pod that is not registered any more (`owners`) has
+no claim, and elements only if something went very wrong: its record is one of another boot, most likely, and tells of
+what is nobody's by now, or somebody else's.
 
 This runs in the monitor's interpreter: no library beyond Python's own, and little of that.
 """
@@ -12,15 +12,12 @@ This runs in the monitor's interpreter: no library beyond Python's own, and litt
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable
 
 from common.errors import RkpyError
 from stage1.network import leases, owners, ports, state
 from stage1.network import record as records
 from stage1.network.record import Attachment, Record
-
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def detach(directory: str) -> list[str]:
@@ -60,13 +57,25 @@ def claimants() -> set[str]:
     found.update(holder.partition(" ")[0] for *_, holder in leases.all_claims())
     for network in state.listing("names"):
         found.update(state.listing("names", network))
-    return {uuid for uuid in found if _UUID.fullmatch(uuid)}
+    return set(filter(_is_uuid, found))
 
 
 def tidy() -> None:
-    """Drop what is no pod's."""
+    """Drop what is no pod's. NetworkError when that cannot be."""
     leases.tidy()
     ports.tidy()
+    for network in state.listing("names"):
+        with state.lock():  # names are written with it: what is half written now stays so
+            for name in state.listing("names", network):
+                if not _is_uuid(name):
+                    state.drop(state.path("names", network, name))
+            if not state.listing("names", network):
+                state.drop_directory(state.path("names", network))
+
+
+def _is_uuid(name: str) -> bool:
+    """Not so a file that is half written (`files.replace`)."""
+    return len(name) == 36 and name.count("-") == 4
 
 
 def _take_back(directory: str, record: Record) -> list[str]:
@@ -75,12 +84,13 @@ def _take_back(directory: str, record: Record) -> list[str]:
     uuid, problems = record.uuid, list[str]()
     if record.elements:
         elements, emptied = record.elements, record._replace(elements=())
-        registered = owners.is_registered(uuid)
-        if registered and not _try(problems, lambda: firewall.withdraw(elements, uuid)):
+        if not owners.is_registered(uuid):
+            _try([], lambda: firewall.withdraw((), uuid))
+        elif not _try(problems, lambda: firewall.withdraw(elements, uuid)):
             return problems
         if not _try(problems, lambda: records.write(directory, emptied)):
             return problems
-        record = emptied
+        record = emptied  # or somebody who makes the table anew would bring them back
     _try(problems, lambda: names.forget(uuid))
     where = record.netns if netns.is_alive(record.netns) else ""  # after a reboot it is not there
     attachments = _undo(record, problems, lambda attachment: cni.delete(record, attachment, where))

@@ -81,16 +81,23 @@ def describe(uuid: str) -> str:
     return f'pod "{name}" ({uuid[:8]})' if name else f"pod {uuid[:8]}"
 
 
-def reclaim(uuids: Iterable[str]) -> bool:
-    """Take back everything that those of the pods claim that are dead. Whether there was one, so that it is worth to
-    look again. Not with `state.lock` held. NetworkError when a dead pod's claims cannot be taken back."""
-    found = False
-    for uuid in sorted(set(uuids)):
-        problems = _sweep(uuid, _PATIENCE)
-        if problems:
-            raise NetworkError(f"what {describe(uuid)} left behind cannot be taken back: {problems[0]}")
-        found = found or problems is not None
-    return found
+def reclaim(claims: Iterable[str]) -> bool:
+    """Have of `claims`, paths, those dropped that dead pods have, with everything else that these have, and those that
+    nobody can have made. Whether there was one, so that it is worth to look again. Not with `state.lock` held.
+    NetworkError when there would have been one, but a dead pod's cannot be taken back."""
+    holders = {claim: state.holder(claim) for claim in claims}
+    failure = ""
+    for uuid in sorted({holder.partition(" ")[0] for holder in holders.values()} - {""}):
+        for problem in _sweep(uuid, _PATIENCE) or ():
+            failure = failure or f"what {describe(uuid)} left behind cannot be taken back: {problem}"
+    for claim, holder in holders.items():
+        if not holder:
+            state.drop_nonsense(claim)
+    if any(state.holder(claim) != holder or not os.path.lexists(claim) for claim, holder in holders.items()):
+        return True
+    if failure:
+        raise NetworkError(failure)
+    return False
 
 
 def sweep(complain: Callable[[RkpyError], None] | None = None) -> list[str]:
@@ -108,7 +115,11 @@ def sweep(complain: Callable[[RkpyError], None] | None = None) -> list[str]:
                 complain(NetworkError(f"{describe(uuid)}: {problem}"))
         if problems is not None and not problems:
             swept.append(uuid)
-    detach.tidy()
+    try:
+        detach.tidy()
+    except RkpyError as error:
+        if complain is not None:
+            complain(error)
     return swept
 
 

@@ -82,6 +82,21 @@ def release(claim: str, whose: str) -> None:
             drop(claim)
 
 
+def drop_nonsense(claim: str) -> None:
+    """Drop `claim` if it is no link, and so nothing that we made. A directory stays."""
+    with lock():
+        if not holder(claim) and not os.path.isdir(claim):
+            drop(claim)
+
+
+def drop_directory(directory: str) -> None:
+    """If there is nothing in it."""
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass
+
+
 def listing(*parts: str) -> list[str]:
     """The names in a directory here; none when it is missing. NetworkError when it cannot be read."""
     try:
