@@ -86,7 +86,7 @@ def _bridge(call: Call, host: Any, name: str) -> Any:
             raise
     bridge = host.need(name)
     if bridge.kind != "bridge":
-        raise NetworkError(f"network {call.conf.get('name')}: {name} is not a bridge")
+        raise NetworkError(f"{name} is not a bridge")
     host.do(netlink.change(name, [], on=netlink.UP | (netlink.PROMISCUOUS if call.conf.get("promiscMode") else 0)))
     return bridge
 
@@ -128,7 +128,7 @@ def _make_room(call: Call, host: Any, bridge: Any, wanted: Any) -> None:
     for present in wanted.others(host.addresses(bridge)):
         if not call.conf.get("forceAddress"):
             raise NetworkError(
-                f"network {call.conf.get('name')}: {bridge.name} has the address {present}, not {wanted.gateway}",
+                f"{bridge.name} has the address {present}, not {wanted.gateway}",
                 hint='"forceAddress": true replaces it',
             )
         address, _, prefix = present.partition("/")
