@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from common.errors import NetworkError, reason
 from stage1.network import links, netlink
