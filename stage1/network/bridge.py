@@ -138,7 +138,9 @@ def _make_room(call: Call, host: Any, bridge: Any, wanted: Any) -> None:
 def delete(call: Call) -> None:
     """The port goes at once and not only with the pod's namespace, so that the bridge can go after it."""
     links.give_back(call)
-    name, port = links.interface_name(call, "bridge", _DEFAULT), links.host_end(call)
+    name, port = call.conf.get("bridge") or _DEFAULT, links.host_end(call)
+    if not links.is_interface_name(name):
+        return  # Then `add` did nothing.
     with state.lock():
         found = barelink.find(port)
         if found and found.mac == links.host_mac(call):

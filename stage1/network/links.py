@@ -86,9 +86,13 @@ def mtu(call: Call) -> int:
 def interface_name(call: Call, key: str, default: str = "") -> str:
     """The configuration's `key`, the name of an interface of the host."""
     value = call.conf.get(key) or default
-    if value and not (isinstance(value, str) and _NAME.fullmatch(value) and value not in (".", "..")):
+    if value and not is_interface_name(value):
         raise NetworkError(f"{key} {value!r} is not the name of an interface")
     return str(value)
+
+
+def is_interface_name(value: object) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value)) and value not in (".", "..")
 
 
 def refuse(call: Call, *keys: str) -> None:
@@ -117,12 +121,10 @@ def in_namespace(netns: str) -> Iterator[None]:
         there = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             syscalls.setns(there, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(there)
-        try:
             yield
-        finally:
+        finally:  # Also when a signal's handler raised something before the first step was over.
             syscalls.setns(home, syscalls.CLONE_NEWNET)
+            os.close(there)
     finally:
         os.close(home)
 

@@ -406,6 +406,12 @@ def test_bridge_of_the_second_layer_alone(site: Site) -> None:
     assert site.sysctl("host", "ipv4/ip_forward") == "0"
 
 
+def test_a_bridge_without_a_name_is_no_trouble_later(site: Site) -> None:
+    pod, conf = site.pod(), {**BRIDGE, "bridge": "no/name"}
+    assert "is not the name of an interface" in site.fail("add", pod, conf)
+    assert "error" not in site.call("delete", pod, conf)
+
+
 def test_what_a_built_in_plugin_leaves_out_is_refused(site: Site) -> None:
     pod = site.pod()
     for conf in (
