@@ -75,7 +75,7 @@ def read(directory: str) -> Record | None:
         return None
     except OSError as error:
         raise NetworkError(f"open {path}: {reason(error)}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise NetworkError(f"{path} makes no sense: {error}") from error
 
 
