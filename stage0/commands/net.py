@@ -127,18 +127,20 @@ def inspect(config: Config, name: tuple[str, ...], pretty_print: bool) -> None:
 
 
 def _network(network: Definition) -> dict[str, Any]:
-    from stage1.network import firewall
+    from stage1.network import obstacles
 
     attached = list(_attached())
     members = _of(network.name, attached)
+    configuration = json.loads(network.conf)
+    subnets = map(str, routes.subnets(configuration["plugins"][0]))
     return {
         "name": network.name,
         "source": network.source,
-        "configuration": json.loads(network.conf),
+        "configuration": configuration,
         "leases": list(_leases(network.name, {pod.uuid: pod.name for pod in attached})),
         "pods": [{"uuid": pod.uuid, "name": pod.name, **_part(pod, network.name)} for pod in members],
         "ports": list(_ports({pod.uuid for pod in members})),
-        "obstacles": firewall.foreign_obstacles(),
+        "obstacles": obstacles.foreign_obstacles(subnets),
     }
 
 
