@@ -143,6 +143,7 @@ def _prepared_app(directory: str, manifest: PodManifest, app: RuntimeApp, store:
         restart=lives.restart,
         stop_signal=lives.stop_signal,
         devices=lives.devices,
+        from_oci=lives.from_oci,
     )
 
 

@@ -66,6 +66,8 @@ class PreparedApp(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     devices: tuple[Device, ...] = ()
+    from_oci: bool = False
+    """The image is an OCI image: its /etc/hosts is a placeholder, as every engine for such images takes it."""
 
 
 class PreparedPod(NamedTuple):

@@ -35,8 +35,12 @@ class Attachment(NamedTuple):
     """The configuration list as JSON, as it was then: what is taken back is what was done."""
     args: tuple[tuple[str, str], ...] = ()
     source: str = ""
+    runtime: str = "{}"
+    """Capability arguments the plugins were offered (CNI conventions: runtimeConfig), JSON."""
     result: str = ""
     """What came of it (CNI 1.0.0 result type, JSON); empty until then."""
+    over: bool = False
+    """It was taken back; what is here is for `status` to tell."""
 
 
 class Record(NamedTuple):
@@ -49,8 +53,6 @@ class Record(NamedTuple):
     elements: tuple[Element, ...] = ()
     ports: tuple[str, ...] = ()
     """Claims of published ports (`ports`), names of files."""
-    runtime: str = "{}"
-    """Capability arguments that were offered to the plugins (CNI conventions: runtimeConfig), JSON."""
 
 
 def write(directory: str, record: Record) -> None:

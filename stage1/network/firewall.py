@@ -1,0 +1,315 @@
+"""The firewall's share: one table of our own, `inet rkpy` (nft(8)).
+
+Its chains are the same whatever runs; what a pod needs is *elements* of the table's sets and maps, added in one
+transaction and found again by the pod's UUID, which is every element's comment. Nothing that is not about a pod's own
+address, interface or published port is looked at twice, and no rule of ours accepts what another table drops:
+
+    guard        raw prerouting   what comes from pods for 127.0.0.0/8, which `route_localnet` would let in, is dropped
+    prerouting   dstnat           new connections to an address of the host and a published port go to the pod
+    output       dstnat           the same for those that the host makes itself
+    forward      filter           what restricted pods begin beyond their subnet is dropped
+    postrouting  srcnat           what pods send beyond their subnet comes from the host's address; so do connections
+                                  to published ports whose answer would not come back through the host
+
+The table appears with the first element and goes with the last. `apply`, `withdraw` and `reload` take the lock of
+the claims (`state.lock`) themselves: who calls them must not hold it.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from common.errors import NetworkError
+from common.records import NamedTuple
+from stage1.network import nft, state
+from stage1.network.plan import Port
+from stage1.network.record import Element
+
+GROUP = 29291
+"""The interface group (ip-link(8)) of the host's ends of our cables and of our bridges."""
+TABLE = "inet rkpy"
+VERSION = "version-1"
+"""An empty chain of this name says that the table is the one below; another name for every other ruleset."""
+
+# An element of snat4 is "pod . from where": published traffic that would not find its way back through the host. One of
+# inside4 is "pod . its subnet". Concatenations of ranges need Linux 5.6.
+_RULES = f"""
+table {TABLE} {{
+    map any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+    map any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
+    map host4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+    map host6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+    set snat4 {{ type ipv4_addr . ipv4_addr; flags interval; }}
+    set snat6 {{ type ipv6_addr . ipv6_addr; flags interval; }}
+    set masquerade4 {{ type ipv4_addr; }}
+    set masquerade6 {{ type ipv6_addr; }}
+    set inside4 {{ type ipv4_addr . ipv4_addr; flags interval; }}
+    set inside6 {{ type ipv6_addr . ipv6_addr; flags interval; }}
+    set restricted4 {{ type ipv4_addr; }}
+    set restricted6 {{ type ipv6_addr; }}
+    set restricted {{ type ifname; }}
+    chain {VERSION} {{ }}
+    chain publish {{
+        meta nfproto ipv4 meta l4proto {{ tcp, udp }} dnat ip to ip daddr . meta l4proto . th dport map @host4
+        meta nfproto ipv4 meta l4proto {{ tcp, udp }} dnat ip to meta l4proto . th dport map @any4
+        meta nfproto ipv6 meta l4proto {{ tcp, udp }} dnat ip6 to ip6 daddr . meta l4proto . th dport map @host6
+        meta nfproto ipv6 meta l4proto {{ tcp, udp }} dnat ip6 to meta l4proto . th dport map @any6
+    }}
+    chain guard {{ type filter hook prerouting priority raw;
+        iifgroup {GROUP} ip daddr 127.0.0.0/8 drop
+        iifgroup {GROUP} ip saddr 127.0.0.0/8 drop
+    }}
+    chain prerouting {{ type nat hook prerouting priority dstnat;
+        # From a neighbour on the wire; the kernel would drop it if it still were for 127.0.0.1 when it is routed.
+        ip daddr 127.0.0.0/8 return
+        fib daddr type local jump publish
+    }}
+    chain output {{ type nat hook output priority -100;
+        fib daddr type local jump publish
+    }}
+    chain forward {{ type filter hook forward priority filter;
+        ct direction reply return
+        iifname @restricted ip saddr . ip daddr != @inside4 drop
+        iifname @restricted ip6 saddr . ip6 daddr != @inside6 drop
+        ip saddr @restricted4 ip saddr . ip daddr != @inside4 drop
+        ip6 saddr @restricted6 ip6 saddr . ip6 daddr != @inside6 drop
+    }}
+    chain postrouting {{ type nat hook postrouting priority srcnat;
+        ct status dnat ip daddr . ip saddr @snat4 masquerade
+        ct status dnat ip6 daddr . ip6 saddr @snat6 masquerade
+        ip saddr @masquerade4 ip saddr . ip daddr != @inside4 ip daddr != 224.0.0.0/4 masquerade
+        ip6 saddr @masquerade6 ip6 saddr . ip6 daddr != @inside6 ip6 daddr != ff00::/8 masquerade
+    }}
+}}
+"""
+_KINDS = ("any", "host", "snat", "masquerade", "inside", "restricted")
+_SETS = frozenset(("restricted", *(f"{kind}{family}" for kind in _KINDS for family in "46")))
+_BY_ADDRESS = frozenset(("snat4", "snat6", "inside4", "inside6"))
+"""Here elements with one address in common may exclude each other (they overlap), whatever follows it."""
+_PLAIN = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:./_- ")
+
+
+class _Owned(NamedTuple):
+    """An element and the UUID of the pod it is there for; empty when somebody else made it."""
+
+    element: Element
+    owner: str
+
+
+def publication(ports: Iterable[Port], addresses: Iterable[str], *, routed: bool = True) -> list[Element]:
+    """So that `ports` lead to the pod's `addresses`, the first of each family. The addresses may be followed by the
+    length of their subnet's prefix, as in a CNI result: neighbours there are answered through the host. `routed`:
+    whether the pod has a default route; if not, it can answer the host only, and all traffic comes from there.
+    NetworkError when a port is to be published on an address of a family the pod has none of."""
+    targets = _first_of_each_family(addresses)
+    elements: list[Element] = []
+    used: set[str] = set()
+    for port in ports:
+        families = _families(port, targets)
+        used |= set(families)
+        elements += [_mapping(port, number, family, targets[family][0])
+                     for family in families for number in range(port.span)]  # fmt: skip
+    for family in sorted(used):
+        elements += _through_the_host(family, *targets[family], routed=routed)
+    return elements
+
+
+def masquerade(address: str, subnet: str) -> list[Element]:
+    """So that what the pod with this address sends beyond `subnet` (ADDRESS/LENGTH) comes from the host's address."""
+    family, address, subnet = _pair(address, subnet)
+    return [Element(f"masquerade{family}", address), Element(f"inside{family}", f"{address} . {subnet}")]
+
+
+def restrict(address: str, subnet: str, interface: str = "") -> list[Element]:
+    """So that the pod with this address begins nothing beyond `subnet`. `interface`, the host's end of the pod's own
+    cable: nothing with any other sender's address gets through from there either; without it that is not noticed."""
+    family, address, subnet = _pair(address, subnet)
+    elements = [Element(f"restricted{family}", address), Element(f"inside{family}", f"{address} . {subnet}")]
+    return [*elements, Element("restricted", interface)] if interface else elements
+
+
+def apply(elements: Iterable[Element], owner: str, others: Callable[[], Iterable[tuple[str, Element]]] = tuple) -> None:
+    """Add the elements of the pod `owner` (its UUID); all or none. What is there under the same key is stale, as the
+    claims tell, and is replaced. `others`: what of other pods has to be there too, (UUID, element); asked only when the
+    table is not there or not ours, be it that this is the first pod or that somebody flushed the ruleset."""
+    wanted = [_Owned(element, owner) for element in dict.fromkeys(elements)]
+    if not wanted:
+        return
+    with state.lock():
+        try:
+            # Fails for another version, and for a key that is taken.
+            nft.run(f"flush chain {TABLE} {VERSION}\n{_statements('create', wanted)}")
+        except NetworkError:
+            _repair(wanted, others)
+
+
+def withdraw(elements: Iterable[Element], owner: str = "") -> None:
+    """Take `elements` back, and everything else of the pod `owner`; what is not there is fine. If `owner` is given,
+    what has another pod's mark in the meantime stays. The table goes with its last element."""
+    gone = set(elements)
+    with state.lock():
+        found = _elements()
+        if found is None:
+            return
+        doomed = [each for each in found if _belongs(each, gone, owner)]
+        if len(doomed) == len(found):
+            nft.run(f"delete table {TABLE}")
+        elif doomed:
+            nft.run(_statements("delete", doomed))
+
+
+def reload(elements: Iterable[tuple[str, Element]]) -> None:
+    """Make the table anew with exactly these, (UUID, element), without a moment in which it is not there."""
+    wanted = [_Owned(element, owner) for owner, element in elements]
+    with state.lock():
+        if wanted:
+            _renew(wanted)
+        elif _elements() is not None:
+            nft.run(f"delete table {TABLE}")
+
+
+def _belongs(found: _Owned, elements: set[Element], owner: str) -> bool:
+    if owner and found.owner:
+        return found.owner == owner
+    return found.element in elements
+
+
+def _repair(wanted: list[_Owned], others: Callable[[], Iterable[tuple[str, Element]]]) -> None:
+    """Make the table anew, with what is in it and not in the way of `wanted`."""
+    kept = _elements() or [_Owned(element, owner) for owner, element in others()]
+    taken = {_place(each.element) for each in wanted}
+    _renew([*(each for each in kept if _place(each.element) not in taken), *wanted])
+
+
+def _renew(wanted: Iterable[_Owned]) -> None:
+    """Of those that exclude each other the later ones stay."""
+    places: dict[tuple[str, str], dict[Element, _Owned]] = {}
+    for each in wanted:
+        if each.element.where in _SETS:
+            place = places.setdefault(_place(each.element), {})
+            if any(other.owner != each.owner for other in place.values()):
+                place.clear()
+            place[each.element] = each
+    chosen = [each for place in places.values() for each in place.values()]
+    nft.run(f"add table {TABLE}\ndelete table {TABLE}\n{_RULES}\n{_statements('create', chosen)}")
+
+
+def _place(element: Element) -> tuple[str, str]:
+    """Elements of different pods with this in common exclude each other."""
+    return element.where, element.key.partition(" ")[0] if element.where in _BY_ADDRESS else element.key
+
+
+def _statements(verb: str, elements: Iterable[_Owned]) -> str:
+    """One for each set. "create" is an "add" that fails for what is there."""
+    words: dict[str, list[str]] = {}
+    for element, owner in elements:
+        if element.where not in _SETS or not _PLAIN.issuperset(element.key + element.value + owner):
+            raise NetworkError(f'"{element.where}" of the firewall cannot have the element "{element.key}"')
+        words.setdefault(element.where, []).append(_words(element, owner if verb == "create" else ""))
+    return "".join(f"{verb} element {TABLE} {where} {{ {', '.join(each)} }}\n" for where, each in words.items())
+
+
+def _words(element: Element, comment: str) -> str:
+    # In quotes, because the name of an interface may be a word of nft's.
+    key = f'"{element.key}"' if element.where == "restricted" else element.key
+    return key + (f' comment "{comment}"' if comment else "") + (f" : {element.value}" if element.value else "")
+
+
+def _elements() -> list[_Owned] | None:
+    """What the table has; None when there is no table."""
+    items = nft.listing("table", *TABLE.split())
+    if items is None:
+        return None
+    try:
+        return [_owned(found["name"], each) for item in items for found in (item.get("set"), item.get("map")) if found
+                for each in found.get("elem", ())]  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NetworkError(f"list table {TABLE} of the firewall: nft's answer makes no sense: {error}") from error
+
+
+def _owned(where: str, document: Any) -> _Owned:
+    """An element in JSON: KEY, or [KEY, VALUE] of a map; KEY may be {"elem": {"val": KEY, "comment": TEXT}}."""
+    key, value = document if isinstance(document, list) else (document, "")
+    comment = ""
+    if isinstance(key, dict) and "elem" in key:
+        comment, key = key["elem"].get("comment", ""), key["elem"]["val"]
+    return _Owned(Element(where, _text(key), _text(value)), comment)
+
+
+def _text(expression: Any) -> str:
+    if not isinstance(expression, dict):
+        return str(expression)
+    if "concat" in expression:
+        return " . ".join(map(_text, expression["concat"]))
+    return "{addr}/{len}".format(**expression["prefix"])
+
+
+def _first_of_each_family(addresses: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Address and subnet by family, "4" or "6"."""
+    found: dict[str, tuple[str, str]] = {}
+    for each in addresses:
+        address, _, length = each.partition("/")
+        family, address, subnet = _pair(address, f"{address}/{length}" if length else "")
+        found.setdefault(family, (address, subnet))
+    return found
+
+
+def _families(port: Port, targets: dict[str, tuple[str, str]]) -> list[str]:
+    """The families of addresses that `port` is published on."""
+    if port.protocol not in ("tcp", "udp") or port.span < 1 or max(port.host_port, port.pod_port) + port.span > 65536:
+        raise NetworkError(f'port "{port.name}" cannot be published: {port.protocol} {port.host_port}+{port.span}')
+    wanted = [_family(port.host_ip)] if port.host_ip else ["4", "6"]
+    if families := [family for family in wanted if family in targets]:
+        return families
+    on = f' on "{port.host_ip}"' if port.host_ip else ""
+    lacking = "/".join(f"IPv{family}" for family in wanted)
+    raise NetworkError(
+        f'cannot publish port "{port.name}"{on}: no network gives the pod an {lacking} address',
+        hint="publish it on an address of the other family" if targets else "",
+    )
+
+
+def _mapping(port: Port, number: int, family: str, address: str) -> Element:
+    source = f"{port.protocol} . {port.host_port + number}"
+    target = f"{address} . {port.pod_port + number}"
+    if port.host_ip in ("", "0.0.0.0", "::"):  # noqa: S104
+        return Element(f"any{family}", source, target)
+    return Element(f"host{family}", f"{_canonical(port.host_ip)} . {source}", target)
+
+
+def _through_the_host(family: str, address: str, subnet: str, *, routed: bool) -> list[Element]:
+    everything = "0.0.0.0/0" if family == "4" else "::/0"
+    loopback = "127.0.0.0/8" if family == "4" else "::1"
+    # What is shorter may have the loopback addresses in it, and overlapping elements exclude each other.
+    sources = (loopback, subnet) if routed and int(subnet.partition("/")[2] or 128) >= 8 else (everything,)
+    return [Element(f"snat{family}", f"{address} . {source}") for source in sources]
+
+
+def _pair(address: str, subnet: str = "") -> tuple[str, str, str]:
+    """Family, canonical address, and canonical subnet, which is the address itself if none is given."""
+    family, canonical = _family(address), _canonical(address)
+    network, _, digits = subnet.partition("/")
+    width = 32 if family == "4" else 128
+    length = width if not subnet else int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 4 else -1
+    if not 0 <= length <= width or (subnet and _family(network) != family):
+        raise NetworkError(f'"{subnet}" is not a subnet with the address "{address}" in it')
+    kind = AF_INET if family == "4" else AF_INET6
+    mask = (1 << width) - (1 << (width - length))
+    packed = int.from_bytes(inet_pton(kind, _canonical(network or address)), "big") & mask
+    first = inet_ntop(kind, packed.to_bytes(width // 8, "big"))
+    return family, canonical, first if length == width else f"{first}/{length}"
+
+
+def _family(address: str) -> str:
+    return "6" if ":" in address else "4"
+
+
+def _canonical(address: str) -> str:
+    """As nft prints it. NetworkError for what is none: it may come from a plugin's result."""
+    try:
+        kind = AF_INET6 if ":" in address else AF_INET
+        return inet_ntop(kind, inet_pton(kind, address))
+    except (OSError, ValueError) as error:
+        raise NetworkError(f'"{address}" is not an IP address') from error
