@@ -229,19 +229,25 @@ def check(config: Config, uuid: tuple[str, ...]) -> int:
 def _problems(pod: Pod) -> list[str]:
     from stage1.network import cni
 
-    leader, about, found = pod.leader(), f'pod "{pod.uuid}"', []
+    about, found = f'pod "{pod.uuid}"', []
     try:
-        record = records.read(pod.base)
+        record = records.read(pod.base) or Record(pod.uuid)
     except NetworkError as error:
         return [f"{about}: {error}"]
-    if record is None or leader is None:
-        return []
     for attachment in record.attachments:
         try:
-            cni.check(record, attachment, f"/proc/{leader.pid}/ns/net")
+            cni.check(record, attachment, _namespace(pod))
         except RkpyError as error:
             found.append(f"{about}: {error}")
     return found if pod.state() is State.RUNNING else []
+
+
+def _namespace(pod: Pod) -> str:
+    """The path of its network namespace."""
+    leader = pod.leader()
+    if leader is None:
+        raise PodError("it has not been started yet")
+    return f"/proc/{leader.pid}/ns/net"
 
 
 @click.command("reload")
