@@ -1,4 +1,4 @@
-"""`rkpy net` on pods that are a directory, a lock, a record and claims; tests/host has real ones."""
+"""`rkpy net` on pods that are a directory, a lock, a record and claims; real ones are in tests/host."""
 
 from __future__ import annotations
 
