@@ -15,6 +15,7 @@ from common.errors import EXIT_FAILURE, NetworkError, PodError, RkpyError, Usage
 from stage0 import flags
 from stage0.commands import gc, net
 from stage0.config import Config
+from stage0.pods import DIRECTORIES
 from stage1.network import cni, firewall, obstacles, record, state
 from stage1.network.record import Attachment, Element, Record
 from tests import claimants
@@ -28,6 +29,8 @@ class Site:
 
     def __init__(self, root: Path) -> None:
         self.pods = Pods(root)
+        for name in DIRECTORIES:
+            (self.pods.root / name).mkdir(parents=True)
         data = str(self.pods.root.parent)
         self.etc = root / "etc"
         self.config = Config(data_dir=data, system_config="/nowhere", local_config=str(self.etc))
@@ -37,7 +40,7 @@ class Site:
 
     def ok(self, command: click.Command, *words: str) -> str:
         done = self.run(command, *words)
-        assert done.exception is None and not done.return_value, done
+        assert done.exception is None and not done.return_value, done.output
         return done.stdout
 
     def conf(self, name: str, document: Any) -> str:
@@ -170,7 +173,7 @@ def test_what_dead_pods_had_is_taken_back(site: Site, monkeypatch: pytest.Monkey
     site.pods.die(dead)
     words = ("--mark-only=false",) if command is gc.command else ()
     done = site.run(command, *words)
-    assert done.exception is None and not done.return_value, done
+    assert done.exception is None and not done.return_value, done.output
     assert f'took back what pod "{dead}" had of networks' in done.output
     assert alive not in done.output
     assert withdrawn == [dead]
