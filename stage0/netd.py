@@ -97,7 +97,7 @@ def _read(path: str) -> Definition | Malformed:
             text = file.read(SIZE_LIMIT + 1)
         if len(text) > SIZE_LIMIT:
             raise ValueError(f"it is larger than {SIZE_LIMIT >> 20} MiB")
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_refuse)
         listed = configuration_list(document)
         return Definition(listed["name"], json.dumps(listed, separators=(",", ":")), path)
     except OSError as error:
@@ -106,6 +106,10 @@ def _read(path: str) -> Definition | Malformed:
         return Malformed(path, "it is nested too deeply")
     except ValueError as error:
         return Malformed(path, str(error), _name_in(document))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _name_in(document: Any) -> str:

@@ -61,7 +61,7 @@ def _program(record: Record, attachment: Attachment) -> str:
         kind = json.loads(attachment.conf)["plugins"][0]["type"]
         places = record.plugin_path if kind in BUILTIN else (*record.plugin_path, *record.system_plugin_path)
         return next((path for path in (f"{place}/{kind}" for place in places) if os.path.isfile(path)), "")
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return ""
 
 
@@ -72,7 +72,7 @@ def _addresses(result: Any) -> tuple[str, ...]:
         interfaces = document.get("interfaces") or []
         texts = [ip["address"] for ip in document.get("ips") or () if _is_in_the_pod(ip, interfaces)]
         return tuple(text for text in texts if addresses.subnet(text))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ()
 
 

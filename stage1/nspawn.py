@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from aci.isolators import NETWORK_BANDWIDTH
 from common import files
 from common.errors import NetworkError, PodError, UsageError
 from stage1 import app_steps, boot, cgroup, control, implicit, poddir, resources, restrictions
@@ -47,7 +48,8 @@ def check(pod: PreparedPod) -> list[str]:
         from stage1.network import ports
 
         ports.require_free(pod.published)
-    ignored = (isolator.name for isolator in pod.isolators if isolator.name not in restrictions.RESOURCES)
+    kept = (*restrictions.RESOURCES, *([NETWORK_BANDWIDTH] if pod.bandwidth else []))
+    ignored = (isolator.name for isolator in pod.isolators if isolator.name not in kept)
     warnings += [f'nspawn ignores isolator "{name}" of the pod' for name in ignored]
     for app in pod.apps:
         made, more = _app_plan(pod, app)

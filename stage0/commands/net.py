@@ -127,18 +127,20 @@ def inspect(config: Config, name: tuple[str, ...], pretty_print: bool) -> None:
 
 
 def _network(network: Definition) -> dict[str, Any]:
-    from stage1.network import firewall
+    from stage1.network import obstacles
 
     attached = list(_attached())
     members = _of(network.name, attached)
+    configuration = json.loads(network.conf)
+    subnets = map(str, routes.subnets(configuration["plugins"][0]))
     return {
         "name": network.name,
         "source": network.source,
-        "configuration": json.loads(network.conf),
+        "configuration": configuration,
         "leases": list(_leases(network.name, {pod.uuid: pod.name for pod in attached})),
         "pods": [{"uuid": pod.uuid, "name": pod.name, **_part(pod, network.name)} for pod in members],
         "ports": list(_ports({pod.uuid for pod in members})),
-        "obstacles": firewall.foreign_obstacles(),
+        "obstacles": obstacles.foreign_obstacles(subnets),
     }
 
 
@@ -227,19 +229,25 @@ def check(config: Config, uuid: tuple[str, ...]) -> int:
 def _problems(pod: Pod) -> list[str]:
     from stage1.network import cni
 
-    leader, about, found = pod.leader(), f'pod "{pod.uuid}"', []
+    about, found = f'pod "{pod.uuid}"', []
     try:
-        record = records.read(pod.base)
+        record = records.read(pod.base) or Record(pod.uuid)
     except NetworkError as error:
         return [f"{about}: {error}"]
-    if record is None or leader is None:
-        return []
     for attachment in record.attachments:
         try:
-            cni.check(record, attachment, f"/proc/{leader.pid}/ns/net")
+            cni.check(record, attachment, _namespace(pod))
         except RkpyError as error:
             found.append(f"{about}: {error}")
     return found if pod.state() is State.RUNNING else []
+
+
+def _namespace(pod: Pod) -> str:
+    """The path of its network namespace."""
+    leader = pod.leader()
+    if leader is None:
+        raise PodError("it has not been started yet")
+    return f"/proc/{leader.pid}/ns/net"
 
 
 @click.command("reload")

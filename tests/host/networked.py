@@ -36,7 +36,7 @@ class NetPod:
         """All of the pod, IPv4 before IPv6 of each network, in the order of the networks."""
         record = json.loads(self.site.ok("list", "--format=json"))
         mine = next(pod for pod in record if pod["name"] == self.uuid)
-        return [network["ip"] for network in mine["networks"]]
+        return [ip.partition("/")[0] for network in mine["networks"] for ip in network["ips"]]
 
     def inside(self, *words: str, **options: Any) -> str:
         """A program of the machine's in the pod's network namespace."""

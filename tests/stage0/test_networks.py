@@ -159,6 +159,7 @@ MALFORMED = {
     '{"name": "x", "type": "ptp", "ipam": {"type": "a/b"}}': "cannot be the name of a plugin",
     '{"name": "x", "type": "ptp", "capabilities": []}': None,
     '{"name": "x", "type": "ptp", "capabilities": ["a"]}': 'capabilities of plugin "ptp" is not a JSON object',
+    '{"name": "x", "type": "ptp", "mtu": NaN}': "NaN is not JSON",
     '{"name": "x", "plugins": [{"type": "ptp"}], "disableCheck": 3}': "disableCheck is no boolean",
     "[" * 100_000: "nested too deeply",
     '{"name": "x", "type": "ptp", "comment": "' + "x" * netd.SIZE_LIMIT + '"}': "larger than 1 MiB",
@@ -239,6 +240,17 @@ def test_whatever_a_file_says_it_is_a_list_or_makes_no_sense(document: Any) -> N
     assert netflags.is_name(made["name"]) and made["cniVersion"] in netd.VERSIONS
     assert all(isinstance(plugin["type"], str) and "/" not in plugin["type"] for plugin in made["plugins"])
     assert netd.configuration_list(made) == made
+
+
+@given(st.binary(max_size=60) | _JSON.map(lambda document: json.dumps(document).encode()))
+def test_whatever_is_in_a_file_it_is_read(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    directory = tmp_path_factory.getbasetemp() / "any/net.d"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "x.conf").write_bytes(content)
+    found = netd.read([str(directory.parent)])
+    assert len(found.networks) + len(found.malformed) == 1
+    for malformed in found.malformed:
+        assert malformed.why and malformed.source == str(directory / "x.conf")
 
 
 # IPv6
