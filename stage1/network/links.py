@@ -184,17 +184,20 @@ def _keep_routers() -> None:
 
 def open_loopback(interface: str) -> None:
     """What programs of the host send to 127.0.0.1 and ::1 can go to a pod through `interface`, its end on the host, and
-    be answered. The firewall keeps what pods themselves send there out."""
-    set_sysctl("1", "ipv4", "conf", interface, "route_localnet")
-    if not has_ipv6() or sysctl("ipv6", "conf", interface, "disable_ipv6") != "0":
-        return
+    be answered. The firewall keeps what pods themselves send there out, where the interface is of our group: an
+    interface that is not is left alone, and so is the port of a bridge, which routes nothing."""
     from stage1.network import netlink
 
-    # An answer to ::1 is taken only by a route of the interface that it comes from.
     with netlink.Netlink() as net:
-        request = netlink.local_route(net.need(interface), "::1", _LOOPBACK_METRIC)
+        link = net.need(interface)
+        if link.group != GROUP or link.master:
+            return
+        set_sysctl("1", "ipv4", "conf", interface, "route_localnet")
+        if not has_ipv6() or sysctl("ipv6", "conf", interface, "disable_ipv6") != "0":
+            return
+        # An answer to ::1 is taken only by a route of the interface that it comes from.
         try:
-            net.do(request)
+            net.do(netlink.local_route(link, "::1", _LOOPBACK_METRIC))
         except netlink.Refused as error:
             if error.errno != errno.EEXIST:
                 raise

@@ -107,6 +107,7 @@ class Link(NamedTuple):
     peer: int
     """The other end of a veth, or what it stands on; an index in another namespace perhaps."""
     master: int
+    group: int
 
 
 def _request(about: str, kind: int, flags: int, message: Any, attributes: Attributes) -> Request:
@@ -384,4 +385,4 @@ def _link(answer: Any) -> Link:
     return Link(answer["index"], answer.get_attr("IFLA_IFNAME"), answer.get_attr("IFLA_ADDRESS") or "",
                 bool(answer["flags"] & UP), answer.get_attr("IFLA_MTU") or 0, kind or "",
                 answer.get_attr("IFLA_IFALIAS") or "", answer.get_attr("IFLA_LINK") or 0,
-                answer.get_attr("IFLA_MASTER") or 0)  # fmt: skip
+                answer.get_attr("IFLA_MASTER") or 0, answer.get_attr("IFLA_GROUP") or 0)  # fmt: skip

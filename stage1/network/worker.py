@@ -147,7 +147,7 @@ def _attach(plan: NetworkPlan, source: Channel) -> None:
         results.append((network.name, result))
     done = _publish(plan, results, done)
     _complain(names.write(plan, results))
-    firewall.apply(done.elements, plan.uuid, owners.elements)
+    firewall.apply(done.elements, plan.uuid)
 
 
 def _attach_one(plan: NetworkPlan, network: Network, path: str, done: Record) -> tuple[Record, dict[str, Any]]:
