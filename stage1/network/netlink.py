@@ -107,7 +107,7 @@ class Link(NamedTuple):
     peer: int
     """The other end of a veth, or what it stands on; an index in another namespace perhaps."""
     master: int
-    group: int
+    group: int = 0
 
 
 def _request(about: str, kind: int, flags: int, message: Any, attributes: Attributes) -> Request:

@@ -84,10 +84,12 @@ def _load() -> None:
     import stage1.network.firewall
     import stage1.network.leases
     import stage1.network.names
-    import stage1.network.netlink
     import stage1.network.owners
     import stage1.network.ports
     import stage1.network.ptp  # noqa: F401
+    from stage1.network import netlink
+
+    netlink.load()
 
 
 def _send(source: Channel, text: str) -> bool:
