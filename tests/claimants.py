@@ -14,9 +14,6 @@ from common import locks
 from stage1 import network, poddir
 from stage1.network import owners, state
 
-Withdrawn = list[tuple[str, int]]
-"""The UUID of each pod whose elements were withdrawn, and how many were named."""
-
 
 class Pods:
     """Below `root`: a data directory's pods, and the claims of them."""
@@ -62,11 +59,11 @@ def claims() -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink()}
 
 
-def stub_firewall(patch: pytest.MonkeyPatch) -> Withdrawn:
-    """The pods whose elements are withdrawn; the firewall itself is for those who are root."""
-    withdrawn: Withdrawn = []
+def stub_firewall(patch: pytest.MonkeyPatch) -> list[str]:
+    """The UUIDs of pods whose elements are withdrawn; the firewall itself is for those who are root."""
+    withdrawn: list[str] = []
     module = types.ModuleType("stage1.network.firewall")
-    module.withdraw = lambda elements, owner: withdrawn.append((owner, len(elements)))  # type: ignore[attr-defined]
+    module.withdraw = withdrawn.append  # type: ignore[attr-defined]
     patch.setitem(sys.modules, module.__name__, module)
     patch.setattr(network, "firewall", module, raising=False)
     return withdrawn

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from common import locks
 from common.errors import NetworkError, RkpyError, reason
 from stage1 import poddir
-from stage1.network import record as records
 from stage1.network import state
-from stage1.network.record import Element
 
 _LIVELY = ("prepare", "prepared", "run")
 """Where a pod can be that claims something, or is about to."""
@@ -121,19 +119,6 @@ def sweep(complain: Callable[[RkpyError], None] | None = None) -> list[str]:
         if complain is not None:
             complain(error)
     return swept
-
-
-def elements() -> Iterator[tuple[str, Element]]:
-    """What the firewall is to have of all pods that live: (UUID, element). Takes no lock."""
-    for uuid in state.listing("pods"):
-        directory = find(uuid)
-        if directory and is_alive(uuid):
-            try:
-                record = records.read(directory)
-            except NetworkError:
-                continue
-            for element in () if record is None else record.elements:
-                yield uuid, element
 
 
 def _sweep(uuid: str, patience: float) -> list[str] | None:

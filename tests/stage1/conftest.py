@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from stage1.network import state
-from tests.claimants import Pods, Withdrawn, stub_firewall
+from tests.claimants import Pods, stub_firewall
 
 
 @pytest.fixture
-def pods(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, firewall: Withdrawn) -> Iterator[Pods]:
+def pods(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, firewall: list[str]) -> Iterator[Pods]:
     monkeypatch.setattr(state, "ROOT", str(tmp_path / "net"))
     found = Pods(tmp_path)
     yield found
@@ -20,5 +20,5 @@ def pods(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, firewall: With
 
 
 @pytest.fixture
-def firewall(monkeypatch: pytest.MonkeyPatch) -> Withdrawn:
+def firewall(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return stub_firewall(monkeypatch)

@@ -17,11 +17,11 @@ import pytest
 from common import locks
 from common.errors import NetworkError, RkpyError
 from stage1 import network
-from stage1.network import cni, detach, leases, owners, ports, record, state
+from stage1.network import detach, leases, owners, ports, record, state
 from stage1.network.plan import Names, NetworkPlan, Port
 from stage1.network.plugin import Call
 from stage1.network.record import Attachment, Element, Record
-from tests.claimants import Pods, Withdrawn, claims
+from tests.claimants import Pods, claims
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PLUGIN = """#!/bin/sh
@@ -103,26 +103,16 @@ def _all_dels(uuid: str, netns: str = "") -> list[str]:
     ]
 
 
-def test_everything_is_taken_back_in_reverse(pods: Pods, plugins: Plugins, firewall: Withdrawn) -> None:
+def test_everything_is_taken_back_in_reverse(pods: Pods, plugins: Plugins, firewall: list[str]) -> None:
     uuid, other = pods.start(), pods.start()
     directory = _attached(pods, plugins, uuid)
     _lease(other, "b", "eth0")
     _lease(uuid, "unrecorded")
     pods.die(uuid)
-    seen = []
-    real = cni.delete
-
-    def look(*words: Any) -> Any:
-        seen.append(record.read(directory)._replace(attachments=()))  # type: ignore[union-attr]
-        return real(*words)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cni, "delete", look)
-        assert detach.detach(directory) == []
-    assert [each.elements for each in seen] == [(), ()]  # nobody brings them back
+    assert detach.detach(directory) == []
     assert plugins.calls() == _all_dels(uuid)
     assert plugins.stdin()["name"] == "a"
-    assert [owner for owner, _ in firewall] == [uuid]
+    assert firewall == [uuid]
     assert claims() == {f"pods/{other}", "leases/b/10.1.0.3"}
     left = record.read(directory)
     assert left is not None
@@ -131,17 +121,17 @@ def test_everything_is_taken_back_in_reverse(pods: Pods, plugins: Plugins, firew
     assert "10.1.0.2/28" in left.attachments[1].result  # for status
     assert detach.detach(directory) == []
     assert plugins.calls() == []
-    assert [owner for owner, _ in firewall] == [uuid]
+    assert firewall == [uuid]
 
 
-def test_a_pod_without_networks_costs_nothing(pods: Pods, firewall: Withdrawn) -> None:
+def test_a_pod_without_networks_costs_nothing(pods: Pods, firewall: list[str]) -> None:
     uuid = pods.start(register=False)
     assert detach.detach(pods.directory(uuid)) == []
     assert firewall == []
     assert not os.path.exists(state.ROOT)
 
 
-def test_what_failed_stays_and_is_tried_again(pods: Pods, plugins: Plugins, firewall: Withdrawn) -> None:
+def test_what_failed_stays_and_is_tried_again(pods: Pods, plugins: Plugins, firewall: list[str]) -> None:
     uuid = pods.start()
     directory = _attached(pods, plugins, uuid)
     pods.die(uuid)
@@ -180,9 +170,9 @@ def test_a_plugin_that_fails_does_not_keep_what_is_not_its(pods: Pods, plugins: 
 
 
 def test_addresses_stay_claimed_as_long_as_the_firewall_has_them(
-    pods: Pods, plugins: Plugins, firewall: Withdrawn, monkeypatch: pytest.MonkeyPatch
+    pods: Pods, plugins: Plugins, firewall: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(elements: object, owner: str) -> None:
+    def refuse(owner: str) -> None:
         raise NetworkError("nft is not there")
 
     uuid = pods.start()
@@ -201,7 +191,7 @@ def test_addresses_stay_claimed_as_long_as_the_firewall_has_them(
     assert detach.detach(directory) == []
 
 
-def test_after_a_reboot(pods: Pods, plugins: Plugins, firewall: Withdrawn) -> None:
+def test_after_a_reboot(pods: Pods, plugins: Plugins, firewall: list[str]) -> None:
     """No claim is left, and what the record says of the firewall is somebody else's now; the plugins have their DEL."""
     uuid, other = pods.start(), pods.start()
     directory = _attached(pods, plugins, uuid)
@@ -213,14 +203,14 @@ def test_after_a_reboot(pods: Pods, plugins: Plugins, firewall: Withdrawn) -> No
     before = claims()
     assert detach.detach(directory) == []
     assert plugins.calls() == _all_dels(uuid)
-    assert firewall == [(uuid, 0)]
+    assert firewall == [uuid]
     assert claims() == before
     assert detach.detach(directory) == []
     assert plugins.calls() == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"uuid": 1}', '{"uuid": "x", "attachments": 1, "elements": []}'])
-def test_a_record_that_makes_no_sense(pods: Pods, plugins: Plugins, firewall: Withdrawn, text: str) -> None:
+def test_a_record_that_makes_no_sense(pods: Pods, plugins: Plugins, firewall: list[str], text: str) -> None:
     uuid = pods.start()
     directory = _attached(pods, plugins, uuid)
     pods.die(uuid)
@@ -228,7 +218,7 @@ def test_a_record_that_makes_no_sense(pods: Pods, plugins: Plugins, firewall: Wi
     assert [problem.partition(" makes no sense")[0] for problem in detach.detach(directory)] == [
         f"{directory}/net/record"
     ]
-    assert [owner for owner, _ in firewall] == [uuid]
+    assert firewall == [uuid]
     assert claims() == set()
     assert detach.detach(directory) == []
 
@@ -275,7 +265,7 @@ def test_a_leader_that_lives_is_enough(pods: Pods) -> None:
     assert owners.sweep() == [uuid]
 
 
-def test_sweep_takes_from_the_dead_and_the_unknown_only(pods: Pods, plugins: Plugins, firewall: Withdrawn) -> None:
+def test_sweep_takes_from_the_dead_and_the_unknown_only(pods: Pods, plugins: Plugins, firewall: list[str]) -> None:
     alive, dead, gone, unknown, idle = (pods.start() for _ in range(5))
     for uuid in (alive, dead, gone):
         _lease(uuid)
@@ -292,7 +282,7 @@ def test_sweep_takes_from_the_dead_and_the_unknown_only(pods: Pods, plugins: Plu
     assert not os.path.exists(state.path("names", "net"))
 
 
-def test_who_is_being_removed_is_left_to_the_remover(pods: Pods, firewall: Withdrawn) -> None:
+def test_who_is_being_removed_is_left_to_the_remover(pods: Pods, firewall: list[str]) -> None:
     uuid = pods.start()
     _lease(uuid)
     pods.die(uuid)
@@ -305,7 +295,7 @@ def test_who_is_being_removed_is_left_to_the_remover(pods: Pods, firewall: Withd
 
 
 def test_a_leader_that_appears_at_the_last_moment_is_enough(
-    pods: Pods, firewall: Withdrawn, monkeypatch: pytest.MonkeyPatch
+    pods: Pods, firewall: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stage1 import poddir
 
@@ -339,7 +329,7 @@ from stage1.network import cni
 from stage1.network import owners, state
 state.ROOT = sys.argv[2]
 network.firewall = sys.modules["stage1.network.firewall"] = types.ModuleType("stage1.network.firewall")
-network.firewall.withdraw = lambda elements, owner: None
+network.firewall.withdraw = lambda owner: None
 print("ready", flush=True)
 sys.stdin.read(1)
 print(owners.reclaim([state.path("ports", "tcp-8080-any")]), flush=True)
@@ -369,16 +359,6 @@ def test_who_needs_the_same_dead_pods_claims_waits_for_the_first(pods: Pods, plu
     assert claims() == set()
 
 
-def test_elements_of_those_who_live(pods: Pods, plugins: Plugins) -> None:
-    alive, dead = pods.start(), pods.start()
-    element = Element("masquerade4", "10.1.0.2")
-    record.write(pods.directory(alive), Record(alive, elements=(element,)))
-    record.write(pods.directory(dead), Record(dead, elements=(Element("masquerade4", "10.1.0.3"),)))
-    pathlib.Path(pods.directory(pods.start()), "net").mkdir()
-    pods.die(dead)
-    assert list(owners.elements()) == [(alive, element)]
-
-
 # --- killed anywhere
 
 _KILLED = """
@@ -389,8 +369,7 @@ from stage1.network import cni
 from stage1.network import detach, state
 state.ROOT, directory, point, elements = sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
 
-def withdraw(gone, owner):
-    # As the real one: everything of the owner's.
+def withdraw(owner):
     with open(elements) as file:
         kept = [line for line in file if not line.endswith(f" {owner}\\n")]
     with open(f"{elements}.new", "w") as file:

@@ -21,7 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from common.errors import NetworkError
 from stage1.network import owners, ports, state
 from stage1.network.plan import Names, NetworkPlan, Port
-from tests.claimants import Pods, Withdrawn, claims, stub_firewall
+from tests.claimants import Pods, claims, stub_firewall
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "::1", "fd00::1")
@@ -94,7 +94,7 @@ def test_all_or_nothing(pods: Pods, quiet: None) -> None:
 
 
 @pytest.mark.parametrize("where", ["run", "exited-garbage", "gone"])
-def test_what_a_dead_pod_publishes_can_be_published(pods: Pods, quiet: None, firewall: Withdrawn, where: str) -> None:
+def test_what_a_dead_pod_publishes_can_be_published(pods: Pods, quiet: None, firewall: list[str], where: str) -> None:
     dead, other = pods.start(), pods.start()
     _claim(dead, _port(), _port(number=8090))
     pods.die(dead)
@@ -103,7 +103,7 @@ def test_what_a_dead_pod_publishes_can_be_published(pods: Pods, quiet: None, fir
     elif where != "run":
         pods.move(dead, where)
     assert _claim(other, _port("127.0.0.1")) == ("tcp-8080-127.0.0.1",)
-    assert [owner for owner, _ in firewall] == [dead]
+    assert firewall == [dead]
     assert ports.held_by(dead) == []
 
 
