@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
 if __name__ != "__main__":
@@ -129,8 +129,8 @@ class Lab:
 
     def popen(self, where: Where, *words: str, **options: Any) -> subprocess.Popen[Any]:
         """Start a program there; it is killed when the lab closes. Options as for subprocess.Popen."""
-        directory = options.pop("cwd", os.getcwd())
-        process = subprocess.Popen(words, preexec_fn=self._entrance(where, directory), **options)
+        with self._entrance(where, options.pop("cwd", os.getcwd())) as enter:
+            process = subprocess.Popen(words, preexec_fn=enter, **options)
         self._processes.append(process)
         return process
 
@@ -148,8 +148,8 @@ class Lab:
         given = {"timeout": TIMEOUT, "text": True, "stdin": subprocess.DEVNULL, **options}
         if "input" in given:
             del given["stdin"]
-        entrance = self._entrance(where, directory)
-        finished = subprocess.run(words, preexec_fn=entrance, capture_output=True, check=False, **given)
+        with self._entrance(where, directory) as enter:
+            finished = subprocess.run(words, preexec_fn=enter, capture_output=True, check=False, **given)
         assert not check or finished.returncode == 0, f"{words}: {finished.returncode}: {finished.stderr}"
         return finished
 
@@ -159,21 +159,36 @@ class Lab:
     def outside(self, *words: str, **options: Any) -> str:
         return self.run("outside", *words, **options)
 
-    def _entrance(self, where: Where, directory: str) -> Callable[[], None]:
-        if isinstance(where, int):
-            fd = os.open(self.path(where), os.O_RDONLY | os.O_CLOEXEC)
-            self._closing.callback(os.close, fd)
-            namespaces = _Namespaces(fd, -1)
-        else:
-            namespaces = self._namespaces[where]
+    @contextlib.contextmanager
+    def _entrance(self, where: Where, directory: str) -> Iterator[Callable[[], None]]:
+        """What a child has to do to be there. Nothing of a process's namespace is held afterwards."""
+        borrowed = isinstance(where, int)
+        network = os.open(self.path(where), os.O_RDONLY | os.O_CLOEXEC) if borrowed else self._of(where).network
+        mounts = -1 if borrowed else self._of(where).mounts
 
         def enter() -> None:
-            syscalls.setns(namespaces.network, 0)
-            if namespaces.mounts >= 0:
-                syscalls.setns(namespaces.mounts, 0)
+            syscalls.setns(network, 0)
+            if mounts >= 0:
+                syscalls.setns(mounts, 0)
                 os.chdir(directory)
 
-        return enter
+        try:
+            yield enter
+        finally:
+            if borrowed:
+                os.close(network)
+
+    def _of(self, where: Where) -> _Namespaces:
+        return self._namespaces[str(where)]
+
+    def leave(self, where: Where) -> None:
+        """Kill what was started there: a namespace lives as long as anything in it."""
+        inode = os.stat(self.path(where)).st_ino
+        for process in self._processes:
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{process.pid}/ns/net").st_ino == inode:
+                    process.kill()
+                    process.wait()
 
     def serve(self, where: Where, protocol: str, address: str, port: int, banner: str = "") -> None:
         """From now on something listens there, "tcp" or "udp", and tells whoever asks what address it sees, behind

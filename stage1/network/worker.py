@@ -80,6 +80,8 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def _load() -> None:
     """What will be needed in all likelihood."""
+    import ipaddress  # noqa: F401
+
     import stage1.network.cni
     import stage1.network.firewall
     import stage1.network.leases
