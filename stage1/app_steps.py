@@ -79,7 +79,7 @@ def _names(pod: PreparedPod, app: PreparedApp) -> Iterator[mounts.Step]:
     yield mounts.HostFile("/etc/hostname", poddir.etc(pod.directory, "hostname"), always=True)
     if not uses_host_network(pod):
         yield mounts.HostFile(HOSTS, poddir.etc(pod.directory, "hosts"), always=app.from_oci)
-        yield mounts.HostFile(RESOLV_CONF, poddir.etc(pod.directory, "resolv.conf.default"))
+        yield mounts.HostFile(RESOLV_CONF, poddir.etc(pod.directory, "resolv.conf.default"), optional=True)
         return
     yield from (mounts.HostFile(path, path) for path in (HOSTS, RESOLV_CONF) if os.path.isfile(path))
 
@@ -88,8 +88,9 @@ def _names_asked_for(pod: PreparedPod) -> Iterator[mounts.Step]:
     """What flags and networks say about names, whatever the image and the volumes have (rkt's order). That of networks
     is known only once the pod is attached: without a resolv.conf in the pod directory there is nothing to mount."""
     if pod.names.hosts:
-        yield mounts.HostFile(HOSTS, _or_the_hosts(pod, "hosts", pod.names.hosts[0][0]), always=True)
-    yield mounts.HostFile(RESOLV_CONF, _or_the_hosts(pod, "resolv.conf", "".join(pod.names.dns[:1])), always=True)
+        yield mounts.HostFile(HOSTS, _or_the_hosts(pod, "hosts", pod.names.hosts[0][0]), always=True, optional=True)
+    source = _or_the_hosts(pod, "resolv.conf", "".join(pod.names.dns[:1]))
+    yield mounts.HostFile(RESOLV_CONF, source, always=True, optional=True)
 
 
 def _or_the_hosts(pod: PreparedPod, name: str, word: str) -> str:

@@ -199,7 +199,7 @@ class Monitor:
 
     def _start(self, app: _App) -> None:
         """Open everything the app needs and hand it to the supervisor."""
-        plan = app.plan
+        plan = apptree.present(app.plan)
         if app.streams is not None:
             app.streams.close()
         streams = app.streams = self._streams(plan)

@@ -1,4 +1,4 @@
-"""Pods as far as claims on the network go: a directory with a lock, which the test holds as long as the pod is to live."""
+"""Pods as far as claims on the network go: a directory with a lock, held by the test as long as the pod is to live."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def stub_firewall(patch: pytest.MonkeyPatch) -> list[str]:
     """The UUIDs of pods whose elements are withdrawn; the firewall itself is for those who are root."""
     withdrawn: list[str] = []
     module = types.ModuleType("stage1.network.firewall")
-    module.withdraw = lambda elements, owner: withdrawn.append(owner)  # type: ignore[attr-defined]
+    module.withdraw = withdrawn.append  # type: ignore[attr-defined]
     patch.setitem(sys.modules, module.__name__, module)
     patch.setattr(network, "firewall", module, raising=False)
     return withdrawn

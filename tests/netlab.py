@@ -1,6 +1,6 @@
 """A network that is ours alone: a namespace `host` where rkpy runs, and a namespace `outside` that is the internet.
 
-`host` has mounts of its own too, with nothing of the machine's in /run and /var/lib/cni, so that pods that run in it
+`host` has mounts of its own too, with nothing of the machine's in /run and /var/lib, so that pods that run in it
 claim nothing of the machine. The two are linked by a cable; `outside` knows no way back to what is behind `host`, as
 the internet would not. Everything goes when the lab closes, or when the process that made it dies.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -26,7 +25,9 @@ HOST6, OUTSIDE6, FAR6 = "2001:db8:1::1", "2001:db8:1::2", "2001:db8:f::7"
 """FAR is an address of `outside` that is not on the cable: it is reached by the default route."""
 UPLINK = "uplink0"
 """The cable's end in `host`."""
-HIDDEN = ("/run", "/var/lib/cni")
+HIDDEN = ("/run", "/var/lib")
+"""Directories that every machine has: a mount on one made for it is gone here as soon as anybody removes it there, and
+what is written then goes to the machine's."""
 TIMEOUT = 60.0
 
 Where = str | int
@@ -118,9 +119,6 @@ class Lab:
 
     def _hide(self, name: str) -> None:
         for directory in HIDDEN:
-            if not os.path.isdir(directory):
-                os.mkdir(directory)
-                self._closing.callback(_remove_empty, directory)
             self.run(name, "mount", "-t", "tmpfs", "-o", "mode=755", "rkpy-lab", directory)
 
     def path(self, where: Where) -> str:
@@ -192,11 +190,6 @@ class Lab:
         if finished.returncode != 0:
             raise Unreachable(finished.stderr.strip().rpartition("\n")[2])
         return finished.stdout
-
-
-def _remove_empty(directory: str) -> None:
-    with contextlib.suppress(OSError):
-        pathlib.Path(directory).rmdir()
 
 
 def _socket(protocol: str, address: str) -> socket.socket:

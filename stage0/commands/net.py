@@ -255,9 +255,9 @@ def _namespace(pod: Pod) -> str:
 def reload(config: Config) -> None:
     """Make the firewall's rules for all running pods anew, after somebody has flushed the ruleset."""
     flags.require_root()
-    from stage1.network import firewall, owners
+    from stage1.network import firewall
 
-    firewall.reload(owners.elements())
+    firewall.reload()
 
 
 def _notice(command: str, text: str) -> None:

@@ -75,20 +75,19 @@ def obtain(call: Call) -> Leases:
 
 def understand(call: Call, result: dict[str, Any]) -> Leases:
     """NetworkError when `result` (CNI 1.0.0) has no address for us or makes no sense."""
-    name = call.conf.get("name")
     try:
         found = tuple(_address(item) for item in result.get("ips") or ())
         usable = tuple(address for address in found if address.version == 4 or links.has_ipv6())
         routes = tuple(_routes(call, usable, result.get("routes") or ()))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise NetworkError(f"network {name}: what the IPAM plugin gave out makes no sense: {error}") from error
+        raise NetworkError(f"what the IPAM plugin gave out makes no sense: {error}") from error
     if found and not usable:
         raise NetworkError(
-            f"network {name} has IPv6 addresses only, and this machine has no IPv6",
+            "the network has IPv6 addresses only, and this machine has no IPv6",
             hint="see net.ipv6.conf.all.disable_ipv6, or give the network an IPv4 subnet",
         )
     if not usable:
-        raise NetworkError(f"network {name}: the IPAM plugin gave out no address")
+        raise NetworkError("the IPAM plugin gave out no address")
     dns = result.get("dns")
     return Leases(usable, routes, dns if isinstance(dns, dict) else {})
 

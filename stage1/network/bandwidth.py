@@ -39,9 +39,7 @@ def add(call: Call) -> dict[str, Any]:
 
     previous = call.conf.get("prevResult")
     if not isinstance(previous, dict):
-        raise NetworkError(
-            f"network {call.conf.get('name')}: bandwidth is for what another plugin made, and comes after it"
-        )
+        raise NetworkError("bandwidth is for what another plugin made, and comes after it")
     incoming, outgoing = _limit(call, "ingress"), _limit(call, "egress")
     if incoming.rate or outgoing.rate:
         with Netlink() as host, Netlink(call.netns) as pod:
@@ -65,7 +63,7 @@ def _limit(call: Call, direction: str) -> Limit:
     place = asked if isinstance(asked, dict) else call.conf
     rate, burst = (_number(call, place, f"{direction}{what}") for what in ("Rate", "Burst"))
     if burst and not rate:
-        raise NetworkError(f"network {call.conf.get('name')}: {direction}Burst without {direction}Rate")
+        raise NetworkError(f"{direction}Burst without {direction}Rate")
     # Enough for what a timer's tick lets pass, and for a few whole packets.
     return Limit(min(-(-rate // 8), _LARGEST), min(max(burst // 8 or rate // 8 // 100, 16384), _LARGEST // 2))
 
@@ -73,7 +71,7 @@ def _limit(call: Call, direction: str) -> Limit:
 def _number(call: Call, place: dict[str, Any], key: str) -> int:
     value = place.get(key) or 0
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise NetworkError(f"network {call.conf.get('name')}: {key} is {value!r}, not a number of bits")
+        raise NetworkError(f"{key} is {value!r}, not a number of bits")
     return value
 
 
@@ -83,7 +81,7 @@ def _ends(call: Call, host: Any, pod: Any) -> tuple[Any, Any]:
     near = host.link_at(far.peer) if far.kind == "veth" else None
     if near is None or near.kind != "veth":
         raise NetworkError(
-            f"network {call.conf.get('name')}: {call.interface} has no end on the host where bandwidth can be limited",
+            f"{call.interface} has no end on the host where bandwidth can be limited",
             hint="ptp and bridge have one",
         )
     return near, far
@@ -146,6 +144,4 @@ def check(call: Call) -> None:
         near, far = _ends(call, host, pod)
         for net, link, direction in ((host, near, "ingress"), (pod, far, "egress")):
             if _limit(call, direction).rate and "tbf" not in net.queues(link):
-                raise NetworkError(
-                    f"network {call.conf.get('name')}: {direction} on {link.name} is not limited any more"
-                )
+                raise NetworkError(f"{direction} on {link.name} is not limited any more")

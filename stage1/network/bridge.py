@@ -86,7 +86,7 @@ def _bridge(call: Call, host: Any, name: str) -> Any:
             raise
     bridge = host.need(name)
     if bridge.kind != "bridge":
-        raise NetworkError(f"network {call.conf.get('name')}: {name} is not a bridge")
+        raise NetworkError(f"{name} is not a bridge")
     host.do(netlink.change(name, [], on=netlink.UP | (netlink.PROMISCUOUS if call.conf.get("promiscMode") else 0)))
     return bridge
 
@@ -128,7 +128,7 @@ def _make_room(call: Call, host: Any, bridge: Any, wanted: Any) -> None:
     for present in wanted.others(host.addresses(bridge)):
         if not call.conf.get("forceAddress"):
             raise NetworkError(
-                f"network {call.conf.get('name')}: {bridge.name} has the address {present}, not {wanted.gateway}",
+                f"{bridge.name} has the address {present}, not {wanted.gateway}",
                 hint='"forceAddress": true replaces it',
             )
         address, _, prefix = present.partition("/")
@@ -138,7 +138,9 @@ def _make_room(call: Call, host: Any, bridge: Any, wanted: Any) -> None:
 def delete(call: Call) -> None:
     """The port goes at once and not only with the pod's namespace, so that the bridge can go after it."""
     links.give_back(call)
-    name, port = links.interface_name(call, "bridge", _DEFAULT), links.host_end(call)
+    name, port = call.conf.get("bridge") or _DEFAULT, links.host_end(call)
+    if not links.is_interface_name(name):
+        return  # Then `add` did nothing.
     with state.lock():
         found = barelink.find(port)
         if found and found.mac == links.host_mac(call):

@@ -70,10 +70,14 @@ def delete(record: Record, attachment: Attachment, path: str) -> list[str]:
 
 
 def check(record: Record, attachment: Attachment, path: str) -> None:
-    """NetworkError when a plugin misses something of what it did."""
-    chain = _recorded(record, attachment, path)
+    """NetworkError when a plugin misses something of what it did. Where the namespace is pinned that is its path, for
+    programs compare it with that of their result."""
+    chain = _recorded(record, attachment, record.netns if netns.is_alive(record.netns) else path)
+    result = _result(attachment)
+    if result is None:
+        raise NetworkError(f"network {chain.name}: nothing is known of what was done")
     for plugin in chain.plugins if chain.checked else ():
-        _do("CHECK", chain, plugin, _result(attachment))
+        _do("CHECK", chain, plugin, result)
 
 
 def ipam(call: Call, command: str) -> dict[str, Any]:

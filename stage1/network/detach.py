@@ -2,9 +2,8 @@
 needs what a dead pod has.
 
 It may be killed anywhere and is finished by the next. What leads to an address goes before the claim of the address:
-nobody can be given one that the firewall still knows as another's. What the firewall was given is taken back only as
-long as the pod is registered (`owners`): the record of another boot tells of elements that nobody has any more, or
-somebody else.
+nobody can be given one that the firewall still knows as another's. What the record says of the firewall is not gone by:
+it may be of another boot, and tell of what is somebody else's by now.
 
 This runs in the monitor's interpreter: no library beyond Python's own, and little of that.
 """
@@ -12,15 +11,12 @@ This runs in the monitor's interpreter: no library beyond Python's own, and litt
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable
 
 from common.errors import RkpyError
 from stage1.network import leases, owners, ports, state
 from stage1.network import record as records
 from stage1.network.record import Attachment, Record
-
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def detach(directory: str) -> list[str]:
@@ -43,7 +39,7 @@ def abandon(uuid: str) -> list[str]:
     from stage1.network import firewall, names, netns
 
     problems: list[str] = []
-    if not _try(problems, lambda: firewall.withdraw((), uuid)):
+    if not _try(problems, lambda: firewall.withdraw(uuid)):
         return problems
     _try(problems, lambda: names.forget(uuid))
     _try(problems, lambda: netns.unpin(uuid))
@@ -56,31 +52,37 @@ def abandon(uuid: str) -> list[str]:
 
 def claimants() -> set[str]:
     """The UUIDs of all pods that claim something, or once did and were not taken off the list."""
-    found = {*state.listing("pods"), *state.listing("netns"), *(holder for _, holder in ports.all_claims())}
+    found = {*state.listing("pods"), *state.listing("netns"), *state.listing("firewall")}
+    found.update(holder for _, holder in ports.all_claims())
     found.update(holder.partition(" ")[0] for *_, holder in leases.all_claims())
     for network in state.listing("names"):
         found.update(state.listing("names", network))
-    return {uuid for uuid in found if _UUID.fullmatch(uuid)}
+    return set(filter(_is_uuid, found))
 
 
 def tidy() -> None:
-    """Drop what is no pod's."""
+    """Drop what is no pod's. NetworkError when that cannot be."""
     leases.tidy()
     ports.tidy()
+    for parts in (("firewall",), *(("names", network) for network in state.listing("names"))):
+        with state.lock():  # both are written with it: what is half written now stays so
+            for name in state.listing(*parts):
+                if not _is_uuid(name):
+                    state.drop(state.path(*parts, name))
+            state.drop_directory(state.path(*parts))
+
+
+def _is_uuid(name: str) -> bool:
+    """Not so a file that is half written (`files.replace`)."""
+    return len(name) == 36 and name.count("-") == 4
 
 
 def _take_back(directory: str, record: Record) -> list[str]:
     from stage1.network import cni, firewall, names, netns
 
     uuid, problems = record.uuid, list[str]()
-    if record.elements:
-        elements, emptied = record.elements, record._replace(elements=())
-        registered = owners.is_registered(uuid)
-        if registered and not _try(problems, lambda: firewall.withdraw(elements, uuid)):
-            return problems
-        if not _try(problems, lambda: records.write(directory, emptied)):
-            return problems
-        record = emptied
+    if not _try(problems, lambda: firewall.withdraw(uuid)):
+        return problems
     _try(problems, lambda: names.forget(uuid))
     where = record.netns if netns.is_alive(record.netns) else ""  # after a reboot it is not there
     attachments = _undo(record, problems, lambda attachment: cni.delete(record, attachment, where))
@@ -88,7 +90,7 @@ def _take_back(directory: str, record: Record) -> list[str]:
     _try(problems, lambda: ports.release({*record.ports, *ports.held_by(uuid)}, uuid))
     # Whatever else is in the namespace goes with it: to keep it for a plugin that failed would be to leak that.
     _try(problems, lambda: netns.unpin(uuid))
-    left = record._replace(attachments=attachments, ports=(), netns="")
+    left = record._replace(attachments=attachments, elements=(), ports=(), netns="")
     if _try(problems, lambda: records.write(directory, left)) and not problems:
         _try(problems, lambda: owners.forget(uuid))
     return problems

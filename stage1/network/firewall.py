@@ -1,7 +1,7 @@
 """The firewall's share: one table of our own, `inet rkpy` (nft(8)).
 
 Its chains are the same whatever runs; what a pod needs is *elements* of the table's sets and maps, added in one
-transaction and found again by the pod's UUID, which is every element's comment. Nothing that is not about a pod's own
+transaction; the pod's UUID is every element's comment. Nothing that is not about a pod's own
 address, interface or published port is looked at twice, and no rule of ours accepts what another table drops:
 
     guard        raw prerouting   what comes from pods for 127.0.0.0/8, which `route_localnet` would let in, is dropped
@@ -11,19 +11,20 @@ address, interface or published port is looked at twice, and no rule of ours acc
     postrouting  srcnat           what pods send beyond their subnet comes from the host's address; so do connections
                                   to published ports whose answer would not come back through the host
 
-The table appears with the first element and goes with the last. `apply`, `withdraw` and `reload` take the lock of
-the claims (`state.lock`) themselves: who calls them must not hold it.
+What each pod has in it is on file (`state`: firewall/UUID), and the table can be made anew from that whenever it is not
+what it should be: when somebody flushed the ruleset, and when it is another version's. It appears with the first pod
+and goes with the last. `apply`, `withdraw` and `reload` take the lock of the claims (`state.lock`) themselves: who
+calls them must not hold it.
 """
 
 from __future__ import annotations
 
+import os
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-from common.errors import NetworkError
-from common.records import NamedTuple
-from stage1.network import nft, state
+from common.errors import NetworkError, reason
+from stage1.network import conntrack, nft, state
 from stage1.network.plan import Port
 from stage1.network.record import Element
 
@@ -86,16 +87,12 @@ table {TABLE} {{
 """
 _KINDS = ("any", "host", "snat", "masquerade", "inside", "restricted")
 _SETS = frozenset(("restricted", *(f"{kind}{family}" for kind in _KINDS for family in "46")))
+_REMOVAL = f"add table {TABLE}\ndelete table {TABLE}\n"
+"""Of the table, whether there is one or not."""
+_DIRECTORY = "firewall"
 _BY_ADDRESS = frozenset(("snat4", "snat6", "inside4", "inside6"))
 """Here elements with one address in common may exclude each other (they overlap), whatever follows it."""
 _PLAIN = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:./_- ")
-
-
-class _Owned(NamedTuple):
-    """An element and the UUID of the pod it is there for; empty when somebody else made it."""
-
-    element: Element
-    owner: str
 
 
 def publication(ports: Iterable[Port], addresses: Iterable[str], *, routed: bool = True) -> list[Element]:
@@ -130,70 +127,80 @@ def restrict(address: str, subnet: str, interface: str = "") -> list[Element]:
     return [*elements, Element("restricted", interface)] if interface else elements
 
 
-def apply(elements: Iterable[Element], owner: str, others: Callable[[], Iterable[tuple[str, Element]]] = tuple) -> None:
-    """Add the elements of the pod `owner` (its UUID); all or none. What is there under the same key is stale, as the
-    claims tell, and is replaced. `others`: what of other pods has to be there too, (UUID, element); asked only when the
-    table is not there or not ours, be it that this is the first pod or that somebody flushed the ruleset."""
-    wanted = [_Owned(element, owner) for element in dict.fromkeys(elements)]
+def apply(elements: Iterable[Element], owner: str) -> None:
+    """Add elements of the pod `owner` (its UUID), all or none. What another pod has under the same key is stale, or the
+    claims would not have let it come to this, and gives way."""
+    wanted = list(dict.fromkeys(elements))
     if not wanted:
         return
-    with state.lock():
+    taken = set(map(_place, wanted))
+    creation = f"flush chain {TABLE} {VERSION}\n{_statements('create', wanted, owner)}"
+    with state.lock() as lock:
+        before = _read(owner)
+        _write(owner, [*(each for each in before or () if _place(each) not in taken), *wanted])
         try:
-            # Fails for another version, and for a key that is taken.
-            nft.run(f"flush chain {TABLE} {VERSION}\n{_statements('create', wanted)}")
+            nft.run(creation, lock.fd)  # Fails for a table that is not ours, and for a key that is taken.
         except NetworkError:
-            _repair(wanted, others)
+            try:
+                _renew([owner, *(other for other in _owners() if other != owner)], lock.fd)
+            except NetworkError:
+                _write(owner, before)
+                raise
+    _forget_flows(wanted)
 
 
-def withdraw(elements: Iterable[Element], owner: str = "") -> None:
-    """Take `elements` back, and everything else of the pod `owner`; what is not there is fine. If `owner` is given,
-    what has another pod's mark in the meantime stays. The table goes with its last element."""
-    gone = set(elements)
-    with state.lock():
-        found = _elements()
-        if found is None:
+def withdraw(owner: str) -> None:
+    """Take back all that the pod `owner` has; if that is nothing (any more), nothing is done."""
+    with state.lock() as lock:
+        elements = _read(owner)
+        if elements is None:
             return
-        doomed = [each for each in found if _belongs(each, gone, owner)]
-        if len(doomed) == len(found):
-            nft.run(f"delete table {TABLE}")
-        elif doomed:
-            nft.run(_statements("delete", doomed))
+        others = [other for other in _owners() if other != owner]
+        try:
+            nft.run(_statements("delete", elements) if others else _REMOVAL, lock.fd)
+        except NetworkError:
+            _renew(others, lock.fd)
+        _write(owner, None)
 
 
-def reload(elements: Iterable[tuple[str, Element]]) -> None:
-    """Make the table anew with exactly these, (UUID, element), without a moment in which it is not there."""
-    wanted = [_Owned(element, owner) for owner, element in elements]
+def _forget_flows(elements: Iterable[Element]) -> None:
+    for family in "46":
+        words = [each.key.split(" . ") for each in elements if each.where in (f"any{family}", f"host{family}")]
+        ports = {int(port) for *_, protocol, port in words if protocol == "udp"}
+        try:
+            if ports:
+                conntrack.forget_udp(family, ports)
+        except OSError:
+            pass  # Then whoever keeps sending has to stop for half a minute.
+
+
+def reload() -> None:
+    """Make the table anew, without a moment in which there is none."""
+    with state.lock() as lock:
+        _renew(_owners(), lock.fd)
+
+
+def owners() -> list[str]:
+    """The UUIDs of the pods that have something here."""
     with state.lock():
-        if wanted:
-            _renew(wanted)
-        elif _elements() is not None:
-            nft.run(f"delete table {TABLE}")
+        return _owners()
 
 
-def _belongs(found: _Owned, elements: set[Element], owner: str) -> bool:
-    if owner and found.owner:
-        return found.owner == owner
-    return found.element in elements
-
-
-def _repair(wanted: list[_Owned], others: Callable[[], Iterable[tuple[str, Element]]]) -> None:
-    """Make the table anew, with what is in it and not in the way of `wanted`."""
-    kept = _elements() or [_Owned(element, owner) for owner, element in others()]
-    taken = {_place(each.element) for each in wanted}
-    _renew([*(each for each in kept if _place(each.element) not in taken), *wanted])
-
-
-def _renew(wanted: Iterable[_Owned]) -> None:
-    """Of those that exclude each other the later ones stay."""
-    places: dict[tuple[str, str], dict[Element, _Owned]] = {}
-    for each in wanted:
-        if each.element.where in _SETS:
-            place = places.setdefault(_place(each.element), {})
-            if any(other.owner != each.owner for other in place.values()):
-                place.clear()
-            place[each.element] = each
-    chosen = [each for place in places.values() for each in place.values()]
-    nft.run(f"add table {TABLE}\ndelete table {TABLE}\n{_RULES}\n{_statements('create', chosen)}")
+def _renew(owners: Iterable[str], lock: int) -> None:
+    """Make the table anew with what these pods have. What the earlier ones have the later ones lose."""
+    kept: dict[str, list[Element]] = {}
+    losers: set[str] = set()
+    taken: set[tuple[str, str]] = set()
+    for owner in owners:
+        found = _read(owner) or []
+        kept[owner] = [each for each in found if _place(each) not in taken]
+        taken.update(map(_place, kept[owner]))
+        if kept[owner] != found:
+            losers.add(owner)
+    creations = [_statements("create", elements, owner) for owner, elements in kept.items()]
+    nft.run("\n".join((_REMOVAL, _RULES, *creations) if taken else (_REMOVAL,)), lock)
+    for owner in losers:
+        _write(owner, kept[owner])
 
 
 def _place(element: Element) -> tuple[str, str]:
@@ -201,13 +208,13 @@ def _place(element: Element) -> tuple[str, str]:
     return element.where, element.key.partition(" ")[0] if element.where in _BY_ADDRESS else element.key
 
 
-def _statements(verb: str, elements: Iterable[_Owned]) -> str:
+def _statements(verb: str, elements: Iterable[Element], owner: str = "") -> str:
     """One for each set. "create" is an "add" that fails for what is there."""
     words: dict[str, list[str]] = {}
-    for element, owner in elements:
-        if element.where not in _SETS or not _PLAIN.issuperset(element.key + element.value + owner):
-            raise NetworkError(f'"{element.where}" of the firewall cannot have the element "{element.key}"')
-        words.setdefault(element.where, []).append(_words(element, owner if verb == "create" else ""))
+    for each in elements:
+        if each.where not in _SETS or not _PLAIN.issuperset(each.key + each.value + owner):
+            raise NetworkError(f'"{each.where}" of the firewall cannot have the element "{each.key}"')
+        words.setdefault(each.where, []).append(_words(each, owner if verb == "create" else ""))
     return "".join(f"{verb} element {TABLE} {where} {{ {', '.join(each)} }}\n" for where, each in words.items())
 
 
@@ -217,33 +224,42 @@ def _words(element: Element, comment: str) -> str:
     return key + (f' comment "{comment}"' if comment else "") + (f" : {element.value}" if element.value else "")
 
 
-def _elements() -> list[_Owned] | None:
-    """What the table has; None when there is no table."""
-    items = nft.listing("table", *TABLE.split())
-    if items is None:
-        return None
+def _owners() -> list[str]:
     try:
-        return [_owned(found["name"], each) for item in items for found in (item.get("set"), item.get("map")) if found
-                for each in found.get("elem", ())]  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise NetworkError(f"list table {TABLE} of the firewall: nft's answer makes no sense: {error}") from error
+        names = sorted(os.listdir(state.path(_DIRECTORY)))
+        for name in names:
+            if "." in name:  # Half of a file of somebody who was killed: whoever writes them has the lock.
+                os.unlink(state.path(_DIRECTORY, name))
+        return [name for name in names if "." not in name]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise NetworkError(f"open {error.filename}: {reason(error)}") from error
 
 
-def _owned(where: str, document: Any) -> _Owned:
-    """An element in JSON: KEY, or [KEY, VALUE] of a map; KEY may be {"elem": {"val": KEY, "comment": TEXT}}."""
-    key, value = document if isinstance(document, list) else (document, "")
-    comment = ""
-    if isinstance(key, dict) and "elem" in key:
-        comment, key = key["elem"].get("comment", ""), key["elem"]["val"]
-    return _Owned(Element(where, _text(key), _text(value)), comment)
+def _read(owner: str) -> list[Element] | None:
+    """What the pod has, in lines of WHERE, KEY and VALUE; None when it has nothing."""
+    path = state.path(_DIRECTORY, owner)
+    try:
+        with open(path, encoding="ascii") as file:
+            return [Element(*line.rstrip("\n").split("\t", 2)) for line in file]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise NetworkError(f"open {path}: {reason(error)}") from error
+    except (ValueError, TypeError) as error:
+        raise NetworkError(f"{path} makes no sense: {error}", hint="remove it") from error
 
 
-def _text(expression: Any) -> str:
-    if not isinstance(expression, dict):
-        return str(expression)
-    if "concat" in expression:
-        return " . ".join(map(_text, expression["concat"]))
-    return "{addr}/{len}".format(**expression["prefix"])
+def _write(owner: str, elements: Iterable[Element] | None) -> None:
+    path = state.path(_DIRECTORY, owner)
+    try:
+        if elements is None:
+            os.unlink(path)
+        else:
+            state.write(path, "".join("\t".join(each) + "\n" for each in elements))
+    except OSError as error:
+        raise NetworkError(f"write {path}: {reason(error)}") from error
 
 
 def _first_of_each_family(addresses: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -8,8 +8,6 @@ pod gets one address: the next free one after the one given last, so that one ju
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 _DIRECTORY = "leases"
 _LAST = "last-"
-_NETWORK = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-"""CNI specification 1.0.0, section 1."""
 
 
 class _Range(NamedTuple):
@@ -116,27 +112,22 @@ def release(uuid: str, network: str = "", interface: str = "") -> None:
     for name in [network] if network else state.listing(_DIRECTORY):
         for address in _addresses(name):
             holder = state.holder(_claim(name, address))
-            if holder == f"{uuid} {interface}" or (not interface and holder.startswith(f"{uuid} ")):
+            if holder.partition(" ")[0] == uuid and (not interface or holder == f"{uuid} {interface}"):
                 state.release(_claim(name, address), holder)
 
 
 def tidy() -> None:
     """Drop what nobody can have, and directories where nothing is left but what was given last."""
+    for network, address, holder in list(all_claims()):
+        if not holder:
+            state.drop_nonsense(_claim(network, address))
     with state.lock():
         for network in state.listing(_DIRECTORY):
-            for address in _addresses(network):
-                if not state.holder(_claim(network, address)):
-                    _drop_nonsense(_claim(network, address))
             names = state.listing(_DIRECTORY, network)
             if all(name.startswith(_LAST) for name in names):
                 for name in names:
                     state.drop(state.path(_DIRECTORY, network, name))
-                os.rmdir(state.path(_DIRECTORY, network))
-
-
-def _drop_nonsense(claim: str) -> None:
-    if not state.holder(claim) and not os.path.isdir(claim):
-        state.drop(claim)
+                state.drop_directory(state.path(_DIRECTORY, network))
 
 
 def _addresses(network: str) -> list[str]:
@@ -162,7 +153,7 @@ def _allocate(network: str, number: int, choice: _Choice, call: Call) -> tuple[_
                 if str(address) not in used:
                     _take(network, number, address, call)
                     return part, address
-        if not _reclaim(network, used):
+        if not owners.reclaim(_claim(network, address) for address in used):
             ranges = " and ".join(map(str, choice.ranges))
             count = sum(1 for part, address in _known(used) if any(r.has(address) for r in choice.ranges))
             raise NetworkError(
@@ -180,7 +171,7 @@ def _allocate_wanted(network: str, ranges: _Set, address: Address, call: Call) -
             except FileExistsError:
                 pass
         uuid = state.holder(_claim(network, str(address))).partition(" ")[0]
-        if not _reclaim(network, {str(address)}):
+        if not owners.reclaim([_claim(network, str(address))]):
             raise NetworkError(f"network {network}: {address} is already taken by {owners.describe(uuid)}")
 
 
@@ -192,21 +183,6 @@ def _take(network: str, number: int, address: Address, call: Call) -> None:
     except OSError as error:
         raise NetworkError(f"write {last}: {reason(error)}") from error
     state.take(_claim(network, str(address)), _holder(call))
-
-
-def _reclaim(network: str, addresses: set[str]) -> bool:
-    """Have what dead pods and nobody at all have of `addresses` taken back; whether there was any."""
-    nonsense = False
-    uuids = set()
-    for address in addresses:
-        uuid = state.holder(_claim(network, address)).partition(" ")[0]
-        if uuid:
-            uuids.add(uuid)
-        else:  # it was freed this very moment, or is something that nobody can have made
-            with state.lock():
-                _drop_nonsense(_claim(network, address))
-            nonsense = nonsense or not os.path.lexists(_claim(network, address))
-    return owners.reclaim(uuids) or nonsense
 
 
 def _last(network: str, number: int) -> Address | None:
@@ -249,7 +225,7 @@ def _between(part: _Range, first: Address, last: Address) -> Iterator[tuple[_Ran
 
 def _network(conf: dict[str, Any]) -> str:
     name = conf.get("name")
-    if not isinstance(name, str) or not _NETWORK.fullmatch(name):
+    if not isinstance(name, str) or not name or name.startswith(".") or {"/", "\0"} & set(name):
         raise NetworkError(f"{name!r} is no name for a network")
     return name
 

@@ -16,7 +16,7 @@ GROUP = 29291
 """Of every interface of ours on the host ("rk" in ASCII); the firewall knows them by it (`firewall`)."""
 _SYSCTLS = "/proc/sys/net"
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
-_NAME = re.compile(r"[^\s/:%]{1,15}")
+_NAME = re.compile(r"[^\s/:%\0]{1,15}")
 _LOOPBACK_METRIC = 4096
 
 
@@ -62,7 +62,7 @@ def requested_mac(call: Call) -> str:
 def _checked_mac(call: Call, value: object) -> str:
     text = str(value).lower().replace("-", ":")
     if not _MAC.fullmatch(text):
-        raise NetworkError(f"network {call.conf.get('name')}: {value!r} is not the hardware address of one interface")
+        raise NetworkError(f"{value!r} is not the hardware address of one interface")
     return text
 
 
@@ -74,7 +74,7 @@ def number_of(call: Call, key: str, lowest: int = 0, highest: int = 1 << 31) -> 
     """The configuration's integer `key`; 0 when it has none."""
     value = call.conf.get(key) or 0
     if isinstance(value, bool) or not isinstance(value, int) or (value and not lowest <= value <= highest):
-        raise NetworkError(f"network {call.conf.get('name')}: {key} is {value!r}, not {lowest} to {highest}")
+        raise NetworkError(f"{key} is {value!r}, not {lowest} to {highest}")
     return value
 
 
@@ -86,9 +86,13 @@ def mtu(call: Call) -> int:
 def interface_name(call: Call, key: str, default: str = "") -> str:
     """The configuration's `key`, the name of an interface of the host."""
     value = call.conf.get(key) or default
-    if value and not (isinstance(value, str) and _NAME.fullmatch(value) and value not in (".", "..")):
-        raise NetworkError(f"network {call.conf.get('name')}: {key} {value!r} is not the name of an interface")
+    if value and not is_interface_name(value):
+        raise NetworkError(f"{key} {value!r} is not the name of an interface")
     return str(value)
+
+
+def is_interface_name(value: object) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value)) and value not in (".", "..")
 
 
 def refuse(call: Call, *keys: str) -> None:
@@ -96,7 +100,7 @@ def refuse(call: Call, *keys: str) -> None:
     for key in keys:
         if call.conf.get(key):
             raise NetworkError(
-                f"network {call.conf.get('name')}: the built-in {call.conf.get('type')} does not have {key}",
+                f"the built-in {call.conf.get('type')} does not have {key}",
                 hint="a plugin program that lies in a configured directory is used instead of the built-in one",
             )
 
@@ -117,12 +121,10 @@ def in_namespace(netns: str) -> Iterator[None]:
         there = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             syscalls.setns(there, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(there)
-        try:
             yield
-        finally:
+        finally:  # Also when a signal's handler raised something before the first step was over.
             syscalls.setns(home, syscalls.CLONE_NEWNET)
+            os.close(there)
     finally:
         os.close(home)
 
@@ -182,17 +184,20 @@ def _keep_routers() -> None:
 
 def open_loopback(interface: str) -> None:
     """What programs of the host send to 127.0.0.1 and ::1 can go to a pod through `interface`, its end on the host, and
-    be answered. The firewall keeps what pods themselves send there out."""
-    set_sysctl("1", "ipv4", "conf", interface, "route_localnet")
-    if not has_ipv6():
-        return
+    be answered. The firewall keeps what pods themselves send there out, where the interface is of our group: an
+    interface that is not is left alone, and so is the port of a bridge, which routes nothing."""
     from stage1.network import netlink
 
-    # An answer to ::1 is taken only by a route of the interface that it comes from.
     with netlink.Netlink() as net:
-        request = netlink.local_route(net.need(interface), "::1", _LOOPBACK_METRIC)
+        link = net.need(interface)
+        if link.group != GROUP or link.master:
+            return
+        set_sysctl("1", "ipv4", "conf", interface, "route_localnet")
+        if not has_ipv6() or sysctl("ipv6", "conf", interface, "disable_ipv6") != "0":
+            return
+        # An answer to ::1 is taken only by a route of the interface that it comes from.
         try:
-            net.do(request)
+            net.do(netlink.local_route(link, "::1", _LOOPBACK_METRIC))
         except netlink.Refused as error:
             if error.errno != errno.EEXIST:
                 raise

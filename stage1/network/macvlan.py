@@ -43,7 +43,7 @@ def _mode(call: Call) -> Any:
     modes = _MODES[kind]
     mode = call.conf.get("mode") or next(iter(modes))
     if mode not in modes:
-        message = f"network {call.conf.get('name')}: {kind} has no mode {mode!r}"
+        message = f"{kind} has no mode {mode!r}"
         raise NetworkError(message, hint=f"one of {', '.join(modes)}")
     return modes[mode]
 
@@ -68,7 +68,7 @@ def _create(call: Call, mode: Any) -> None:
             host.do(netlink.create(call.interface, kind, whole, data))
         except netlink.Refused as error:
             if error.errno == errno.EOPNOTSUPP:
-                raise NetworkError(f"network {call.conf.get('name')}: this kernel has no {kind}") from error
+                raise NetworkError(f"this kernel has no {kind}") from error
             raise
 
 
@@ -80,7 +80,7 @@ def _master(call: Call, host: Any) -> Any:
         if destination in ("0.0.0.0/0", "::/0") and (found := host.link_at(index)):
             return found
     raise NetworkError(
-        f"network {call.conf.get('name')} names no master, and this machine has no default route to take one from",
+        "the network names no master, and this machine has no default route to take one from",
         hint='"master": "INTERFACE" says which',
     )
 

@@ -51,6 +51,16 @@ try:
 except ImportError as error:
     raise NetworkError(f"networks need pyroute2: {error}", hint="install it, or run the pod with --net=none") from error
 
+
+def load() -> None:
+    """What the codecs put off until they are used is done now, by a process that has nothing better to do."""
+    link = Link(1, "lo", "", True, 0, "", "", 0, 0)
+    create("x", "veth", [("IFLA_ADDRESS", "02:00:00:00:00:01")], [("VETH_INFO_PEER", {"attrs": [("IFLA_MTU", 1500)]})])
+    for text in ("127.0.0.1", "::1"):
+        address(link, text, 8)
+        route(link, f"{text}/8", text)
+
+
 REQUEST, ACK, DUMP = 1, 4, 0x300
 REPLACE, EXCLUSIVE, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 _ERROR, _DONE = 2, 3
@@ -97,6 +107,7 @@ class Link(NamedTuple):
     peer: int
     """The other end of a veth, or what it stands on; an index in another namespace perhaps."""
     master: int
+    group: int = 0
 
 
 def _request(about: str, kind: int, flags: int, message: Any, attributes: Attributes) -> Request:
@@ -374,4 +385,4 @@ def _link(answer: Any) -> Link:
     return Link(answer["index"], answer.get_attr("IFLA_IFNAME"), answer.get_attr("IFLA_ADDRESS") or "",
                 bool(answer["flags"] & UP), answer.get_attr("IFLA_MTU") or 0, kind or "",
                 answer.get_attr("IFLA_IFALIAS") or "", answer.get_attr("IFLA_LINK") or 0,
-                answer.get_attr("IFLA_MASTER") or 0)  # fmt: skip
+                answer.get_attr("IFLA_MASTER") or 0, answer.get_attr("IFLA_GROUP") or 0)  # fmt: skip

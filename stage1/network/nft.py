@@ -17,9 +17,10 @@ _DIRECTORIES = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 _MISSING = "No such file or directory"
 
 
-def run(script: str) -> None:
-    """All of `script` or nothing. NetworkError with nft's first line."""
-    status, _, complaint = _spawn(("-f", "-"), script)
+def run(script: str, lock: int) -> None:
+    """All of `script` or nothing. NetworkError with nft's first line. nft holds `lock`, the descriptor of a lock (see
+    common.locks), too: should this process be killed, nobody else gets it before nft is done."""
+    status, _, complaint = _spawn(("-f", "-"), script, lock)
     if status != 0:
         raise NetworkError(f"change the firewall: {complaint or f'nft ended with status {status}'}")
 
@@ -44,13 +45,15 @@ def text(*what: str) -> str:
     return output if status == 0 else ""
 
 
-def _spawn(words: tuple[str, ...], script: str = "") -> tuple[int, str, str]:
+def _spawn(words: tuple[str, ...], script: str = "", lock: int = -1) -> tuple[int, str, str]:
     """Exit status, standard output, and the first line of what it complains of."""
     program = _program(os.environ)
     files = [os.memfd_create(f"nft-{name}") for name in ("script", "output", "complaints")]
     try:
         os.pwrite(files[0], script.encode(), 0)
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+        if lock >= 0:
+            actions.append((os.POSIX_SPAWN_DUP2, lock, lock))  # Onto itself, which takes close-on-exec off.
         # In our words for errors, and with none of the signals blocked that whoever calls this may have blocked.
         environment = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         pid = os.posix_spawn(program, ("nft", *words), environment, file_actions=actions, setsigmask=())

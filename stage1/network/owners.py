@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from common import locks
 from common.errors import NetworkError, RkpyError, reason
 from stage1 import poddir
-from stage1.network import record as records
 from stage1.network import state
-from stage1.network.record import Element
 
 _LIVELY = ("prepare", "prepared", "run")
 """Where a pod can be that claims something, or is about to."""
@@ -81,16 +79,23 @@ def describe(uuid: str) -> str:
     return f'pod "{name}" ({uuid[:8]})' if name else f"pod {uuid[:8]}"
 
 
-def reclaim(uuids: Iterable[str]) -> bool:
-    """Take back everything that those of the pods claim that are dead. Whether there was one, so that it is worth to
-    look again. Not with `state.lock` held. NetworkError when a dead pod's claims cannot be taken back."""
-    found = False
-    for uuid in sorted(set(uuids)):
-        problems = _sweep(uuid, _PATIENCE)
-        if problems:
-            raise NetworkError(f"what {describe(uuid)} left behind cannot be taken back: {problems[0]}")
-        found = found or problems is not None
-    return found
+def reclaim(claims: Iterable[str]) -> bool:
+    """Have of `claims`, paths, those dropped that dead pods have, with everything else that these have, and those that
+    nobody can have made. Whether there was one, so that it is worth to look again. Not with `state.lock` held.
+    NetworkError when there would have been one, but a dead pod's cannot be taken back."""
+    holders = {claim: state.holder(claim) for claim in claims}
+    failure = ""
+    for uuid in sorted({holder.partition(" ")[0] for holder in holders.values()} - {""}):
+        for problem in _sweep(uuid, _PATIENCE) or ():
+            failure = failure or f"what {describe(uuid)} left behind cannot be taken back: {problem}"
+    for claim, holder in holders.items():
+        if not holder:
+            state.drop_nonsense(claim)
+    if any(state.holder(claim) != holder or not os.path.lexists(claim) for claim, holder in holders.items()):
+        return True
+    if failure:
+        raise NetworkError(failure)
+    return False
 
 
 def sweep(complain: Callable[[RkpyError], None] | None = None) -> list[str]:
@@ -108,21 +113,12 @@ def sweep(complain: Callable[[RkpyError], None] | None = None) -> list[str]:
                 complain(NetworkError(f"{describe(uuid)}: {problem}"))
         if problems is not None and not problems:
             swept.append(uuid)
-    detach.tidy()
+    try:
+        detach.tidy()
+    except RkpyError as error:
+        if complain is not None:
+            complain(error)
     return swept
-
-
-def elements() -> Iterator[tuple[str, Element]]:
-    """What the firewall is to have of all pods that live: (UUID, element). Takes no lock."""
-    for uuid in state.listing("pods"):
-        directory = find(uuid)
-        if directory and is_alive(uuid):
-            try:
-                record = records.read(directory)
-            except NetworkError:
-                continue
-            for element in () if record is None else record.elements:
-                yield uuid, element
 
 
 def _sweep(uuid: str, patience: float) -> list[str] | None:

@@ -7,8 +7,8 @@ the port away from it without a word.
 
 from __future__ import annotations
 
+import _socket
 import sys
-from _socket import AF_INET, AF_INET6, inet_ntop
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -32,24 +32,22 @@ def claim(plan: NetworkPlan) -> tuple[str, ...]:
     if not wanted:
         return ()
     _meet_each_other(wanted)
-    _meet_host(wanted)
     while True:
         with state.lock():
             taken = _taken(wanted, plan.uuid)
             if not taken:
+                _meet_host(wanted)  # one at a time: we ask by taking it
                 _make(wanted, plan.uuid)
                 return tuple(wanted)
-        holders = {name: _holder(name) for name in taken}
-        if not _reclaim(holders):
-            name, uuid = next(iter(holders.items()))
-            raise NetworkError(f"port {_text(name)} is published by {owners.describe(uuid)} already")
+        uuid = _holder(taken[0])
+        if not owners.reclaim(map(_path, taken)):
+            raise NetworkError(f"port {_text(taken[0])} is published by {owners.describe(uuid)} already")
 
 
 def require_free(ports: Iterable[Port]) -> None:
     """Raises what `claim` would if it were asked now; changes nothing."""
     wanted = _names(ports)
     _meet_each_other(wanted)
-    _meet_host(wanted)
     for name in _taken(wanted, ""):
         holder = _holder(name)
         if holder and owners.is_alive(holder):
@@ -82,10 +80,9 @@ def parse(name: str) -> tuple[str, int, str]:
 
 def tidy() -> None:
     """Drop what nobody can have."""
-    with state.lock():
-        for name, holder in all_claims():
-            if not holder:
-                state.drop(_path(name))
+    for name, holder in list(all_claims()):
+        if not holder:
+            state.drop_nonsense(_path(name))
 
 
 def _names(ports: Iterable[Port]) -> list[str]:
@@ -133,13 +130,6 @@ def _make(names: list[str], uuid: str) -> None:
             continue
 
 
-def _reclaim(holders: dict[str, str]) -> bool:
-    """Have what dead pods and nobody at all have taken back; whether there was any."""
-    if not all(holders.values()):
-        tidy()
-    return owners.reclaim(filter(None, holders.values())) or not all(holders.values())
-
-
 def _meet(one: str, other: str) -> bool:
     """Whether a packet can be for both addresses of the host."""
     if one == other or not one or not other:
@@ -153,6 +143,8 @@ def _meet(one: str, other: str) -> bool:
 
 
 def _meet_host(names: list[str]) -> None:
+    # The kernel's tables take milliseconds to read.
+    names = [name for name in names if not _can_bind(*parse(name))]
     for protocol, state_of_it in _LISTENING.items():
         wanted: dict[int, list[str]] = {}
         for name in names:
@@ -167,6 +159,22 @@ def _meet_host(names: list[str]) -> None:
                     f"port {port}/{protocol} is in use by a program of the host that listens on {where}",
                     hint=f"see ss -l -p, and publish another port or a certain address: --port=NAME:ADDRESS:{port}",
                 )
+
+
+def _can_bind(protocol: str, port: int, address: str) -> bool:
+    """If so, nobody listens there; if not, it need not be somebody who listens."""
+    family = _socket.AF_INET if "." in address else _socket.AF_INET6
+    try:
+        found = _socket.socket(family, _socket.SOCK_STREAM if protocol == "tcp" else _socket.SOCK_DGRAM)
+        try:
+            if family == _socket.AF_INET6:
+                found.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, int(address != ""))
+            found.bind((address or "::", port))
+        finally:
+            found.close()
+        return True
+    except OSError:
+        return False
 
 
 def _listeners(protocol: str, wanted_state: str) -> Iterator[tuple[int, str]]:
@@ -190,8 +198,8 @@ def _address(text: str) -> str:
     """Words of 32 bits, each as the machine has it in memory."""
     raw = b"".join(int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8))
     if len(raw) == 4:
-        return inet_ntop(AF_INET, raw)
-    return inet_ntop(AF_INET6, raw).removeprefix(_MAPPED)
+        return _socket.inet_ntop(_socket.AF_INET, raw)
+    return _socket.inet_ntop(_socket.AF_INET6, raw).removeprefix(_MAPPED)
 
 
 def _path(name: str) -> str:

@@ -71,14 +71,12 @@ def run(path: str, environment: dict[str, str], text: bytes) -> Outcome:
     errors, errors_end = os.pipe()
     try:
         pid = _spawn(path, environment, text, output_end, errors_end)
-        pidfd = os.pidfd_open(pid)
         try:
-            said = _listen(pidfd, output, errors)
+            said = _listen(pid, output, errors)
         except BaseException:
             os.killpg(pid, signal.SIGKILL)
             raise
         finally:
-            os.close(pidfd)
             status = _reap(pid)
     finally:
         os.close(output)
@@ -119,14 +117,23 @@ def _inheritable() -> list[int]:
     return found
 
 
-def _listen(pidfd: int, output: int, errors: int) -> tuple[bytes, bytes]:
+def _listen(pid: int, output: int, errors: int) -> tuple[bytes, bytes]:
     """What the process says until it ends. Something it leaves behind may hold the pipes open for longer."""
     said = {output: bytearray(), errors: bytearray()}
+    for fd in said:
+        os.set_blocking(fd, False)
+    pidfd = os.pidfd_open(pid)
+    try:
+        _fill(said, output, pidfd)
+    finally:
+        os.close(pidfd)
+    return bytes(said[output]), bytes(said[errors])
+
+
+def _fill(said: dict[int, bytearray], output: int, pidfd: int) -> None:
     poll = select.poll()
     for fd in (pidfd, *said):
         poll.register(fd, select.POLLIN)
-    for fd in said:
-        os.set_blocking(fd, False)
     deadline = time.monotonic() + LIMIT
     ended = False
     while not ended:
@@ -139,8 +146,8 @@ def _listen(pidfd: int, output: int, errors: int) -> tuple[bytes, bytes]:
                 poll.unregister(fd)
             if len(said[output]) > SIZE:
                 raise NetworkError(f"printed more than {SIZE} bytes and was killed")
-            del said[errors][:-SIZE]
-    return bytes(said[output]), bytes(said[errors])
+            if fd != output:
+                del said[fd][:-SIZE]
 
 
 def _read(fd: int, buffer: bytearray) -> bool:

@@ -24,7 +24,7 @@ def add(call: Call) -> dict[str, Any]:
     leases = addresses.obtain(call)
     try:
         _check_gateways(call, leases)
-        wires.protect(call, leases)
+        wires.protect(call, leases, links.host_end(call))
         with Netlink() as host:
             link, mac = wires.make_veth(call, host)
             try:
@@ -44,7 +44,7 @@ def _check_gateways(call: Call, leases: Any) -> None:
     for address in leases.addresses:
         if not address.gateway or address.gateway == address.address:
             raise NetworkError(
-                f"network {call.conf.get('name')}: ptp needs a gateway for {address.address}/{address.prefix}",
+                f"ptp needs a gateway for {address.address}/{address.prefix}",
                 hint="its IPAM configuration names none",
             )
 

@@ -71,8 +71,10 @@ def read(directory: str) -> Record | None:
     try:
         with open(path, "rb") as file:
             document = json.loads(file.read())
-        return Record(**{**_tuples(document), "attachments": _all(Attachment, document["attachments"]),
-                         "elements": _all(Element, document["elements"])})  # fmt: skip
+        lists = {"attachments": _all(Attachment, document["attachments"]),
+                 "elements": _all(Element, document["elements"])}  # fmt: skip
+        found: Record = _sound(Record(**{**_tuples(document), **lists}))
+        return found
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -96,4 +98,17 @@ def _tuple(value: Any) -> Any:
 
 
 def _all(kind: Any, documents: list[dict[str, Any]]) -> tuple[Any, ...]:
-    return tuple(kind(**_tuples(document)) for document in documents)
+    return tuple(_sound(kind(**_tuples(document))) for document in documents)
+
+
+def _sound(item: Any) -> Any:
+    """`item`, if it has the types it was declared with. Raises ValueError."""
+    for name, value in item._asdict().items():
+        right = type(value) is type(item._field_defaults.get(name, ""))
+        if right and name in ("ports", "plugin_path", "system_plugin_path"):
+            right = all(isinstance(each, str) for each in value)
+        if right and name == "args":
+            right = all(isinstance(each, tuple) and [*map(type, each)] == [str, str] for each in value)
+        if not right:
+            raise ValueError(f"{name} is {value!r}")
+    return item

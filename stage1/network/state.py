@@ -7,6 +7,7 @@ interfaces.
     leases/NETWORK/last-N       the address of range N given out last
     ports/PROTOCOL-PORT-HOSTIP  -> "UUID": a published port, HOSTIP "any" for all (`ports`)
     names/NETWORK/UUID          what the pods of a network call each other (`names`)
+    firewall/UUID               what a pod has in the table of the firewall (`firewall`)
     netns/UUID                  the pod's network namespace, where a plugin that is a program has to find it
 
 What has an arrow is a symbolic link that leads nowhere: its target is who claims the name. symlink(2) makes it whole or
@@ -79,6 +80,21 @@ def release(claim: str, whose: str) -> None:
     with lock():
         if holder(claim) == whose:
             drop(claim)
+
+
+def drop_nonsense(claim: str) -> None:
+    """Drop `claim` if it is no link, and so nothing that we made. A directory stays."""
+    with lock():
+        if not holder(claim) and not os.path.isdir(claim):
+            drop(claim)
+
+
+def drop_directory(directory: str) -> None:
+    """If there is nothing in it."""
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass
 
 
 def listing(*parts: str) -> list[str]:

@@ -39,9 +39,7 @@ def add(call: Call) -> dict[str, Any]:
 def _previous(call: Call) -> dict[str, Any]:
     previous = call.conf.get("prevResult")
     if not isinstance(previous, dict):
-        raise NetworkError(
-            f"network {call.conf.get('name')}: tuning is for what another plugin made, and comes after it"
-        )
+        raise NetworkError("tuning is for what another plugin made, and comes after it")
     return previous
 
 
@@ -54,7 +52,7 @@ def _sysctls(call: Call) -> dict[tuple[str, ...], str]:
     """By their names below net."""
     items = call.conf.get("sysctl") or {}
     if not isinstance(items, dict):
-        raise NetworkError(f"network {call.conf.get('name')}: sysctl is not an object")
+        raise NetworkError("sysctl is not an object")
     return {_name(call, str(name)): str(value) for name, value in items.items()}
 
 
@@ -63,7 +61,7 @@ def _name(call: Call, name: str) -> tuple[str, ...]:
     parts = name.split("/" if "/" in name else ".")
     if parts[0] != "net" or len(parts) < 3 or not all(_PART.fullmatch(part) and part.strip(".") for part in parts):
         raise NetworkError(
-            f"network {call.conf.get('name')}: {name!r} is not a sysctl of the network",
+            f"{name!r} is not a sysctl of the network",
             hint="only what is below net. belongs to the pod's network namespace",
         )
     return tuple(call.interface if part == _OURS else part for part in parts[1:])
@@ -94,16 +92,15 @@ def delete(call: Call) -> None:
 def check(call: Call) -> None:
     from stage1.network import netlink
 
-    name = call.conf.get("name")
     try:
         with links.in_namespace(call.netns):
             for path, value in _sysctls(call).items():
                 if links.sysctl(*path).split() != value.split():
-                    raise NetworkError(f"network {name}: net.{'.'.join(path)} is {links.sysctl(*path)}, not {value}")
+                    raise NetworkError(f"net.{'.'.join(path)} is {links.sysctl(*path)}, not {value}")
     except OSError as error:
         raise NetworkError(f"enter {call.netns}: {reason(error)}") from error
     with netlink.Netlink(call.netns) as pod:
         link = pod.need(call.interface)
     for wanted, found in ((links.requested_mac(call), link.mac), (links.mtu(call), link.mtu)):
         if wanted and wanted != found:
-            raise NetworkError(f"network {name}: {call.interface} has {found}, not {wanted}")
+            raise NetworkError(f"{call.interface} has {found}, not {wanted}")

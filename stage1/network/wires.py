@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from common.errors import NetworkError, reason
 from stage1.network import links, netlink
@@ -90,8 +89,8 @@ def _way_out(leases: Leases, link: Link) -> list[netlink.Request]:
     ]
 
 
-def protect(call: Call, leases: Leases) -> None:
-    """What the firewall is to have for a network that the host routes."""
+def protect(call: Call, leases: Leases, interface: str = "") -> None:
+    """What the firewall is to have for a network that the host routes; `interface`: where nobody but this pod is."""
     from stage1.network import firewall
 
     own = call.conf.get("rkpy")
@@ -100,7 +99,7 @@ def protect(call: Call, leases: Leases) -> None:
         if call.conf.get("ipMasq"):
             call.elements.extend(firewall.masquerade(address.address, address.subnet))
         if restricted:
-            call.elements.extend(firewall.restrict(address.address, address.subnet))
+            call.elements.extend(firewall.restrict(address.address, address.subnet, interface))
 
 
 def undo(host: Netlink, name: str) -> None:
@@ -112,24 +111,23 @@ def undo(host: Netlink, name: str) -> None:
 def check(call: Call) -> None:
     """NetworkError when something that the result of `add` says is not there any more."""
     previous = call.conf.get("prevResult") or {}
-    name = call.conf.get("name")
     with Netlink(call.netns) as pod:
-        link = _checked(pod, call.interface, name)
+        link = _checked(pod, call.interface)
         present, routes = pod.addresses(link), {route[0] for route in pod.routes(link)}
     for item in previous.get("ips") or ():
         if item.get("address") not in present:
-            raise NetworkError(f"network {name}: {call.interface} has lost its address {item.get('address')}")
+            raise NetworkError(f"{call.interface} has lost its address {item.get('address')}")
     for item in previous.get("routes") or ():
         if item.get("dst") not in routes:
-            raise NetworkError(f"network {name}: {call.interface} has lost its route to {item.get('dst')}")
+            raise NetworkError(f"{call.interface} has lost its route to {item.get('dst')}")
     with Netlink() as host:
         for item in previous.get("interfaces") or ():
             if not item.get("sandbox"):
-                _checked(host, str(item.get("name")), name)
+                _checked(host, str(item.get("name")))
 
 
-def _checked(net: Netlink, name: str, network: Any) -> Link:
+def _checked(net: Netlink, name: str) -> Link:
     link = net.link(name)
     if link is None or not link.up:
-        raise NetworkError(f"network {network}: the interface {name} is {'gone' if link is None else 'down'}")
+        raise NetworkError(f"the interface {name} is {'gone' if link is None else 'down'}")
     return link

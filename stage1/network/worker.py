@@ -84,10 +84,12 @@ def _load() -> None:
     import stage1.network.firewall
     import stage1.network.leases
     import stage1.network.names
-    import stage1.network.netlink
     import stage1.network.owners
     import stage1.network.ports
     import stage1.network.ptp  # noqa: F401
+    from stage1.network import netlink
+
+    netlink.load()
 
 
 def _send(source: Channel, text: str) -> bool:
@@ -147,7 +149,7 @@ def _attach(plan: NetworkPlan, source: Channel) -> None:
         results.append((network.name, result))
     done = _publish(plan, results, done)
     _complain(names.write(plan, results))
-    firewall.apply(done.elements, plan.uuid, owners.elements)
+    firewall.apply(done.elements, plan.uuid)
 
 
 def _attach_one(plan: NetworkPlan, network: Network, path: str, done: Record) -> tuple[Record, dict[str, Any]]:

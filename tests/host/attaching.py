@@ -30,12 +30,14 @@ def answer(request: dict[str, Any]) -> Any:
             firewall.apply(elements, plan.uuid)
             return [result, elements]
         case "check":
-            return cni.check(record, attachment, record.netns)
+            return cni.check(record, attachment, request["netns"])
         case "delete":
             firewall.withdraw([Element(*element) for element in request["elements"]], plan.uuid)
             return cni.delete(record, attachment, record.netns)
         case "uses programs":
             return cni.uses_programs(plan)
+        case "pin":
+            return netns.pin(request["netns"], plan.uuid)
         case "unpin":
             return netns.unpin(plan.uuid)
         case command:

@@ -124,7 +124,7 @@ class Site:
 
     def leases(self) -> list[str]:
         """What is claimed: every file below /run/rkpy/net but the lock and the marks of what was given out last."""
-        found = self.lab.host("find", "/run/rkpy", "-type", "f").splitlines()
+        found = self.lab.host("find", "/run", "-path", "/run/rkpy/*", "-type", "f").splitlines()
         return [path for path in found if "/last-" not in path and not path.endswith("/lock")]
 
     def state(self) -> dict[str, object]:

@@ -47,11 +47,12 @@ class Attachment:
             **more,
         }  # fmt: skip
         self.error = ""
+        self.interpreter = [sys.executable, "-m", "tests.host.attaching"]
 
     def __call__(self, verb: str) -> Any:
         """None when it failed; then `error` says how."""
-        words = (sys.executable, "-m", "tests.host.attaching")
-        said = json.loads(self.lab.host(*words, input=json.dumps({**self.request, "verb": verb}), cwd=str(ROOT)))
+        request = json.dumps({**self.request, "verb": verb})
+        said = json.loads(self.lab.host(*self.interpreter, input=request, cwd=str(ROOT)))
         self.error = said.get("error", "")
         return said.get("answer")
 
@@ -83,7 +84,7 @@ def left(lab: netlab.Lab) -> dict[str, str]:
     """What there may be of plugins on the lab's host."""
     return {
         "links": " ".join(link["ifname"] for link in json.loads(lab.host("ip", "-j", "link"))),
-        "leases": lab.host("find", "/var/lib/cni", "-name", "[0-9f][0-9d]*[.:]*"),
+        "leases": lab.host("find", "/var/lib", "-name", "[0-9f][0-9d]*[.:]*"),
         "rules": "\n".join(line for line in lab.host("iptables-save").splitlines() if "10.99.0." in line),
         "rules6": "\n".join(line for line in lab.host("ip6tables-save").splitlines() if "fd99:" in line),
         "pins": lab.host("sh", "-c", "ls /run/rkpy/net/netns 2>/dev/null; grep nsfs /proc/self/mounts || :"),
@@ -124,6 +125,12 @@ def test_a_chain_of_five(lab: netlab.Lab) -> None:
     pod("unpin")
     lab.host("ip", "link", "del", "cni9")
     assert left(lab) == before
+
+
+def leases(lab: netlab.Lab) -> list[str]:
+    """Of our own host-local."""
+    names = lab.host("ls", "/run/rkpy/net/leases/net", check=False).split()
+    return [name for name in names if "last" not in name]
 
 
 @pytest.mark.parametrize("version", results.VERSIONS)
@@ -266,6 +273,39 @@ def test_the_built_in_portmap_for_a_bridge_of_the_program(lab: netlab.Lab, tmp_p
     assert pod.delete() == []
 
 
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        {"type": "ptp", "ipam": ADDRESSES},
+        {**BRIDGE, "bridge": "rkbr9"},
+        {"type": "macvlan", "master": netlab.UPLINK, "ipam": ADDRESSES},
+        {"type": "loopback"},
+    ],
+    ids=lambda plugin: plugin["type"],
+)
+def test_built_in_plugins_are_taken_back_without_their_library(lab: netlab.Lab, plugin: dict[str, Any]) -> None:
+    """As the monitor does it, in an interpreter that has no site-packages."""
+    shaper = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+    pod = Attachment(
+        lab, plugin, {"type": "tuning", "mtu": 1400}, shaper, PORTMAP, path=[],
+        ports=[["web", "tcp", "", 8080, 80]], bandwidth=50_000_000,
+    )  # fmt: skip
+    pod.request["interface"] = "lo" if plugin["type"] == "loopback" else "eth0"
+    if plugin["type"] in ("macvlan", "loopback"):  # which have no interface on the host
+        pod.request["conf"]["plugins"][2:] = []
+    assert pod("uses programs") is False
+    pod.add()
+    assert len(leases(lab)) == (2 if "ipam" in plugin else 0)
+    code = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_module(sys.argv[2], run_name='__main__')"
+    pod.interpreter = [sys.executable, "-I", "-S", "-c", code, str(ROOT), "tests.host.attaching"]
+    assert pod.delete() == []
+    assert pod.delete() == []
+    pod("unpin")
+    assert pod.delete() == []
+    assert leases(lab) == []
+    assert "rkpy" not in lab.host("nft", "list", "tables")
+
+
 def test_addresses_for_a_built_in_plugin(lab: netlab.Lab) -> None:
     """As one asks for them by `cni.ipam`."""
     pod = Attachment(lab, {"type": "ptp", "ipam": ADDRESSES}, version="0.3.1")
@@ -278,3 +318,26 @@ def test_addresses_for_a_built_in_plugin(lab: netlab.Lab) -> None:
         lab, {"type": "ptp", "ipam": {"type": "static", "addresses": [{"address": "10.99.0.5/24"}]}}, path=[]
     )
     assert [ip["address"] for ip in lone("ADD")["ips"]] == ["10.99.0.5/24"]
+
+
+def test_a_pin_is_made_and_removed_as_often_as_wanted(lab: netlab.Lab) -> None:
+    before = left(lab)
+    pod = Attachment(lab)
+    assert (pod("unpin"), pod.error) == (None, "")
+    path = pod("pin")
+    assert pod("pin") == path
+    inside = lab.run("pod", "readlink", "/proc/self/ns/net")
+    assert lab.host("nsenter", f"--net={path}", "readlink", "/proc/self/ns/net") == inside
+    assert len(left(lab)["pins"].splitlines()) == 2, "its name and one mount"
+    assert (pod("unpin"), pod.error) == (None, "")
+    assert (pod("unpin"), pod.error) == (None, "")
+    assert left(lab) == before
+    lab.host("touch", path)  # killed before it was mounted
+    assert pod("pin") == path
+    lab.host("mount", "--bind", path, path)
+    pod("unpin")
+    assert left(lab) == before
+    pod.request["netns"] = "/etc/passwd"
+    assert pod("pin") is None
+    assert pod.error == "/etc/passwd is no namespace"
+    assert left(lab) == before

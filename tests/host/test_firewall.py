@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -33,11 +36,11 @@ def element(value):
     return Element(*value)
 try:
     if name == "apply":
-        firewall.apply(map(element, arguments[0]), arguments[1], lambda: [(o, element(e)) for o, e in arguments[2]])
+        firewall.apply(map(element, arguments[0]), arguments[1])
     elif name == "withdraw":
-        firewall.withdraw(map(element, arguments[0]), arguments[1])
+        firewall.withdraw(arguments[0])
     elif name == "reload":
-        firewall.reload([(owner, element(each)) for owner, each in arguments[0]])
+        firewall.reload()
     else:
         print(json.dumps(obstacles.foreign_obstacles(arguments[0])))
 except RkpyError as error:
@@ -112,12 +115,12 @@ def call(lab: Lab, name: str, *arguments: Any) -> str:
     return finished.stdout
 
 
-def apply(lab: Lab, elements: Iterable[Element], owner: str, others: Iterable[tuple[str, Element]] = ()) -> None:
-    call(lab, "apply", list(elements), owner, list(others))
+def apply(lab: Lab, elements: Iterable[Element], owner: str) -> None:
+    call(lab, "apply", list(elements), owner)
 
 
-def withdraw(lab: Lab, elements: Iterable[Element], owner: str = "") -> None:
-    call(lab, "withdraw", list(elements), owner)
+def withdraw(lab: Lab, owner: str) -> None:
+    call(lab, "withdraw", owner)
 
 
 def ruleset(lab: Lab) -> str:
@@ -147,10 +150,10 @@ def test_what_leaves_the_subnet_is_masqueraded_and_nothing_else(lab: Lab, pod: P
     assert lab.ask(other.name, "tcp", pod.address6, 80) == f"pod1 {other.address6}"
     assert lab.ask(pod.name, "tcp", HOST4, 99) == pod.address4
     assert lab.ask(pod.name, "tcp", HOST6, 99) == pod.address6
-    withdraw(lab, pod.masquerade(), pod.uuid)
+    withdraw(lab, pod.uuid)
     refused(lambda: lab.ask(pod.name, "tcp", FAR4, 80, timeout=0.5))
     assert lab.ask(other.name, "tcp", FAR4, 80) == HOST4
-    withdraw(lab, (), other.uuid)
+    withdraw(lab, other.uuid)
     assert ruleset(lab) == ""
 
 
@@ -170,7 +173,7 @@ def test_published_ports_are_reached_from_everywhere(lab: Lab, pod: Pod) -> None
             for address in (GATEWAY4, GATEWAY6, HOST4, HOST6):
                 assert lab.ask(who.name, protocol, address, port).startswith("pod1 ")
     refused(lambda: lab.ask("outside", "tcp", HOST4, 80, timeout=1))
-    withdraw(lab, pod.publication(WEB, NAMES), pod.uuid)
+    withdraw(lab, pod.uuid)
     refused(lambda: lab.ask("outside", "tcp", HOST4, 8080, timeout=1))
     assert ruleset(lab) == ""
 
@@ -234,7 +237,7 @@ def test_a_restricted_pod_talks_to_its_subnet_and_the_host_only(lab: Lab, by_int
     refused(lambda: lab.ask(pod.name, "tcp", FAR6, 88, timeout=0.5))
     assert lab.ask(other.name, "tcp", FAR4, 88) == other.address4
     assert lab.ask(other.name, "tcp", FAR6, 88) == other.address6
-    withdraw(lab, (), pod.uuid)
+    withdraw(lab, pod.uuid)
     assert lab.ask(pod.name, "tcp", FAR4, 88) == pod.address4
     assert lab.ask(pod.name, "tcp", FAR6, 88) == pod.address6
 
@@ -248,57 +251,91 @@ def test_a_restricted_pod_gains_nothing_from_another_senders_address(lab: Lab) -
     lab.outside("ip", "route", "add", "172.16.99.1", "via", HOST4)
     apply(lab, pod.restrict(pod.interface), pod.uuid)
     refused(lambda: lab.ask(pod.name, "tcp", FAR4, 88, timeout=0.5))
-    withdraw(lab, (), pod.uuid)
+    withdraw(lab, pod.uuid)
     assert lab.ask(pod.name, "tcp", FAR4, 88) == "172.16.99.1"
+
+
+def words(lab: Lab) -> list[str]:
+    """The ruleset, in whatever order its elements are."""
+    return sorted(ruleset(lab).replace(",", " ").split())
 
 
 def test_a_flushed_ruleset_is_repaired_by_the_next_pod_and_by_reload(lab: Lab, pod: Pod) -> None:
     other = Pod(lab, 2)
-    elements = pod.publication(WEB)
-    apply(lab, elements, pod.uuid)
+    apply(lab, pod.publication(WEB), pod.uuid)
     lab.host("nft", "flush", "ruleset")
     refused(lambda: lab.ask("outside", "tcp", HOST4, 8080, timeout=1))
-    apply(lab, other.masquerade(), other.uuid, [(pod.uuid, each) for each in elements])
+    apply(lab, other.masquerade(), other.uuid)
     assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
-    before = ruleset(lab)
+    before = words(lab)
     lab.host("nft", "flush", "ruleset")
-    everything = [(pod.uuid, each) for each in elements] + [(other.uuid, each) for each in other.masquerade()]
-    call(lab, "reload", everything)
-    assert sorted(ruleset(lab).split()) == sorted(before.split())
-    call(lab, "reload", [])
+    call(lab, "reload")
+    assert words(lab) == before
+    # A pod that goes repairs it too.
+    lab.host("nft", "flush", "ruleset")
+    withdraw(lab, other.uuid)
+    assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
+    lab.host("nft", "flush", "ruleset")
+    withdraw(lab, pod.uuid)
+    assert ruleset(lab) == ""
+    call(lab, "reload")
     assert ruleset(lab) == ""
 
 
 def test_a_table_with_other_rules_is_made_anew_with_what_was_in_it(lab: Lab, pod: Pod) -> None:
     other = Pod(lab, 2)
     apply(lab, pod.publication(WEB), pod.uuid)
-    good = ruleset(lab)
+    good = words(lab)
     lab.host("nft", "delete", "chain", *firewall.TABLE.split(), firewall.VERSION)
     lab.host("nft", "flush", "chain", *firewall.TABLE.split(), "prerouting")
     apply(lab, other.masquerade(), other.uuid)
     assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
-    withdraw(lab, (), other.uuid)
-    assert sorted(ruleset(lab).split()) == sorted(good.split())
+    withdraw(lab, other.uuid)
+    assert words(lab) == good
 
 
-def test_stale_elements_give_way_and_are_not_taken_back_twice(lab: Lab, pod: Pod) -> None:
-    stale, uuid = Pod(lab, 2), "00000009-0000-4000-8000-000000000000"
-    apply(lab, stale.publication(WEB), stale.uuid)
-    gone = [*firewall.publication([], [pod.address4]), *firewall.masquerade(pod.address4, "172.16.0.0/16")]
-    apply(lab, gone, uuid)
+def test_what_is_stale_gives_way_and_is_not_taken_back_from_its_new_owner(lab: Lab, pod: Pod) -> None:
+    dead, gone = Pod(lab, 2), "00000009-0000-4000-8000-000000000000"
+    apply(lab, dead.publication(WEB) + dead.masquerade(), dead.uuid)
+    apply(lab, [*firewall.publication([WEB._replace(host_port=1)], [f"{pod.address4}/16"]),
+                *firewall.masquerade(pod.address4, "172.16.0.0/16")], gone)  # fmt: skip
     apply(lab, pod.publication(WEB) + pod.masquerade(), pod.uuid)
     assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
-    before = ruleset(lab)
+    withdraw(lab, gone)
+    withdraw(lab, dead.uuid)
+    before = words(lab)
+    assert not any(uuid in " ".join(before) for uuid in (gone, dead.uuid))
+    assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
     # Twice the same is fine.
     apply(lab, pod.publication(WEB) + pod.masquerade(), pod.uuid)
-    assert sorted(ruleset(lab).split()) == sorted(before.split())
-    # The dead pods' elements have become another's.
-    withdraw(lab, gone, uuid)
-    withdraw(lab, stale.publication(WEB), stale.uuid)
-    assert lab.ask("outside", "tcp", HOST4, 8080).startswith("pod1")
-    withdraw(lab, pod.publication(WEB) + pod.masquerade())
-    withdraw(lab, pod.publication(WEB) + pod.masquerade())
+    assert words(lab) == before
+    withdraw(lab, pod.uuid)
+    withdraw(lab, pod.uuid)
     assert ruleset(lab) == ""
+    assert lab.host("ls", "/run/rkpy/net/firewall") == ""
+
+
+def test_what_cannot_be_added_leaves_everything_as_it_was(lab: Lab, pod: Pod) -> None:
+    contradiction = pod.publication(WEB, WEB._replace(pod_port=81))
+    with pytest.raises(AssertionError, match="change the firewall: Could not process rule: File exists"):
+        apply(lab, contradiction, pod.uuid)
+    assert ruleset(lab) == ""
+    apply(lab, pod.publication(WEB), pod.uuid)
+    before = words(lab)
+    with pytest.raises(AssertionError):
+        apply(lab, contradiction, "00000009-0000-4000-8000-000000000000")
+    assert words(lab) == before
+    call(lab, "reload")
+    assert words(lab) == before
+    withdraw(lab, pod.uuid)
+    assert ruleset(lab) == ""
+
+
+def test_without_nft_it_is_said_what_to_install(lab: Lab, pod: Pod) -> None:
+    lab.host("mount", "--bind", "/dev/null", lab.host("sh", "-c", "readlink -f $(command -v nft)").strip())
+    with pytest.raises(AssertionError, match=r"there is no nft\(8\).*\(install nftables\)"):
+        apply(lab, pod.publication(WEB), pod.uuid)
+    assert lab.host("ls", "/run/rkpy/net/firewall") == ""
 
 
 def test_no_ruleset_of_others_is_touched(lab: Lab, pod: Pod) -> None:
@@ -307,8 +344,52 @@ def test_no_ruleset_of_others_is_touched(lab: Lab, pod: Pod) -> None:
     apply(lab, pod.publication(WEB), pod.uuid)
     lab.host("nft", "delete", "chain", *firewall.TABLE.split(), firewall.VERSION)
     apply(lab, pod.masquerade(), pod.uuid)
-    withdraw(lab, (), pod.uuid)
+    withdraw(lab, pod.uuid)
     assert ruleset(lab) == before
+
+
+SENDER = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+link = socket.socket(family, socket.SOCK_DGRAM)
+link.bind(("", 7000))
+link.settimeout(float(sys.argv[3]))
+for attempt in range(3):
+    link.sendto(b"?", (sys.argv[1], int(sys.argv[2])))
+    try:
+        print(link.recv(1024).decode())
+        break
+    except TimeoutError:
+        continue
+"""
+
+
+@pytest.mark.parametrize("address", [HOST4, HOST6])
+def test_who_kept_sending_to_a_udp_port_gets_through_once_it_is_published(lab: Lab, pod: Pod, address: str) -> None:
+    other = Pod(lab, 2)
+    other.serve()
+
+    def send(timeout: float) -> str:
+        return lab.outside(sys.executable, "-I", "-S", "-c", SENDER, address, "5353", str(timeout))
+
+    # Somebody tracks connections already.
+    apply(lab, other.masquerade(), other.uuid)
+    assert send(0.1) == ""
+    apply(lab, pod.publication(NAMES), pod.uuid)
+    assert send(5).startswith("pod1 ")
+    withdraw(lab, pod.uuid)
+    apply(lab, other.publication(NAMES), other.uuid)
+    assert send(5).startswith("pod2 ")
+
+
+def test_flows_of_others_to_the_same_port_are_not_forgotten(lab: Lab, pod: Pod) -> None:
+    lab.serve("outside", "udp", FAR4, 5353)
+    apply(lab, pod.masquerade(), pod.uuid)
+    assert lab.ask(pod.name, "udp", FAR4, 5353) == HOST4
+    apply(lab, pod.publication(NAMES), pod.uuid)
+    if not pathlib.Path("/proc/net/nf_conntrack").exists():
+        pytest.skip("needs /proc/net/nf_conntrack")
+    assert f"dst={FAR4} " in lab.host("cat", "/proc/net/nf_conntrack")
 
 
 FIREWALLD = """
@@ -397,3 +478,64 @@ def test_a_chain_of_nobody_we_know(lab: Lab) -> None:
     (line,) = obstacles(lab)
     assert f'"nft insert rule ip6 mine out ip6 saddr {SUBNET6} accept"' in line
     assert SUBNET4 not in line
+
+
+def test_many_at_once(lab: Lab) -> None:
+    """Each in a process of its own, which applies and withdraws several times and is killed at the end or not."""
+    code = CALL.partition("try:")[0].replace("name, arguments = json.load(sys.stdin)", "number = int(sys.argv[2])")
+    code += """
+uuid, address = f"{number:08}-0000-4000-8000-000000000000", f"172.16.28.{number}"
+elements = firewall.masquerade(address, "172.16.28.0/24")
+for again in range(5):
+    firewall.apply(elements, uuid)
+    if again < 4:
+        firewall.withdraw(uuid)
+    print("done", flush=True)
+"""
+    processes = [
+        lab.popen("host", sys.executable, "-I", "-S", "-c", code, ROOT, str(number), stdout=subprocess.PIPE, text=True)
+        for number in range(1, 13)
+    ]
+    for process in processes[:4]:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    for process in processes[4:]:
+        assert process.wait(60) == 0
+    for process in processes[:4]:
+        process.wait(60)
+    listed = ruleset(lab)
+    for number in range(5, 13):
+        assert listed.count(f'172.16.28.{number} comment "{number:08}-0000-4000-8000-000000000000"') == 1
+    for number in range(1, 13):
+        withdraw(lab, f"{number:08}-0000-4000-8000-000000000000")
+    assert ruleset(lab) == ""
+    assert lab.host("ls", "/run/rkpy/net/firewall") == ""
+
+
+def test_nobody_gets_the_lock_while_the_nft_of_a_killed_process_is_at_work(
+    lab: Lab, pod: Pod, tmp_path: pathlib.Path
+) -> None:
+    slow, begun, go = tmp_path / "nft", tmp_path / "begun", tmp_path / "go"
+    os.mkfifo(begun)
+    os.mkfifo(go)
+    slow.write_text(f'#!/bin/sh\necho >{begun}; read go <{go}\nexec {shutil.which("nft")} "$@"\n')
+    slow.chmod(0o755)
+    words = (sys.executable, "-I", "-S", "-c", CALL, ROOT)
+    apply(lab, Pod(lab, 2).masquerade(), "other")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    victim = lab.popen("host", *words, stdin=subprocess.PIPE, text=True, env=environment)
+    assert victim.stdin is not None
+    victim.stdin.write(json.dumps(("apply", [pod.masquerade(), pod.uuid])))
+    victim.stdin.close()
+    begun.read_text()
+    victim.kill()
+    victim.wait()
+    held = "import sys; sys.path.insert(0, sys.argv[1]); from common import locks; print(locks.is_locked(sys.argv[2]))"
+    asking = (sys.executable, "-I", "-S", "-c", held, ROOT, "/run/rkpy/net/lock")
+    assert lab.host(*asking) == "True\n"
+    go.write_text("\n")
+    withdraw(lab, pod.uuid)
+    assert pod.uuid not in ruleset(lab)
+    withdraw(lab, "other")
+    assert ruleset(lab) == ""

@@ -186,6 +186,12 @@ def test_check_says_what_is_missing(plugins: Plugins) -> None:
         cni.check(*recorded(plan, results.empty()), "/proc/self/ns/net")
 
 
+def test_nothing_is_known_to_check(plugins: Plugins) -> None:
+    with pytest.raises(NetworkError, match=r"^network net: nothing is known of what was done$"):
+        cni.check(*recorded(plugins.plan({"type": "first"})), "/proc/self/ns/net")
+    assert plugins.order() == []
+
+
 @pytest.mark.parametrize(
     ("args", "given"),
     [

@@ -31,6 +31,11 @@ def call(previous: dict[str, Any] | None = PREVIOUS, mappings: Any = MAPPINGS, *
     return Call("u", "/n", "eth0", {}, {**own, **({"prevResult": previous} if previous else {})}, (), (), [])
 
 
+def _with(name: str, value: list[str]) -> Call:
+    asked = call()
+    return asked._replace(conf={**asked.conf, name: value})
+
+
 def test_ports_lead_to_the_pods_addresses() -> None:
     asked = call()
     assert portmap.add(asked) == PREVIOUS
@@ -59,8 +64,8 @@ def test_nothing_to_publish_on() -> None:
 @pytest.mark.parametrize("name", ["conditionsV4", "conditionsV6"])
 def test_a_restriction_that_cannot_be_kept(name: str) -> None:
     with pytest.raises(NetworkError, match=name):
-        portmap.add(call(**{name: ["-s", "10.0.0.0/8"]}))
-    portmap.add(call(**{name: []}))
+        portmap.add(_with(name, ["-s", "10.0.0.0/8"]))
+    portmap.add(_with(name, []))
 
 
 def test_delete_and_check_do_nothing() -> None:

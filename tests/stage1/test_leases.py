@@ -75,7 +75,7 @@ def test_exhaustion_is_said_plainly_and_ends_with_a_gap(pods: Pods) -> None:
 
 def test_a_failed_allocation_leaves_nothing(pods: Pods) -> None:
     """There is an address in the second range set for the first pod only."""
-    tight = {"ranges": [[{"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.9", "rangeEnd": "10.2.0.9"}]]}
+    tight: dict[str, Any] = {"ranges": [[{"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.9", "rangeEnd": "10.2.0.9"}]]}
     first, second = pods.start(), pods.start()
     _add(first, **tight)
     before = claims()
@@ -93,7 +93,7 @@ def test_ranges_of_a_set_are_one_pool(pods: Pods) -> None:
         [{"address": "10.3.0.2/30", "gateway": "10.3.0.1"}],
         [{"address": "10.4.0.1/30", "gateway": "10.4.0.2"}],
     ]
-    with pytest.raises(NetworkError, match="no address left in 10.3.0.0/30 and 10.4.0.0/30, 2 in use"):
+    with pytest.raises(NetworkError, match=r"no address left in 10\.3\.0\.0/30 and 10\.4\.0\.0/30, 2 in use"):
         leases.add(_call(pods.start(), "", ranges=ranges))
 
 
@@ -116,7 +116,7 @@ def test_a_large_network_is_quick(pods: Pods) -> None:
         assert _add(pods.start(), "10.0.0.0/16", ranges=[[{"subnet": "fd00::/64"}]]) == ["10.0.0.3/16", "fd00::3/64"]
     finally:
         state.holder = real
-    assert not asked
+    assert not [claim for claim in asked if "/leases/" in claim]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ class Machine(RuleBasedStateMachine):
     """Random lives of pods with addresses of a small network. `has` is what pods that live were given."""
 
     pods_known = Bundle("pods_known")
-    SUBNET = ipaddress.ip_network("10.1.0.0/28")
+    SUBNET = ipaddress.IPv4Network("10.1.0.0/28")
 
     def __init__(self) -> None:
         super().__init__()
@@ -395,7 +395,7 @@ class Machine(RuleBasedStateMachine):
     def _has(self, uuid: str, got: list[str]) -> None:
         address = got[0].partition("/")[0]
         assert address not in self._given()
-        assert self.SUBNET[1] < ipaddress.ip_address(address) < self.SUBNET[15]
+        assert self.SUBNET[1] < ipaddress.IPv4Address(address) < self.SUBNET[15]
         self.has[uuid].add(address)
 
     def _given(self) -> set[str]:
