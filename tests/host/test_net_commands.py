@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from tests.netlab import FAR4, HOST4, Lab, Unreachable
 def lab() -> Iterator[Lab]:
     with Lab() as made:
         made.serve("outside", "tcp", FAR4, 80)
+        # What the first pod would change for all.
+        made.host("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        until(lambda: "local fe80:" in made.host("ip", "-6", "route", "show", "table", "local"))
         yield made
 
 
@@ -77,8 +82,11 @@ def test_rules_that_were_flushed_come_back(site: Site, pod: NetPod) -> None:
 
 def test_what_a_killed_pod_had_is_taken_back(site: Site, pod: NetPod) -> None:
     assert site.ok("net", "gc") == ""
+    pid = pod.pid
     pod.process.kill()
     pod.process.communicate()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)  # the session adopts it
     until(lambda: pod.status()["state"] == "exited")
     assert pod.uuid in site.ok("net", "gc")
     assert json.loads(site.ok("net", "inspect", "default"))["leases"] == []
