@@ -16,7 +16,7 @@ from stage0 import flags
 from stage0.commands import gc, net
 from stage0.config import Config
 from stage0.pods import DIRECTORIES
-from stage1.network import cni, firewall, obstacles, record, state
+from stage1.network import cni, obstacles, record, state
 from stage1.network.record import Attachment, Element, Record
 from tests import claimants
 from tests.claimants import Pods
@@ -209,12 +209,3 @@ def test_checking_pods(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert site.ok(net.check) == ""
     error = site.run(net.check, bad).exception
     assert isinstance(error, PodError) and "isn't currently running" in str(error)
-
-
-def test_reloading_is_for_pods_that_live(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, Element]] = []
-    monkeypatch.setattr(firewall, "reload", lambda elements: told.extend(elements))
-    alive, dead = site.pod("default"), site.pod("default")
-    site.pods.die(dead)
-    assert site.ok(net.reload) == ""
-    assert told == [(alive, Element("masquerade4", "172.16.28.2"))]
