@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import click
@@ -227,16 +228,17 @@ def check(config: Config, uuid: tuple[str, ...]) -> int:
 
 
 def _problems(pod: Pod) -> list[str]:
-    from stage1.network import cni
+    from stage1.network import cni, firewall
 
     about, found = f'pod "{pod.uuid}"', []
     try:
         record = records.read(pod.base) or Record(pod.uuid)
     except NetworkError as error:
         return [f"{about}: {error}"]
-    for attachment in record.attachments:
+    checks = [partial(cni.check, record, attachment, _namespace(pod)) for attachment in record.attachments]
+    for verify in (*checks, partial(firewall.check, pod.uuid)):
         try:
-            cni.check(record, attachment, _namespace(pod))
+            verify()
         except RkpyError as error:
             found.append(f"{about}: {error}")
     return found if pod.state() is State.RUNNING else []
@@ -246,7 +248,7 @@ def _namespace(pod: Pod) -> str:
     """The path of its network namespace."""
     leader = pod.leader()
     if leader is None:
-        raise PodError("it has not been started yet")
+        raise PodError(f'pod "{pod.uuid}" has not been started yet')
     return f"/proc/{leader.pid}/ns/net"
 
 

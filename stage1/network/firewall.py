@@ -180,6 +180,18 @@ def reload() -> None:
         _renew(_owners(), lock.fd)
 
 
+def check(owner: str) -> None:
+    """NetworkError when something is not there of what the pod `owner` has, as when somebody flushed the ruleset."""
+    with state.lock() as lock:
+        elements = _read(owner)
+        try:
+            nft.run(_statements("get", elements or ()), lock.fd)
+        except NetworkError as error:
+            raise NetworkError(
+                "the firewall has lost rules of the pod", hint="rkpy net reload makes them anew"
+            ) from error
+
+
 def owners() -> list[str]:
     """The UUIDs of the pods that have something here."""
     with state.lock():

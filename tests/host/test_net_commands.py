@@ -69,13 +69,24 @@ def test_what_a_pod_has_lost_is_found(site: Site, pod: NetPod) -> None:
     assert "eth0" in site.refused("net", "check", pod.uuid)
 
 
+def test_pods_of_every_kind_pass_the_check(site: Site) -> None:
+    pod = site.start(
+        "--net=default,default-restricted", "--port=8080:80", "--port=[::1]:53:53/udp", "--port=range:9000"
+    )
+    assert site.ok("net", "check") == ""
+    assert len(json.loads(site.ok("net", "inspect", pod.uuid))["networks"]) == 2
+    pod.stop()
+
+
 def test_rules_that_were_flushed_come_back(site: Site, pod: NetPod) -> None:
     rules = site.lab.host("nft", "-s", "list", "table", "inet", "rkpy")
     assert site.lab.ask(pod.pid, "tcp", FAR4, 80) == HOST4
     site.lab.host("nft", "flush", "ruleset")
     with pytest.raises(Unreachable):
         site.lab.ask(pod.pid, "tcp", FAR4, 80)
+    assert "the firewall has lost rules of the pod (rkpy net reload makes them anew)" in site.refused("net", "check")
     site.ok("net", "reload")
+    assert site.ok("net", "check") == ""
     assert sorted(site.lab.host("nft", "-s", "list", "table", "inet", "rkpy").split()) == sorted(rules.split())
     assert site.lab.ask(pod.pid, "tcp", FAR4, 80) == HOST4
 

@@ -16,7 +16,7 @@ from stage0 import flags
 from stage0.commands import gc, net
 from stage0.config import Config
 from stage0.pods import DIRECTORIES
-from stage1.network import cni, obstacles, record, state
+from stage1.network import cni, firewall, obstacles, record, state
 from stage1.network.record import Attachment, Element, Record
 from tests import claimants
 from tests.claimants import Pods
@@ -196,10 +196,11 @@ def test_checking_pods(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
             raise NetworkError('network "lan": eth1 is gone')
 
     monkeypatch.setattr(cni, "check", check)
+    monkeypatch.setattr(firewall, "check", lambda uuid: checked.append(uuid))
     monkeypatch.setattr(net, "_namespace", lambda pod: "/somewhere")
     good = site.pod("default")
     assert site.ok(net.check) == ""
-    assert checked == ["default /somewhere"]
+    assert checked == ["default /somewhere", good]
     bad = site.pod("default", "lan")
     for words in ((), (bad,), (good, bad)):
         done = site.run(net.check, *words)
