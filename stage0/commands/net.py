@@ -230,12 +230,14 @@ def check(config: Config, uuid: tuple[str, ...]) -> int:
 def _problems(pod: Pod) -> list[str]:
     from stage1.network import cni, firewall
 
-    about, found = f'pod "{pod.uuid}"', []
+    about, path, found = f'pod "{pod.uuid}"', _namespace(pod), []
+    if not path:
+        return []
     try:
         record = records.read(pod.base) or Record(pod.uuid)
     except NetworkError as error:
         return [f"{about}: {error}"]
-    checks = [partial(cni.check, record, attachment, _namespace(pod)) for attachment in record.attachments]
+    checks = [partial(cni.check, record, attachment, path) for attachment in record.attachments]
     for verify in (*checks, partial(firewall.check, pod.uuid)):
         try:
             verify()
@@ -245,11 +247,9 @@ def _problems(pod: Pod) -> list[str]:
 
 
 def _namespace(pod: Pod) -> str:
-    """The path of its network namespace."""
+    """The path of its network namespace; empty while it is just being started."""
     leader = pod.leader()
-    if leader is None:
-        raise PodError(f'pod "{pod.uuid}" has not been started yet')
-    return f"/proc/{leader.pid}/ns/net"
+    return "" if leader is None else f"/proc/{leader.pid}/ns/net"
 
 
 @click.command("reload")
