@@ -40,20 +40,13 @@ def read(directory: str) -> tuple[NetworkInfo, ...]:
 
 def _info(record: Record, attachment: Attachment) -> NetworkInfo:
     return NetworkInfo(
-        name=str(attachment.network),
-        interface=str(attachment.interface),
-        source=str(attachment.source),
+        name=attachment.network,
+        interface=attachment.interface,
+        source=attachment.source,
         plugin=_program(record, attachment),
-        args=";".join(f"{key}={value}" for key, value in _pairs(attachment.args)),
+        args=";".join(f"{key}={value}" for key, value in attachment.args),
         addresses=_addresses(attachment.result),
     )
-
-
-def _pairs(args: Any) -> list[tuple[str, str]]:
-    try:
-        return [(key, value) for key, value in args]
-    except (TypeError, ValueError):
-        return []
 
 
 def _program(record: Record, attachment: Attachment) -> str:
@@ -65,7 +58,7 @@ def _program(record: Record, attachment: Attachment) -> str:
         return ""
 
 
-def _addresses(result: Any) -> tuple[str, ...]:
+def _addresses(result: str) -> tuple[str, ...]:
     """Of a result (CNI spec 1.0.0, section 5): those of the pod, not of interfaces of the host."""
     try:
         document = json.loads(result or "{}")
