@@ -42,6 +42,7 @@ from aci.image_manifest import (
     port_to_json,
 )
 from aci.types import OWNER_MAX, ac_version, quote
+from common import addresses
 from common.errors import ManifestError
 from common.records import NamedTuple
 
@@ -271,17 +272,11 @@ _exposed_ports: Final = each(_exposed_port)
 
 
 def _address(value: Any) -> str:
-    import ipaddress
-
     address = text(value)
-    if not address:
-        return address
     try:
-        if "%" not in address:
-            return str(ipaddress.ip_address(address))
+        return addresses.canonical(address) if address else ""
     except ValueError:
-        pass
-    raise ManifestError(f"{quote(address)} is not an IP address")
+        raise ManifestError(f"{quote(address)} is not an IP address") from None
 
 
 # Writing, field by field in rkt's order

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -72,15 +72,17 @@ def podman(directory: str, *words: str) -> list[str]:
     ]
 
 
-def busybox(directory: str, *programs: str) -> str:
+def busybox(directory: str, *programs: str, more: Callable[[str], None] | None = None) -> str:
     """An image of a static busybox that runs `/bin/sh`, in rkpy's store and in podman's below `directory`; the path of
-    its root."""
+    its root, to which `more` may add before."""
     root = f"{directory}/image/rootfs"
     for name in ("bin", "proc", "dev", "sys", "tmp", "etc", "usr"):
         os.makedirs(f"{root}/{name}")
     run("cp", "/bin/busybox", f"{root}/bin/busybox")
     for name in ("sh", *programs):
         os.symlink("busybox", f"{root}/bin/{name}")
+    if more is not None:
+        more(root)
     fetch(directory, IMAGE, "/bin/sh")
     run("tar", "-C", root, "-cf", f"{directory}/image.tar", ".")
     run(*podman(directory, "import", f"{directory}/image.tar", "localhost/busybox"))

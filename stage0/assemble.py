@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from aci import isolators
 from aci.image_manifest import App, Isolator
 from aci.oci_config import CMD
-from aci.pod_manifest import PodManifest, RuntimeApp, RuntimeImage, RuntimeMount, Volume
+from aci.pod_manifest import ExposedPort, PodManifest, RuntimeApp, RuntimeImage, RuntimeMount, Volume
 from aci.store import ImageRecord
 from aci.types import ac_name, default_app_name
 from common.errors import UsageError
@@ -45,20 +45,14 @@ def pod_manifest(flags: Values, images: Sequence[Selected], inherited: Mapping[s
     Raises UsageError where flags contradict each other or the images."""
     volumes = tuple(values.volume(text) for text in flags.all("volume"))
     _unique("volume", [volume.name for volume in volumes])
-    ports = tuple(values.port(text) for text in flags.all("port"))
-    _unique("port", [port.name for port in ports])
     shared = _pod_variables(flags)
     base = inherited if flags.boolean("inherit-env") else {}
     apps = tuple(_runtime_app(flags, image, volumes, {**base}, shared) for image in images)
     _unique("app name", [app.name for app in apps], hint="give each its own with --name")
-    declared = {port.name for app in apps if app.app for port in app.app.ports}
-    for port in ports:
-        if port.name not in declared:
-            raise UsageError(f"--port={port.name}: no image of this pod has a port of that name")
     return PodManifest(
         apps=apps,
         volumes=volumes,
-        ports=ports,
+        ports=_ports(flags, apps),
         user_annotations=tuple(values.variables("user-annotation", flags.all("user-annotation")).items()),
         user_labels=tuple(values.variables("user-label", flags.all("user-label")).items()),
         annotations=behaviour.pod_annotations(flags),
@@ -67,19 +61,38 @@ def pod_manifest(flags: Values, images: Sequence[Selected], inherited: Mapping[s
 
 def sandbox(flags: Values) -> PodManifest:
     """The manifest of a pod without apps, which get added while it runs. Raises UsageError."""
-    ports = tuple(values.pod_port(text) for text in flags.all("port"))
-    _unique("port", [port.name for port in ports])
     own = {behaviour.MUTABLE: "true"}
     if flags.boolean("no-overlay"):
         own[behaviour.NO_OVERLAY] = "true"
     typed = tuple(values.variables("annotation", flags.all("annotation")).items())
     return PodManifest(
         apps=(),
-        ports=ports,
+        ports=_sandbox_ports(flags),
         annotations=behaviour.merged(typed, (*behaviour.pod_annotations(flags), *own.items())),
         user_annotations=tuple(values.variables("user-annotation", flags.all("user-annotation")).items()),
         user_labels=tuple(values.variables("user-label", flags.all("user-label")).items()),
     )
+
+
+def _ports(flags: Values, apps: Sequence[RuntimeApp]) -> tuple[ExposedPort, ...]:
+    """What --port says, of which it is certain that it can be resolved."""
+    if flags.get("port") is None:
+        return ()
+    from stage0 import ports
+
+    exposed = tuple(ports.exposed(text) for text in flags.all("port"))
+    ports.resolve(exposed, [(app.name, app.app) for app in apps if app.app])
+    return exposed
+
+
+def _sandbox_ports(flags: Values) -> tuple[ExposedPort, ...]:
+    if flags.get("port") is None:
+        return ()
+    from stage0 import ports
+
+    exposed = tuple(ports.exposed_with_pod_port(text) for text in flags.all("port"))
+    ports.resolve(exposed, ())
+    return exposed
 
 
 def _unique(what: str, names: Sequence[str], hint: str = "") -> None:

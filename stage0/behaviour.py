@@ -32,6 +32,10 @@ NO_OVERLAY = "rkpy/no-overlay"
 RESTART, STOP_SIGNAL, DEVICES = "rkpy/restart", "rkpy/stop-signal", "rkpy/devices"
 OCI_STOP_SIGNAL = "appc.io/docker/stopsignal"
 """Where `aci.oci_config` keeps an OCI image's StopSignal."""
+FROM_OCI = "rkpy/from-oci"
+"""Of an app whose image is an OCI image."""
+_OF_OCI = "appc.io/docker/"
+"""What the annotations of such images begin with."""
 
 STOP_SECONDS = 10
 POD_NAME_LIMIT = 63
@@ -63,6 +67,7 @@ class AppBehaviour(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = signal.SIGTERM.value
     devices: tuple[Device, ...] = ()
+    from_oci: bool = False
 
 
 # The values, as flags and annotations write them. All raise UsageError.
@@ -192,6 +197,8 @@ def app_annotations(flags: Values, image: Mapping[str, str]) -> Pairs:
         found[STOP_SIGNAL] = str(_of_image(image[OCI_STOP_SIGNAL]))
     if devices := [device(text) for text in flags.all("device")]:
         found[DEVICES] = json.dumps(devices, separators=(",", ":"))
+    if any(name.startswith(_OF_OCI) for name in image):
+        found[FROM_OCI] = "true"
     return tuple(found.items())
 
 
@@ -248,6 +255,7 @@ def of_app(app: RuntimeApp) -> AppBehaviour:
         restart=_read(found, RESTART, restart, Restart()),
         stop_signal=_read(found, STOP_SIGNAL, stop_signal, signal.SIGTERM.value),
         devices=_read(found, DEVICES, _devices, ()),
+        from_oci=found.get(FROM_OCI) == "true",
     )
 
 

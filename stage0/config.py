@@ -22,6 +22,7 @@ LOCAL_CONFIG = "/etc/rkpy"
 
 ALL_FETCH = frozenset({"image", "tls", "http", "pubkey"})
 ALL_RUN = frozenset({"capabilities", "paths", "seccomp"})
+CNI_PLUGINS = "cni-plugins"
 _INSECURE = {
     "none": frozenset[str](),
     **{name: frozenset({name}) for name in (*sorted(ALL_FETCH | ALL_RUN), "ondisk")},
@@ -45,6 +46,8 @@ class Config(NamedTuple):
     trust_keys_from_https: bool = False
     stage1: str = ""
     """Flavour named by stage1.d; empty when nothing is configured."""
+    cni_plugins: tuple[str, ...] = ()
+    """Directories with CNI plugins that stand in for the built-in ones."""
 
     @property
     def store(self) -> str:
@@ -72,7 +75,8 @@ def load(flags: Values) -> Config:
     )
     paths, stage1 = effective(config, "paths"), effective(config, "stage1")
     data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or DATA_DIR
-    return config._replace(data_dir=data_dir, stage1=_field(stage1, "name"))
+    plugins = tuple(paths.get(CNI_PLUGINS) or ())
+    return config._replace(data_dir=data_dir, stage1=_field(stage1, "name"), cni_plugins=plugins)
 
 
 def insecure_options(text: str) -> frozenset[str]:
@@ -147,6 +151,9 @@ def _check(path: str, document: dict[str, Any]) -> None:
     for key in ("data", "stage1-images"):
         if document.get(key) and not os.path.isabs(document[key]):
             raise ConfigError(f"{path}: {key} has to be an absolute path")
+    plugins = document.get(CNI_PLUGINS) or []
+    if not isinstance(plugins, list) or not all(isinstance(item, str) and os.path.isabs(item) for item in plugins):
+        raise ConfigError(f"{path}: {CNI_PLUGINS} has to be a list of absolute paths")
     if document["rktKind"] == "stage1" and bool(document.get("version")) and not document.get("name"):
         raise ConfigError(f"{path}: version is given without a name")
 

@@ -96,7 +96,7 @@ PREPARE = (
     Flag("set-env-file", LIST, "file of environment variables to set for all the apps"),
     Flag("no-overlay", BOOL, "copy the images' files instead of using overlayfs"),
     Flag("pod-manifest", STRING, "path of a pod manifest to run instead of images"),
-    Flag("port", LIST, "ports to expose on the host, in the form NAME:[HOSTIP:]HOSTPORT"),
+    Flag("port", LIST, "ports to publish: NAME:[HOSTIP:]HOSTPORT, or [HOSTIP:]HOSTPORT:PODPORT[/udp]"),
     Flag("private-users", BOOL, "run within user namespaces"),
     *BEHAVIOUR,
     Flag("volume", LIST, "volume to make available, in the form NAME,kind=host|empty,..."),
@@ -105,12 +105,12 @@ PREPARE = (
 )
 
 RUNTIME = (
-    Flag("net", OPTIONAL, "networks of the pod: default, none, host, all or a list of names", "default", "default"),
-    Flag("dns", LIST, "name server to write into /etc/resolv.conf, or host, or none"),
+    Flag("net", OPTIONAL, "networks of the pod: NAME[:K=V;K=V],..., all; or none, host, ns:PATH", "default", "default"),
+    Flag("dns", LIST, "name server to write into /etc/resolv.conf, or host for the host's file, or none"),
     Flag("dns-search", LIST, "DNS search domain"),
     Flag("dns-opt", LIST, "DNS option"),
     Flag("dns-domain", STRING, "DNS domain"),
-    Flag("hosts-entry", LIST, "entry for /etc/hosts in the form IP=HOST, or host"),
+    Flag("hosts-entry", LIST, "entry for /etc/hosts in the form IP=HOST, or host for the host's file"),
     Flag("hostname", STRING, "host name of the pod", "rkpy-UUID"),
     Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
     Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),

@@ -6,7 +6,8 @@ from typing import Any
 
 from aci.pod_manifest import PodManifest, RuntimeApp
 from common.records import NamedTuple
-from stage0 import behaviour
+from stage0 import behaviour, podnets
+from stage0.podnets import NetworkInfo
 from stage0.pods import Pod, State
 from stage1 import poddir
 from stage1.poddir import Ending, LimitReport
@@ -60,6 +61,8 @@ class PodInfo(NamedTuple):
     mutable: bool = False
     limits: tuple[LimitReport, ...] = ()
     """What became of the limits asked for."""
+    networks: tuple[NetworkInfo, ...] = ()
+    """Of a pod that has been started."""
 
 
 def read(pod: Pod) -> PodInfo:
@@ -80,6 +83,7 @@ def read(pod: Pod) -> PodInfo:
         name=pod.name(),
         mutable=manifest is not None and behaviour.is_mutable(manifest),
         limits=tuple(poddir.read_limits(pod.base)),
+        networks=podnets.read(pod.base) if state.started else (),
     )
 
 
@@ -134,6 +138,7 @@ def to_json(pod: PodInfo) -> dict[str, Any]:
         "name": pod.uuid,
         "pod_name": pod.name or None,
         "state": str(pod.state),
+        "networks": [podnets.to_json(network) for network in pod.networks],
         "app_names": [app.name for app in pod.apps],
         "apps": [app_to_json(pod, app) for app in pod.apps],
         "created_at": None if pod.created_at is None else pod.created_at // _SECOND,

@@ -79,7 +79,7 @@ def load(
     pod: Pod,
     store: Store,
     *,
-    net: str | None = None,
+    net: tuple[str, ...] | None = None,
     name_options: tuple[str, ...] = (),
     hostname: str = "",
     ipc: str = "auto",
@@ -99,7 +99,7 @@ def load(
         directory=pod.path,
         lock_fd=-1,
         apps=tuple(_prepared_app(pod.path, manifest, app, store) for app in manifest.apps),
-        net=None if net is None else tuple(net.split(",")),
+        net=net,
         ports=tuple(port.name for port in manifest.ports),
         name_options=name_options,
         hostname=hostname or lives.name or f"rkpy-{pod.uuid}",
@@ -143,6 +143,7 @@ def _prepared_app(directory: str, manifest: PodManifest, app: RuntimeApp, store:
         restart=lives.restart,
         stop_signal=lives.stop_signal,
         devices=lives.devices,
+        from_oci=lives.from_oci,
     )
 
 

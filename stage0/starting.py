@@ -12,7 +12,7 @@ from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
 from common.errors import PodError, RkpyError, UsageError, reason
-from stage0 import assemble, behaviour, podnames, prepare, values
+from stage0 import assemble, behaviour, networking, podnames, prepare, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
@@ -49,7 +49,10 @@ def prepare_pod(request: Request, settings: Config, name: str) -> int:
     with store.lock():
         pod = _prepare(request, settings, store, name)
         with _discarded_on_failure(pod):
-            prepared = prepare.load(pod, store, asked=_asked(request))
+            manifest = pod.manifest()
+            prepared = prepare.load(pod, store, manifest=manifest, asked=_asked(request))
+            if networking.has_networks(flavour):
+                networking.check_ports(prepared, manifest)
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
@@ -192,10 +195,12 @@ def _checked(
     pod: Pod, store: Store, flavour: Flavour, flags: Values, settings: Config, asked: tuple[str, ...]
 ) -> PreparedPod:
     """The pod as the flavour takes it, once the flavour has said what it will ignore and the UUID is written."""
+    manifest = pod.manifest()
     prepared = prepare.load(
         pod,
         store,
-        net=flags.get("net"),
+        manifest=manifest,
+        net=networking.asked(flags),
         name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
         hostname=_hostname(flags),
         ipc=_ipc(flags),
@@ -206,6 +211,8 @@ def _checked(
     )
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
+    if networking.has_networks(flavour):
+        prepared = networking.settle(prepared, manifest, flags, settings)
     for warning in flavour.check(prepared):
         warn(warning)
     _save_uuid(flags.get("uuid-file-save"), pod.uuid)

@@ -1,4 +1,4 @@
-"""The little languages inside flag values: volumes, mounts, ports, variables, restrictions. All raise UsageError."""
+"""The little languages inside flag values: volumes, mounts, variables, restrictions. All raise UsageError."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from aci import isolators as isolator
 from aci.document import Flaw
-from aci.image_manifest import Isolator, Port
-from aci.pod_manifest import PROPAGATIONS, ExposedPort, RuntimeMount, Volume
+from aci.image_manifest import Isolator
+from aci.pod_manifest import PROPAGATIONS, RuntimeMount, Volume
 from aci.types import ac_name, quantity
 from common.errors import UsageError, reason
 from stage0.options import Values, to_bool
@@ -109,33 +109,6 @@ def mount(text: str) -> tuple[str, str]:
     if not os.path.isabs(fields["target"]):
         raise UsageError(f"--mount={text}: target has to be an absolute path")
     return fields["volume"], fields["target"]
-
-
-def port(text: str) -> ExposedPort:
-    """`NAME:[HOSTIP:]HOSTPORT`; an IPv6 HOSTIP stands in brackets."""
-    name, _, rest = text.partition(":")
-    ip, _, number = rest.rpartition(":")
-    if not name or not rest:
-        raise UsageError(f"--port={text}: it takes NAME:[HOSTIP:]HOSTPORT")
-    host_port = _number(f"--port={text}", number, 10, 65535)
-    if host_port == 0:
-        raise UsageError(f"--port={text}: port 0 cannot be published")
-    return ExposedPort(name=name, host_port=host_port, host_ip=ip.removeprefix("[").removesuffix("]"))
-
-
-def pod_port(text: str) -> ExposedPort:
-    """`NAME:PROTOCOL:PODPORT:[HOSTIP:]HOSTPORT`, for a pod whose apps are not known yet."""
-    name, _, rest = text.partition(":")
-    protocol, _, rest = rest.partition(":")
-    inside, _, outside = rest.partition(":")
-    if not outside:
-        raise UsageError(f"--port={text}: it takes NAME:PROTOCOL:PODPORT:[HOSTIP:]HOSTPORT")
-    number = _number(f"--port={text}", inside, 10, 65535)
-    if number == 0 or protocol not in ("tcp", "udp"):
-        raise UsageError(f"--port={text}: it takes tcp or udp, and a port from 1 to 65535")
-    ac_name(name, strict=True)
-    inner = Port(name=name, protocol=protocol, port=number, span=1, socket_activated=False)
-    return port(f"{name}:{outside}")._replace(pod_port=inner)
 
 
 def variables(flag: str, texts: Iterable[str]) -> dict[str, str]:

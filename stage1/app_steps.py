@@ -11,11 +11,13 @@ from common.errors import PodError, UsageError, reason
 from stage1 import kernelfs, mounts, poddir
 from stage1.flavour import Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import ONLY_CGROUP, PROC, SYS
+from stage1.network.plan import NetworkPlan
 
 SHM_SIZE = 64 << 20
 DEV_SIZE = 64 << 10
 TTY_GROUP = 5
 """The group terminals belong to in every distribution (devpts, `gid=`)."""
+HOSTS, RESOLV_CONF = "/etc/hosts", "/etc/resolv.conf"
 KERNEL_PATHS = ("/dev", "/proc", "/sys")
 LINKS = (
     ("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"), ("/dev/stdout", "/proc/self/fd/1"),
@@ -46,7 +48,7 @@ def steps(pod: PreparedPod, app: PreparedApp) -> tuple[mounts.Step, ...]:
     # The kernel's first: a symlink of the image must not lead a volume to a place that is theirs a moment later.
     arranged = tuple(sorted(arranged, key=lambda step: step.target not in KERNEL_PATHS))
     last = (mounts.ReadOnlyRoot(),) if app.read_only_root else ()
-    return (*arranged, *_protection(guarded, frozenset(covered)), *last)
+    return (*arranged, *_names_asked_for(pod), *_protection(guarded, frozenset(covered)), *last)
 
 
 def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mounts.Step]:
@@ -59,7 +61,7 @@ def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mou
     yield mounts.Tmpfs("/dev/shm", 0o1777, size=SHM_SIZE, no_exec=True)  # noqa: S108
     if pod.ipc != "parent":
         yield kernelfs.FileSystem("mqueue", "/dev/mqueue", kernelfs.QUIET)
-    yield from _names(pod)
+    yield from _names(pod, app)
     if app.read_only_root:
         yield from map(kernelfs.Writable, WRITABLE)
 
@@ -72,13 +74,27 @@ def _terminals(pod: PreparedPod) -> kernelfs.FileSystem:
     return kernelfs.FileSystem("devpts", "/dev/pts", attributes, tuple(options))
 
 
-def _names(pod: PreparedPod) -> Iterator[mounts.Step]:
-    """The image's files win, except that it cannot know the pod's name."""
+def _names(pod: PreparedPod, app: PreparedApp) -> Iterator[mounts.Step]:
+    """Where the image has none, except that it cannot know the pod's name. Volumes win over these."""
     yield mounts.HostFile("/etc/hostname", poddir.etc(pod.directory, "hostname"), always=True)
     if not uses_host_network(pod):
-        yield mounts.HostFile("/etc/hosts", poddir.etc(pod.directory, "hosts"))
+        yield mounts.HostFile(HOSTS, poddir.etc(pod.directory, "hosts"), always=app.from_oci)
+        yield mounts.HostFile(RESOLV_CONF, poddir.etc(pod.directory, "resolv.conf.default"), optional=True)
         return
-    yield from (mounts.HostFile(path, path) for path in ("/etc/hosts", "/etc/resolv.conf") if os.path.isfile(path))
+    yield from (mounts.HostFile(path, path) for path in (HOSTS, RESOLV_CONF) if os.path.isfile(path))
+
+
+def _names_asked_for(pod: PreparedPod) -> Iterator[mounts.Step]:
+    """What flags and networks say about names, whatever the image and the volumes have (rkt's order). That of networks
+    is known only once the pod is attached: without a resolv.conf in the pod directory there is nothing to mount."""
+    if pod.names.hosts:
+        yield mounts.HostFile(HOSTS, _or_the_hosts(pod, "hosts", pod.names.hosts[0][0]), always=True, optional=True)
+    source = _or_the_hosts(pod, "resolv.conf", "".join(pod.names.dns[:1]))
+    yield mounts.HostFile(RESOLV_CONF, source, always=True, optional=True)
+
+
+def _or_the_hosts(pod: PreparedPod, name: str, word: str) -> str:
+    return f"/etc/{name}" if word == "host" else poddir.etc(pod.directory, name)
 
 
 def _protection(guarded: bool, covered: frozenset[str]) -> Iterator[mounts.Step]:
@@ -141,12 +157,23 @@ def implicit_mounts(pod: PreparedPod, app: PreparedApp) -> list[Mount]:
     return found
 
 
-def write_names(directory: str, hostname: str) -> None:
-    """The files about names that apps are given, before any is opened. Raises PodError."""
+def write_names(pod: PreparedPod) -> list[str]:
+    """The files about names that apps are given, as far as they can be told before the pod is attached to networks;
+    lines of warning. Raises PodError."""
+    directory = pod.directory
     try:
         files.make_directory(f"{directory}/etc", 0o755)
-        hosts = f"127.0.0.1\tlocalhost localhost.localdomain {hostname}\n::1\tlocalhost localhost.localdomain\n"
+        for name in ("resolv.conf", "resolv.conf.default"):
+            # What the networks of an earlier run said.
+            if os.path.lexists(poddir.etc(directory, name)):
+                os.unlink(poddir.etc(directory, name))
+        hosts = f"127.0.0.1\tlocalhost localhost.localdomain {pod.hostname}\n::1\tlocalhost localhost.localdomain\n"
         files.replace(poddir.etc(directory, "hosts"), hosts.encode())
-        files.replace(poddir.etc(directory, "hostname"), f"{hostname}\n".encode())
+        files.replace(poddir.etc(directory, "hostname"), f"{pod.hostname}\n".encode())
     except OSError as error:
         raise PodError(f"write {error.filename or directory}: {reason(error)}") from error
+    if not pod.name_options or pod.networks:
+        return []
+    from stage1.network import names
+
+    return names.write(NetworkPlan(pod.uuid, directory, (), pod.names), [])

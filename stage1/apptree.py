@@ -16,7 +16,7 @@ from common import syscalls
 from common.errors import LaunchError, reason
 from stage1 import kernelfs
 from stage1.locked import lock
-from stage1.mounts import NO_SOURCE, NONE, Namespaces, SourcedStep, new_file_system
+from stage1.mounts import NO_SOURCE, NONE, HostFile, Namespaces, SourcedStep, new_file_system
 from stage1.plan import AppPlan
 from stage1.rootfs import switch_root
 from stage1.targets import AppRoot, mount_id
@@ -28,6 +28,12 @@ SIZE = 256 << 10
 
 
 # The monitor
+
+
+def present(plan: AppPlan) -> AppPlan:
+    """`plan` without the steps that have nothing to mount after all."""
+    steps = tuple(step for step in plan.steps if not isinstance(step, HostFile) or step.is_there())
+    return plan._replace(steps=steps)
 
 
 def open_app(plan: AppPlan, idmap: int | None, host: int | None = None) -> list[int]:

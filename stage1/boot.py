@@ -16,12 +16,15 @@ import signal
 import sys
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, RkpyError, located, reason
 from stage1 import channel
 from stage1.channel import Channel
+
+if TYPE_CHECKING:
+    from stage1.network.worker import Worker
 
 FLAVOURS = frozenset({"nspawn"})
 """Those whose pods start this way."""
@@ -31,15 +34,20 @@ _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _MAX_FD = 2**31 - 1
 _begun: Channel | None = None
 """In the engine after `begin`: where the plan goes."""
+_worker: Worker | None = None
+"""The process that will attach the pod to its networks, once it was begun."""
 
 
-def begin(job: str) -> None:
+def begin(job: str, *, networks: bool = False) -> None:
     """Become the process that does `job`, as by `execute`, before there is a plan. Returns in a child, which goes on as
-    the engine; when it ends without `execute`, its exit status is passed on. LaunchError when that is not possible."""
+    the engine; when it ends without `execute`, its exit status is passed on. `networks`: there will be some, as far as
+    one can tell. LaunchError when that is not possible."""
     global _begun
     sys.stdout.flush()
     sys.stderr.flush()
     try:
+        if networks:
+            begin_worker()
         interpreter = _interpreter()
         ours, theirs = channel.pair()
         engine = os.fork()
@@ -60,9 +68,25 @@ def begin(job: str) -> None:
     _begun = ours
 
 
-def monitor() -> int:
-    """The PID of the process that is to be the pod's monitor: ours, or after `begin` our parent's."""
-    return os.getppid() if _begun is not None else os.getpid()
+def begin_worker() -> Worker:
+    """The worker (`stage1.network.worker`), a child of the process that is to be the monitor; begun now if need be,
+    which must be that process then. Raises OSError."""
+    global _worker
+    if _worker is None:
+        from stage1.network import worker
+
+        _worker = worker.begin()
+    return _worker
+
+
+def ours() -> set[int]:
+    """PIDs of all there is of us until the pod lives: this process, the one that is to be its monitor, the worker."""
+    found = {os.getpid()}
+    if _begun is not None:
+        found.add(os.getppid())
+    if _worker is not None:
+        found.add(_worker.pid)
+    return found
 
 
 def _interrupt_once(_number: int, _frame: object) -> None:
@@ -134,7 +158,11 @@ _Act = Callable[[Any, list[int]], int]
 def _run() -> _Act:
     from stage1.monitor import Monitor
 
-    return lambda value, kept: Monitor("run", value._replace(lock_fd=kept[0])).run()
+    return lambda value, kept: Monitor("run", value._replace(lock_fd=kept[0]), *map(_channel, kept[1:])).run()
+
+
+def _channel(fd: int) -> Channel:
+    return Channel(Socket(fileno=fd))
 
 
 def _enter() -> _Act:
@@ -156,7 +184,7 @@ def main() -> NoReturn:
     os.set_inheritable(int(fd), False)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     try:
-        status = _do(job, Channel(Socket(fileno=int(fd))), int(engine))
+        status = _do(job, _channel(int(fd)), int(engine))
     except RkpyError as error:
         complain(job, str(error))
         status = error.exit_status

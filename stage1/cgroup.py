@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from common.errors import LaunchError, PodError, reason
 from common.records import NamedTuple
@@ -162,13 +162,13 @@ def _cannot_write(path: str) -> str:
 # What can be enforced
 
 
-def enforceable(directory: str, monitor: int = 0) -> dict[str, str]:
+def enforceable(directory: str, ours: Collection[int] = ()) -> dict[str, str]:
     """For each of CONTROLLERS why it cannot be used for a pod whose directory this is, or an empty string. Changes
-    nothing. Neither this process nor `monitor`, the PID of the one that will be the pod's, is in the way: by then they
-    are gone or moved. Others may not be moved."""
+    nothing. Neither this process nor those of `ours`, by PID, are in the way: by then they are gone or moved. Others
+    may not be moved."""
     place = find()
-    ours = {str(os.getpid()), str(monitor)}
-    answers = {name: place.refusal or _unavailable(place, name, ours) for name in CONTROLLERS}
+    moved = {str(os.getpid()), *map(str, ours)}
+    answers = {name: place.refusal or _unavailable(place, name, moved) for name in CONTROLLERS}
     answers["io"] = answers["io"] or _disk(directory)[1]
     return answers
 
@@ -224,16 +224,18 @@ class PodCgroup:
         self._reports: list[Report] = []
 
     @classmethod
-    def create(cls, directory: str, uuid: str, limits: Limits, owner: tuple[int, int] | None = None) -> PodCgroup:
+    def create(
+        cls, directory: str, uuid: str, limits: Limits, owner: tuple[int, int] | None = None, worker: int = 0
+    ) -> PodCgroup:
         """The cgroup of the pod `uuid`, which lies in `directory`. `owner`: the pod's root, user and group, when it has
-        a user namespace. May move this process into a leaf of its delegated cgroup. LaunchError on refusal.
-        """
+        a user namespace. May move this process and `worker`, a child of it, into a leaf of its delegated cgroup.
+        LaunchError on refusal."""
         place = find()
         pod = cls(directory, "" if place.refusal else f"{place.base}/{uuid}", owner, place.refusal)
         if pod.path:
             _record(directory, pod.path)
             try:
-                pod._make_first(place)
+                pod._make_first(place, worker)
             except OSError as error:
                 raise LaunchError(f'cannot make the pod\'s cgroup "{pod.path}": {reason(error)}') from error
         pod._limits = limits
@@ -296,9 +298,9 @@ class PodCgroup:
             _destroy(self.path)
             _remove_top(self.path)
 
-    def _make_first(self, place: Place) -> None:
+    def _make_first(self, place: Place, worker: int) -> None:
         while True:
-            _make_room(place)
+            _make_room(place, worker)
             try:
                 self._make(self.path)
                 break
@@ -345,10 +347,10 @@ class PodCgroup:
             _try_write(f"{path}/memory.oom.group", "1")
 
 
-def _make_room(place: Place) -> None:
+def _make_room(place: Place, worker: int) -> None:
     """Make BASE and let it hand out the controllers. One that cannot be enabled shows when its limit is set."""
     if place.delegated:
-        _enter_leaf(place.base)
+        _enter_leaf(place.base, (os.getpid(), worker))
     else:
         # systemd turns off at the top what no unit of its own needs; the kernel refuses that (EBUSY) as long as another
         # cgroup below, as BASE does, hands it on.
@@ -360,15 +362,18 @@ def _make_room(place: Place) -> None:
     _enable(place.base)
 
 
-def _enter_leaf(base: str) -> None:
+def _enter_leaf(base: str, ours: Iterable[int]) -> None:
     """Leave `base` for a leaf of it: controllers cannot be enabled in a cgroup that has processes of its own."""
-    if str(os.getpid()) not in _read(f"{base}/cgroup.procs").split():
+    inside = _read(f"{base}/cgroup.procs").split()
+    moving = [str(pid) for pid in ours if str(pid) in inside]
+    if not moving:
         return
     try:
         os.mkdir(f"{base}/{SUPERVISOR}")
     except FileExistsError:
         pass
-    _write(f"{base}/{SUPERVISOR}/cgroup.procs", "0")
+    for pid in moving:
+        _write(f"{base}/{SUPERVISOR}/cgroup.procs", pid)
 
 
 def _enable(path: str) -> None:

@@ -11,6 +11,7 @@ from typing import NoReturn, Protocol, cast
 from aci.image_manifest import App, Isolator
 from common.errors import UsageError
 from common.records import NamedTuple
+from stage1.network.plan import Names, Network, Port
 from stage1.plan import ON_ANY_FAILURE, Restart
 from stage1.streams import Streams
 
@@ -65,6 +66,8 @@ class PreparedApp(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     devices: tuple[Device, ...] = ()
+    from_oci: bool = False
+    """The image is an OCI image: its /etc/hosts is a placeholder, as every engine for such images takes it."""
 
 
 class PreparedPod(NamedTuple):
@@ -107,6 +110,18 @@ class PreparedPod(NamedTuple):
     """Of --insecure-options what concerns running: "capabilities", "paths", "seccomp"."""
     private_range: tuple[int, int] = (0, 0)
     """With `private_users`: the first host ID of the pod's range and how many there are."""
+    networks: tuple[Network, ...] = ()
+    """What the pod is to be attached to. This and what follows is for flavours with NETWORKS only."""
+    plugin_path: tuple[str, ...] = ()
+    """Directories with CNI plugins that stand in for the built-in ones."""
+    join: str = ""
+    """A network namespace to live in instead (`--net=ns:PATH`); it was one when it was looked at."""
+    published: tuple[Port, ...] = ()
+    """Ports of the pod that the host is to have, without conflicts among themselves."""
+    names: Names = Names("")
+    """What the apps' files about names are to say; concerns pods without networks too."""
+    bandwidth: int = 0
+    """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
 
 
 class EnterRequest(NamedTuple):
@@ -125,6 +140,10 @@ class EnterRequest(NamedTuple):
 
 class Flavour(Protocol):
     """What a flavour module provides. Paths are absolute; failures are RkpyError."""
+
+    NETWORKS: bool
+    """Whether its pods have networks of their own. False when it is left out: networks, ports and names are then not
+    looked up, and what was asked for is in `net`, `ports` and `name_options` for `check` to refuse or warn of."""
 
     def check(self, pod: PreparedPod) -> list[str]:
         """One warning for every field of `pod` this flavour will ignore; raises where ignoring it would be unsafe.

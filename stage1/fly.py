@@ -24,6 +24,7 @@ from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
+NETWORKS = False
 NO_NEW_PRIVILEGES = "os/linux/no-new-privileges"
 _STREAMS = ("--stdin", "--stdout", "--stderr")
 

@@ -52,9 +52,11 @@ class _Supervisor(NamedTuple):
 class Monitor:
     """One pod, from its namespaces to its exit status."""
 
-    def __init__(self, command: str, plan: PodPlan) -> None:
+    def __init__(self, command: str, plan: PodPlan, worker: channel.Channel | None = None) -> None:
         self._command = command
         self._plan = plan
+        self._worker = worker
+        """The process that attaches the pod to its networks, as long as it lives."""
         self._apps = {app.name: _App(app) for app in plan.apps}
         self._status: int | None = None
         """The pod's, once the supervisor has said it."""
@@ -64,7 +66,8 @@ class Monitor:
     def run(self) -> int:
         """The pod's exit status. LaunchError when it cannot be started; nothing of it is left then."""
         self._hide()
-        self._cgroup = PodCgroup.create(self._plan.directory, self._plan.uuid, self._plan.limits, self._owner())
+        plan = self._plan
+        self._cgroup = PodCgroup.create(plan.directory, plan.uuid, plan.limits, self._owner(), plan.worker)
         try:
             self._supervisor = self._clone()
             self._loop = Loop()
@@ -100,13 +103,16 @@ class Monitor:
         # `rkpy stop` may come as soon as the leader is known. The supervisor lets it in when it listens.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         gc.freeze()  # a later collection would write to what the two processes share
-        try:
-            pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
-        except OSError as error:
-            raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
-        if pid == 0:
-            ours.close()
-            supervisor.main(self._plan, theirs)
+        with namespaces.joined(self._plan.join):
+            try:
+                pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
+            except OSError as error:
+                raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
+            if pid == 0:
+                ours.close()
+                if self._worker is not None:
+                    self._worker.close()
+                supervisor.main(self._plan, theirs)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         theirs.close()
         for fd in (pidfd, cgroup):
@@ -130,11 +136,52 @@ class Monitor:
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
         self._loop.add(self._supervisor.channel.fileno(), select.EPOLLIN, lambda _events: self._hear())
+        if self._worker is None:
+            self._start_all()
+        else:
+            self._attach_to_networks(self._worker)
+        self._loop.run()
+
+    def _attach_to_networks(self, worker: channel.Channel) -> None:
+        """Have it done; the apps are started when it is."""
+        namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
+        try:
+            worker.send("netns", (namespace,))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # It has failed already, and said why.
+        finally:
+            os.close(namespace)
+        self._loop.add(worker.fileno(), select.EPOLLIN, lambda _events: self._hear_of_networks(worker))
+
+    def _hear_of_networks(self, worker: channel.Channel) -> None:
+        text, _ = worker.receive()
+        self._let_go_of_worker()
+        verb, _, rest = text.partition(" ")
+        if verb == "ready":
+            self._start_all()
+            return
+        status, _, words = rest.partition(" ")
+        if verb != "failed":
+            raise LaunchError("the process that attaches the pod to its networks was killed")
+        raise LaunchError(words, exit_status=int(status))
+
+    def _let_go_of_worker(self) -> None:
+        """Wait for its end: what it has to take back is taken back then."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        self._loop.remove(worker.fileno())
+        worker.close()
+        try:
+            os.waitpid(self._plan.worker, 0)
+        except ChildProcessError:
+            pass  # The engine's child, and not ours.
+
+    def _start_all(self) -> None:
         for app in self._apps.values():
             self._start(app)
         self._tell("sealed")
         self._report_limits()
-        self._loop.run()
 
     def _report_limits(self) -> None:
         """Where `rkpy status` finds what became of them."""
@@ -152,7 +199,7 @@ class Monitor:
 
     def _start(self, app: _App) -> None:
         """Open everything the app needs and hand it to the supervisor."""
-        plan = app.plan
+        plan = apptree.present(app.plan)
         if app.streams is not None:
             app.streams.close()
         streams = app.streams = self._streams(plan)
@@ -366,6 +413,28 @@ class Monitor:
                 os.unlink(f"{self._plan.directory}/{name}")
             except FileNotFoundError:
                 pass
+        if self._plan.worker:
+            if self._worker is not None:
+                os.kill(self._plan.worker, signal.SIGTERM)
+            self._let_go_of_worker()
+            self._detach_from_networks()
+
+    def _detach_from_networks(self) -> None:
+        """In a child, where the host's mounts are: a namespace's mount can only be taken away there."""
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            return
+        try:
+            syscalls.setns(self._host_mounts, syscalls.CLONE_NEWNS)
+            from stage1.network.detach import detach
+
+            for problem in detach(self._plan.directory):
+                boot.complain(self._command, problem)
+        except BaseException as error:
+            boot.complain(self._command, f"cannot detach the pod from its networks: {error}")
+        finally:
+            os._exit(0)
 
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""

@@ -201,6 +201,11 @@ class HostFile(NamedTuple):
     """Where the file is, when not at the same place on the host."""
     always: bool = False
     """Whatever the image has."""
+    optional: bool = False
+    """Nothing is mounted when there is no such file once the app is started."""
+
+    def is_there(self) -> bool:
+        return not self.optional or os.path.isfile(self.source or self.target)
 
     def describe(self) -> str:
         where = f"bind {self.source or self.target} on {self.target} (read-only)"

@@ -7,6 +7,8 @@ import os
 import struct
 from _socket import AF_INET, SOCK_DGRAM, sethostname
 from _socket import socket as Socket  # noqa: N812
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from common import syscalls
 from common.errors import LaunchError, reason
@@ -23,11 +25,38 @@ def flags(plan: PodPlan) -> int:
     wanted = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS
     if plan.private_ipc:
         wanted |= syscalls.CLONE_NEWIPC
-    if not plan.host_network:
+    if not plan.host_network and not plan.join:
         wanted |= syscalls.CLONE_NEWNET
     if plan.private_range[1]:
         wanted |= syscalls.CLONE_NEWUSER
     return wanted
+
+
+@contextmanager
+def joined(path: str) -> Iterator[None]:
+    """While in the block, be in the network namespace at `path`, if any: what is cloned there is born into it.
+    LaunchError when that cannot be."""
+    if not path:
+        yield
+        return
+    before = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _enter_network(path)
+        yield
+        syscalls.setns(before, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(before)
+
+
+def _enter_network(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.setns(fd, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise LaunchError(f'cannot join the network namespace "{path}": {reason(error)}') from error
 
 
 def map_ids(pid: int, private_range: tuple[int, int]) -> None:

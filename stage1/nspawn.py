@@ -12,12 +12,14 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from aci.isolators import NETWORK_BANDWIDTH
 from common import files
-from common.errors import PodError, UsageError
+from common.errors import NetworkError, PodError, UsageError
 from stage1 import app_steps, boot, cgroup, control, implicit, poddir, resources, restrictions
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
+from stage1.network.plan import NetworkPlan
 from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
@@ -26,6 +28,7 @@ from stage1.terminal import get_size
 from stage2 import capabilities
 from stage2.launch import LaunchSpec
 
+NETWORKS = True
 _LAUNCH = "launch"
 """The file among an app's that holds its LaunchSpec."""
 _AS_GOOD_AS_ROOT = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
@@ -41,9 +44,12 @@ def check(pod: PreparedPod) -> list[str]:
     pod = _as_it_runs(pod)
     _refuse(pod)
     warnings = []
-    if pod.net is None:
-        warnings.append('nspawn has no network "default": the pod has loopback only, as with --net=none')
-    ignored = (isolator.name for isolator in pod.isolators if isolator.name not in restrictions.RESOURCES)
+    if pod.published:
+        from stage1.network import ports
+
+        ports.require_free(pod.published)
+    kept = (*restrictions.RESOURCES, *([NETWORK_BANDWIDTH] if pod.bandwidth else []))
+    ignored = (isolator.name for isolator in pod.isolators if isolator.name not in kept)
     warnings += [f'nspawn ignores isolator "{name}" of the pod' for name in ignored]
     for app in pod.apps:
         made, more = _app_plan(pod, app)
@@ -60,7 +66,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     if leader is None or not leader.is_alive():
         return pod
     net, ipc = (_shares(leader.pid, kind) for kind in ("net", "ipc"))
-    return pod._replace(net=("host",) if net else ("none",), ipc="parent" if ipc else "private")
+    return pod._replace(net=("host",) if net else ("none",), networks=(), ipc="parent" if ipc else "private")
 
 
 def _shares(pid: int, kind: str) -> bool:
@@ -93,20 +99,11 @@ def _refuse(pod: PreparedPod) -> None:
             raise UsageError(f'app "{app.name}" has nothing to execute', hint="name a program with --exec")
     if pod.interactive and len(pod.apps) != 1:
         raise UsageError(f"--interactive takes exactly one app, not {len(pod.apps)}")
-    if pod.ports:
-        raise UsageError("nspawn cannot publish ports", hint="leave out --port, or use --net=host")
-    if pod.name_options:
-        raise UsageError(f"nspawn cannot honour {', '.join(pod.name_options)}", hint="mount a file with --volume")
-    asked = [name for name in pod.net or () if name not in ("none", "host")]
-    if asked:
-        raise UsageError(f'nspawn has no network "{asked[0]}"', hint="use --net=none or --net=host")
-    if len(pod.net or ()) > 1:
-        raise UsageError(f"--net={','.join(pod.net or ())}: none and host stand alone")
 
 
 def _unenforceable(pod: PreparedPod) -> list[str]:
     """A warning for each limit that cannot be kept here; UsageError for one that was typed."""
-    why = cgroup.enforceable(pod.directory, boot.monitor())
+    why = cgroup.enforceable(pod.directory, boot.ours())
     found = []
     wanted = [("the pod", resources.of_pod(pod.isolators))]
     wanted += [(f'app "{app.name}"', resources.of_pod(app.app.isolators)) for app in pod.apps]
@@ -130,6 +127,7 @@ def plan(pod: PreparedPod) -> PodPlan:
         apps=tuple(_app_plan(pod, app)[0] for app in pod.apps),
         hostname=pod.hostname,
         host_network=app_steps.uses_host_network(pod),
+        join=pod.join,
         private_ipc=pod.ipc != "parent",
         private_range=pod.private_range,
         exit_policy=pod.exit_policy,
@@ -200,13 +198,33 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
     made = plan(pod)
-    app_steps.write_names(pod.directory, made.hostname)
+    for warning in app_steps.write_names(pod):
+        boot.complain("run", warning)
     for app, planned in zip(pod.apps, made.apps, strict=True):
         implicit.fill(pod, app)
         _record_launch(pod.directory, planned)
         if pod.debug:
             _describe(planned)
-    boot.execute("run", dumps(made), keep=(pod.lock_fd,))
+    keep = [pod.lock_fd]
+    if pod.networks:
+        worker = boot.begin_worker()
+        worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))),))
+        keep.append(worker.channel.fileno())
+        made = made._replace(worker=worker.pid)
+    boot.execute("run", dumps(made), keep=keep)
+
+
+def _network_plan(pod: PreparedPod) -> NetworkPlan:
+    return NetworkPlan(
+        uuid=pod.uuid,
+        directory=pod.directory,
+        networks=pod.networks,
+        names=pod.names,
+        ports=pod.published,
+        bandwidth=pod.bandwidth,
+        plugin_path=pod.plugin_path,
+        debug=pod.debug,
+    )
 
 
 def _describe(app: AppPlan) -> None:
@@ -258,8 +276,15 @@ def stop(directory: str, *, force: bool) -> None:
 
 
 def gc(directory: str) -> None:
-    """Remove the pod's cgroups; everything else went with its last process or lies in its directory."""
+    """Remove the pod's cgroups and detach it from its networks; everything else went with its last process or lies in
+    its directory."""
     cgroup.gc(directory)
+    if os.path.exists(f"{directory}/net"):
+        from stage1.network.detach import detach
+
+        problems = detach(directory)
+        if problems:
+            raise NetworkError("; ".join(problems))
 
 
 # --- pods that change

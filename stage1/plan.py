@@ -13,6 +13,7 @@ from typing import Any
 from common.records import NamedTuple
 from stage1 import kernelfs, mounts, rootfs
 from stage1.limits import Limits
+from stage1.network.plan import Names, Network, NetworkPlan, Port
 from stage1.streams import Streams
 from stage2.launch import LaunchSpec
 
@@ -56,6 +57,10 @@ class PodPlan(NamedTuple):
     apps: tuple[AppPlan, ...]
     hostname: str
     host_network: bool = False
+    join: str = ""
+    """Path of a network namespace the pod is to live in instead of one of its own."""
+    worker: int = 0
+    """PID of the process that attaches the pod to its networks (`stage1.network.worker`); 0 when there are none."""
     private_ipc: bool = True
     private_range: tuple[int, int] = (0, 0)
     """The first host ID of the pod's user namespace and how many there are; (0, 0) for the host's namespace."""
@@ -86,6 +91,7 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot,
+        NetworkPlan, Network, Names, Port,
         *mounts.STEPS, *kernelfs.STEPS,
     )
 }  # fmt: skip

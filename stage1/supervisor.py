@@ -514,6 +514,6 @@ def _settle_in(plan: PodPlan) -> None:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     namespaces.name_host(plan.hostname)
-    if not plan.host_network:
+    if not plan.host_network and not plan.join:
         namespaces.bring_up_loopback()
     apptree.supervisor_root()

@@ -1,6 +1,6 @@
 """A network that is ours alone: a namespace `host` where rkpy runs, and a namespace `outside` that is the internet.
 
-`host` has mounts of its own too, with nothing of the machine's in /run and /var/lib/cni, so that pods that run in it
+`host` has mounts of its own too, with nothing of the machine's in /run and /var/lib, so that pods that run in it
 claim nothing of the machine. The two are linked by a cable; `outside` knows no way back to what is behind `host`, as
 the internet would not. Everything goes when the lab closes, or when the process that made it dies.
 """
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
 if __name__ != "__main__":
@@ -26,7 +25,9 @@ HOST6, OUTSIDE6, FAR6 = "2001:db8:1::1", "2001:db8:1::2", "2001:db8:f::7"
 """FAR is an address of `outside` that is not on the cable: it is reached by the default route."""
 UPLINK = "uplink0"
 """The cable's end in `host`."""
-HIDDEN = ("/run", "/var/lib/cni")
+HIDDEN = ("/run", "/var/lib")
+"""Directories that every machine has: a mount on one made for it is gone here as soon as anybody removes it there, and
+what is written then goes to the machine's."""
 TIMEOUT = 60.0
 
 Where = str | int
@@ -118,9 +119,6 @@ class Lab:
 
     def _hide(self, name: str) -> None:
         for directory in HIDDEN:
-            if not os.path.isdir(directory):
-                os.mkdir(directory)
-                self._closing.callback(_remove_empty, directory)
             self.run(name, "mount", "-t", "tmpfs", "-o", "mode=755", "rkpy-lab", directory)
 
     def path(self, where: Where) -> str:
@@ -131,8 +129,8 @@ class Lab:
 
     def popen(self, where: Where, *words: str, **options: Any) -> subprocess.Popen[Any]:
         """Start a program there; it is killed when the lab closes. Options as for subprocess.Popen."""
-        directory = options.pop("cwd", os.getcwd())
-        process = subprocess.Popen(words, preexec_fn=self._entrance(where, directory), **options)
+        with self._entrance(where, options.pop("cwd", os.getcwd())) as enter:
+            process = subprocess.Popen(words, preexec_fn=enter, **options)
         self._processes.append(process)
         return process
 
@@ -150,8 +148,8 @@ class Lab:
         given = {"timeout": TIMEOUT, "text": True, "stdin": subprocess.DEVNULL, **options}
         if "input" in given:
             del given["stdin"]
-        entrance = self._entrance(where, directory)
-        finished = subprocess.run(words, preexec_fn=entrance, capture_output=True, check=False, **given)
+        with self._entrance(where, directory) as enter:
+            finished = subprocess.run(words, preexec_fn=enter, capture_output=True, check=False, **given)
         assert not check or finished.returncode == 0, f"{words}: {finished.returncode}: {finished.stderr}"
         return finished
 
@@ -161,21 +159,36 @@ class Lab:
     def outside(self, *words: str, **options: Any) -> str:
         return self.run("outside", *words, **options)
 
-    def _entrance(self, where: Where, directory: str) -> Callable[[], None]:
-        if isinstance(where, int):
-            fd = os.open(self.path(where), os.O_RDONLY | os.O_CLOEXEC)
-            self._closing.callback(os.close, fd)
-            namespaces = _Namespaces(fd, -1)
-        else:
-            namespaces = self._namespaces[where]
+    @contextlib.contextmanager
+    def _entrance(self, where: Where, directory: str) -> Iterator[Callable[[], None]]:
+        """What a child has to do to be there. Nothing of a process's namespace is held afterwards."""
+        borrowed = isinstance(where, int)
+        network = os.open(self.path(where), os.O_RDONLY | os.O_CLOEXEC) if borrowed else self._of(where).network
+        mounts = -1 if borrowed else self._of(where).mounts
 
         def enter() -> None:
-            syscalls.setns(namespaces.network, 0)
-            if namespaces.mounts >= 0:
-                syscalls.setns(namespaces.mounts, 0)
+            syscalls.setns(network, 0)
+            if mounts >= 0:
+                syscalls.setns(mounts, 0)
                 os.chdir(directory)
 
-        return enter
+        try:
+            yield enter
+        finally:
+            if borrowed:
+                os.close(network)
+
+    def _of(self, where: Where) -> _Namespaces:
+        return self._namespaces[str(where)]
+
+    def leave(self, where: Where) -> None:
+        """Kill what was started there: a namespace lives as long as anything in it."""
+        inode = os.stat(self.path(where)).st_ino
+        for process in self._processes:
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{process.pid}/ns/net").st_ino == inode:
+                    process.kill()
+                    process.wait()
 
     def serve(self, where: Where, protocol: str, address: str, port: int, banner: str = "") -> None:
         """From now on something listens there, "tcp" or "udp", and tells whoever asks what address it sees, behind
@@ -192,11 +205,6 @@ class Lab:
         if finished.returncode != 0:
             raise Unreachable(finished.stderr.strip().rpartition("\n")[2])
         return finished.stdout
-
-
-def _remove_empty(directory: str) -> None:
-    with contextlib.suppress(OSError):
-        pathlib.Path(directory).rmdir()
 
 
 def _socket(protocol: str, address: str) -> socket.socket:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from stage0 import flags
-from stage0.config import Config, effective, read
+from stage0.config import CNI_PLUGINS, Config, effective, read
 from stage0.render import write_json
 
 
@@ -30,7 +30,7 @@ def documents(config: Config) -> list[dict[str, Any]]:
     paths, stage1 = effective(config, "paths"), effective(config, "stage1")
     return [
         *unique,
-        _in_force("paths", paths, "data", "stage1-images"),
+        {**_in_force("paths", paths, "data", "stage1-images"), CNI_PLUGINS: paths.get(CNI_PLUGINS) or []},
         _in_force("stage1", stage1, "name", "version", "location"),
     ]
 

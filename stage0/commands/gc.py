@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from common.errors import EXIT_FAILURE, RkpyError
@@ -49,6 +51,7 @@ def command(config: Config, grace_period: int, expire_prepared: int, mark_only: 
         for uuid in gc.expire_prepared(pods, expire_prepared, complain):
             _notice(f'moving expired prepared pod "{uuid}" to garbage')
         _sweep(pods, grace_period, complain)
+        _sweep_networks(complain)
     return EXIT_FAILURE if failures else 0
 
 
@@ -65,6 +68,17 @@ def _sweep(pods: Pods, grace_period: int, complain: gc.Complain) -> None:
             gc.remove(pod, mounts)
         except RkpyError as error:
             complain(error)
+
+
+def _sweep_networks(complain: gc.Complain) -> None:
+    """What pods had of networks whose directories somebody else has removed, or whose monitor was killed."""
+    from stage1.network import state
+
+    if os.path.isdir(state.ROOT):
+        from stage1.network import owners
+
+        for uuid in owners.sweep(complain):
+            _notice(f'took back what pod "{uuid}" had of networks')
 
 
 def _notice(text: str) -> None:

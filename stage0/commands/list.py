@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from common.errors import RkpyError
-from stage0 import flags, podinfo, render
+from stage0 import flags, podinfo, podnets, render
 from stage0.config import Config
 from stage0.podinfo import AppInfo, PodInfo
 from stage0.pods import Pods
@@ -59,7 +59,7 @@ def _rows(pod: PodInfo, *, full: bool) -> list[tuple[str, ...]]:
     times = tuple("" if time is None else show(time) for time in (pod.created_at, pod.started_at))
     identity = pod.uuid if full else pod.uuid[:8]
     first, *others = pod.apps or (AppInfo("-", "-", "-"),)
-    rows = [(identity, *_app_cells(first, full=full), pod.state, *times, "")]
+    rows = [(identity, *_app_cells(first, full=full), pod.state, *times, podnets.describe(pod.networks))]
     rows.extend(("", *_app_cells(app, full=full), "", "", "", "") for app in others)
     return rows
 

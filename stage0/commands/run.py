@@ -41,7 +41,7 @@ def run(words: Sequence[str]) -> int:
     """`rkpy run`; does not return when the pod starts: this process becomes it."""
     request, settings = parse("run", words, FLAGS["run"])
     name = _flavour(request.flags, settings)
-    _begin(name)
+    _begin(name, request.flags)
     from stage0 import starting
 
     return starting.run(request, settings, name)
@@ -77,7 +77,7 @@ def sandbox(words: Sequence[str]) -> int:
     if request.images:
         raise UsageError("app sandbox takes no images", hint="add them with rkpy app add")
     name = _flavour(request.flags, settings)
-    _begin(name)
+    _begin(name, request.flags)
     from stage0 import starting
 
     return starting.sandbox(request, settings, name)
@@ -114,8 +114,9 @@ def _flavour(flags: Values, settings: Config) -> str:
     return _RKT_FLAVOURS.get(short.removeprefix("stage1-"), short)
 
 
-def _begin(flavour: str) -> None:
+def _begin(flavour: str, flags: Values) -> None:
     from stage1 import boot
 
     if flavour in boot.FLAVOURS:
-        boot.begin("run")
+        net = flags.get("net") or "default"
+        boot.begin("run", networks=net not in ("none", "host") and not net.startswith("ns:"))

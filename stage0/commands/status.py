@@ -9,7 +9,7 @@ import click
 
 from aci.store import Store
 from common.errors import PodError, RkpyError
-from stage0 import flags, podinfo, render
+from stage0 import flags, podinfo, podnets, render
 from stage0.commands.pod_arguments import one_uuid
 from stage0.config import Config
 from stage0.podinfo import AppInfo, PodInfo
@@ -114,7 +114,7 @@ def _lines(pod: PodInfo) -> list[tuple[str, object]]:
         lines.append(("started", render.timestamp(pod.started_at)))
     if not pod.state.started:
         return lines
-    lines.append(("networks", ""))
+    lines.append(("networks", podnets.describe(pod.networks)))
     if pod.pid is not None:
         lines.append(("pid", pod.pid))
     over = pod.state is not State.RUNNING

@@ -35,8 +35,12 @@ class Attachment(NamedTuple):
     """The configuration list as JSON, as it was then: what is taken back is what was done."""
     args: tuple[tuple[str, str], ...] = ()
     source: str = ""
+    runtime: str = "{}"
+    """Capability arguments the plugins were offered (CNI conventions: runtimeConfig), JSON."""
     result: str = ""
     """What came of it (CNI 1.0.0 result type, JSON); empty until then."""
+    over: bool = False
+    """It was taken back; what is here is for `status` to tell."""
 
 
 class Record(NamedTuple):
@@ -49,8 +53,6 @@ class Record(NamedTuple):
     elements: tuple[Element, ...] = ()
     ports: tuple[str, ...] = ()
     """Claims of published ports (`ports`), names of files."""
-    runtime: str = "{}"
-    """Capability arguments that were offered to the plugins (CNI conventions: runtimeConfig), JSON."""
 
 
 def write(directory: str, record: Record) -> None:
@@ -69,13 +71,15 @@ def read(directory: str) -> Record | None:
     try:
         with open(path, "rb") as file:
             document = json.loads(file.read())
-        return Record(**{**_tuples(document), "attachments": _all(Attachment, document["attachments"]),
-                         "elements": _all(Element, document["elements"])})  # fmt: skip
+        lists = {"attachments": _all(Attachment, document["attachments"]),
+                 "elements": _all(Element, document["elements"])}  # fmt: skip
+        found: Record = _sound(Record(**{**_tuples(document), **lists}))
+        return found
     except FileNotFoundError:
         return None
     except OSError as error:
         raise NetworkError(f"open {path}: {reason(error)}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise NetworkError(f"{path} makes no sense: {error}") from error
 
 
@@ -94,4 +98,17 @@ def _tuple(value: Any) -> Any:
 
 
 def _all(kind: Any, documents: list[dict[str, Any]]) -> tuple[Any, ...]:
-    return tuple(kind(**_tuples(document)) for document in documents)
+    return tuple(_sound(kind(**_tuples(document))) for document in documents)
+
+
+def _sound(item: Any) -> Any:
+    """`item`, if it has the types it was declared with. Raises ValueError."""
+    for name, value in item._asdict().items():
+        right = type(value) is type(item._field_defaults.get(name, ""))
+        if right and name in ("ports", "plugin_path", "system_plugin_path"):
+            right = all(isinstance(each, str) for each in value)
+        if right and name == "args":
+            right = all(isinstance(each, tuple) and [*map(type, each)] == [str, str] for each in value)
+        if not right:
+            raise ValueError(f"{name} is {value!r}")
+    return item

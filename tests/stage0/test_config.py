@@ -79,6 +79,8 @@ def test_files_without_the_ending_are_passed_over(tmp_path: Path, directories: d
         ('{"rktKind": "auth", "rktVersion": "v1"}', "is not known in paths.d"),
         ('{"rktKind": "paths", "rktVersion": "v1", "data": "relative"}', "has to be an absolute path"),
         ('{"rktKind": "paths", "rktVersion": "v1", "data": 1}', "has to be a string"),
+        ('{"rktKind": "paths", "rktVersion": "v1", "cni-plugins": "/x"}', "has to be a list of absolute paths"),
+        ('{"rktKind": "paths", "rktVersion": "v1", "cni-plugins": ["/x", "y"]}', "has to be a list of absolute paths"),
     ],
 )
 def test_bad_files_are_named(text: str, message: str, tmp_path: Path, directories: dict[str, str]) -> None:

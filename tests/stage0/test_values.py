@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aci.image_manifest import Isolator, Port
-from aci.pod_manifest import ExposedPort, RuntimeMount, Volume
+from aci.image_manifest import Isolator
+from aci.pod_manifest import RuntimeMount, Volume
 from common.errors import RkpyError, UsageError
 from stage0 import behaviour, values
 from stage0.options import APP, Values, table
@@ -83,38 +83,6 @@ def test_mounts() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("http:8080", ExposedPort("http", 8080)),
-        ("http:127.0.0.1:8080", ExposedPort("http", 8080, "127.0.0.1")),
-        ("http:[::1]:8080", ExposedPort("http", 8080, "::1")),
-    ],
-)
-def test_ports(text: str, expected: ExposedPort) -> None:
-    assert values.port(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "port", "expected"),
-    [
-        ("http:tcp:80:8080", Port("http", "tcp", 80, 1, False), ("http", 8080, "")),
-        ("dns:udp:53:127.0.0.1:53", Port("dns", "udp", 53, 1, False), ("dns", 53, "127.0.0.1")),
-        ("dns:udp:53:[::1]:53", Port("dns", "udp", 53, 1, False), ("dns", 53, "::1")),
-    ],
-)
-def test_ports_of_pods_without_apps(text: str, port: Port, expected: tuple[str, int, str]) -> None:
-    assert values.pod_port(text) == ExposedPort(*expected, pod_port=port)
-
-
-@pytest.mark.parametrize(
-    "text", ["http", "http:80", "http:tcp:80", "http:tcp:80:", "http:sctp:80:80", "http:tcp:0:80", ":tcp:80:80"]
-)
-def test_bad_ports_of_pods_without_apps(text: str) -> None:
-    with pytest.raises(RkpyError):
-        values.pod_port(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
         ("name=d,kind=empty,target=/d/", RuntimeMount("d", "/d", Volume("d", "empty"))),
         (
             "name=d,kind=host,source=/srv,target=//d/../e,readOnly=true",
@@ -133,12 +101,6 @@ def test_volumes_of_an_app(text: str, expected: RuntimeMount) -> None:
 def test_bad_volumes_of_an_app(text: str) -> None:
     with pytest.raises(RkpyError):
         values.app_volume(text)
-
-
-@pytest.mark.parametrize("text", ["http", "http:", ":80", "http:0", "http:65536", "http:x", "http:-1"])
-def test_bad_ports(text: str) -> None:
-    with pytest.raises(UsageError):
-        values.port(text)
 
 
 def test_environment_files(tmp_path: Path) -> None:
@@ -241,7 +203,7 @@ def test_capabilities_are_kept_or_removed_not_both() -> None:
 
 @given(st.text(max_size=80))
 def test_no_text_ends_in_anything_but_a_value_or_one_of_our_errors(text: str) -> None:
-    for read in (values.volume, values.mount, values.port, values.ulimit):
+    for read in (values.volume, values.mount, values.ulimit):
         try:
             read(text)
         except RkpyError:

@@ -27,7 +27,7 @@ WARNINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "nothing": ({}, []),
     "the host's network": ({"net": ("host",)}, []),
     "the host's IPC": ({"ipc": "parent"}, []),
-    "no word on networks": ({"net": None}, ['nspawn has no network "default": the pod has loopback only']),
+    "no word on networks": ({"net": None}, []),
     "isolators": (
         {"apps": (app(isolators=(Isolator("os/unix/sysctl", {}), Isolator("example.com/unknown", 1))),)},
         [f'nspawn ignores isolator "{name}" of app "web"' for name in ("os/unix/sysctl", "example.com/unknown")],
@@ -35,6 +35,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "pod isolators": (
         {"isolators": (Isolator("os/linux/no-new-privileges", True), Isolator("resource/pids", {}))},
         ['nspawn ignores isolator "os/linux/no-new-privileges" of the pod'],
+    ),
+    "bandwidth": ({"isolators": (Isolator("resource/network-bandwidth", {}),), "bandwidth": 8}, []),
+    "bandwidth without a network": (
+        {"isolators": (Isolator("resource/network-bandwidth", {}),)},
+        ['nspawn ignores isolator "resource/network-bandwidth" of the pod'],
     ),
     "ports": (
         {"apps": (app(ports=(Port("plain", "tcp", 80, 1, False), Port("http", "tcp", 81, 1, True))),)},
@@ -55,11 +60,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no apps": ({"apps": ()}, "the pod has no apps"),
     "nothing to execute": ({"apps": (app(exec=()),)}, 'app "web" has nothing to execute'),
     "several at one terminal": ({"apps": (app(), app("db")), "interactive": True}, "takes exactly one app, not 2"),
-    "published ports": ({"ports": ("http",)}, "cannot publish ports"),
-    "names": ({"name_options": ("--dns", "--hosts-entry")}, "cannot honour --dns, --hosts-entry"),
-    "a network": ({"net": ("lan",)}, 'has no network "lan"'),
-    "the default network by name": ({"net": ("default",)}, 'has no network "default"'),
-    "two networks": ({"net": ("none", "host")}, "none and host stand alone"),
 }
 
 

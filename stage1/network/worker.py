@@ -1,0 +1,192 @@
+"""The process that attaches a pod to its networks: forked when rkpy starts, over when the pod's apps can start.
+
+What it needs takes as long to load as everything else takes to be prepared, so it is begun early and loads meanwhile; a
+pod that turns out to need no network just lets it go. It is the monitor's child, on the host's side in every respect.
+
+It hears, from the engine and then from the monitor (descriptors in brackets):
+    plan [plan]        a NetworkPlan
+    netns [namespace]  the pod's network namespace
+It says, to the monitor:
+    ready              the pod is attached
+    failed STATUS TEXT it is not, and nothing of it is left
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from common.errors import EXIT_FAILURE, NetworkError, RkpyError, located
+from common.records import NamedTuple
+from stage1 import channel
+from stage1.channel import Channel
+from stage1.network import record
+from stage1.network.plan import Network, NetworkPlan
+from stage1.network.record import Attachment, Record
+
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+"""A terminal sends them to us too; it is the monitor that decides."""
+_DEFAULTS = ("0.0.0.0/0", "::/0")
+
+
+class Worker(NamedTuple):
+    """The worker as its parent, the engine and the monitor see it."""
+
+    pid: int
+    channel: Channel
+
+
+def begin() -> Worker:
+    """Fork the worker. It ends by itself once nobody holds the other end of its channel."""
+    ours, theirs = channel.pair()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        # Whatever happens: nobody of the callers' is to run here.
+        os._exit(_main(theirs))
+    theirs.close()
+    return Worker(pid, ours)
+
+
+def _main(source: Channel) -> int:
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _load()
+        message, fds = source.receive()
+        if message != "plan":
+            return 0
+        from stage1.plan import loads
+
+        plan: NetworkPlan = loads(channel.read_memory_file(fds[0]))
+        _work(plan, source)
+    except RkpyError as error:
+        _send(source, f"failed {error.exit_status} {error}")
+    except OSError as error:
+        _send(source, f"failed {EXIT_FAILURE} {located(error)}")
+    except Exception as error:
+        # Whoever waits for us has to hear of it.
+        _send(source, f"failed {EXIT_FAILURE} attaching the pod to its networks: {error!r}")
+    return 0
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """The pod is to end: what was begun is taken back, undisturbed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise NetworkError("interrupted")
+
+
+def _load() -> None:
+    """What will be needed in all likelihood."""
+    import ipaddress  # noqa: F401
+
+    import stage1.network.cni
+    import stage1.network.firewall
+    import stage1.network.leases
+    import stage1.network.names
+    import stage1.network.owners
+    import stage1.network.ports
+    import stage1.network.ptp  # noqa: F401
+    from stage1.network import netlink
+
+    netlink.load()
+
+
+def _send(source: Channel, text: str) -> bool:
+    try:
+        source.send(text)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
+
+
+def _work(plan: NetworkPlan, source: Channel) -> None:
+    try:
+        _attach(plan, source)
+        # The monitor may have been killed meanwhile.
+        gone = not _send(source, "ready")
+    except BaseException:
+        _take_back(plan)
+        raise
+    if gone:
+        _take_back(plan)
+
+
+def _take_back(plan: NetworkPlan) -> None:
+    from stage1.network.detach import detach
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _complain(detach(plan.directory))
+
+
+def _complain(problems: list[str]) -> None:
+    from stage1 import boot
+
+    for problem in problems:
+        boot.complain("run", problem)
+
+
+def _attach(plan: NetworkPlan, source: Channel) -> None:
+    from stage1.network import cni, firewall, names, netns, owners, ports
+
+    owners.register(plan.uuid, plan.directory)
+    done = Record(
+        uuid=plan.uuid, plugin_path=plan.plugin_path, system_plugin_path=plan.system_plugin_path,
+    )  # fmt: skip
+    record.write(plan.directory, done)
+    done = done._replace(ports=ports.claim(plan))
+    message, fds = source.receive()
+    if message != "netns":
+        raise NetworkError("the pod has ended before it was attached to its networks")
+    path = f"/proc/{os.getpid()}/fd/{fds[0]}"
+    if cni.uses_programs(plan):
+        done = done._replace(netns=netns.place(plan.uuid))
+        record.write(plan.directory, done)
+        path = netns.pin(path, plan.uuid)
+    results: list[tuple[str, dict[str, Any]]] = []
+    for network in plan.networks:
+        done, result = _attach_one(plan, network, path, done)
+        results.append((network.name, result))
+    done = _publish(plan, results, done)
+    _complain(names.write(plan, results))
+    firewall.apply(done.elements, plan.uuid)
+
+
+def _attach_one(plan: NetworkPlan, network: Network, path: str, done: Record) -> tuple[Record, dict[str, Any]]:
+    import json
+
+    from stage1.network import cni
+
+    intent = Attachment(network.name, network.interface, network.conf, network.args, network.source)
+    runtime = cni.runtime(plan, network)
+    before = done._replace(attachments=(*done.attachments, intent._replace(runtime=json.dumps(runtime))))
+    record.write(plan.directory, before)
+    result, elements = cni.add(plan, network, path, runtime)
+    attached = before.attachments[-1]._replace(result=json.dumps(result))
+    after = before._replace(
+        attachments=(*before.attachments[:-1], attached), elements=(*before.elements, *elements)
+    )  # fmt: skip
+    record.write(plan.directory, after)
+    return after, result
+
+
+def _publish(plan: NetworkPlan, results: list[tuple[str, dict[str, Any]]], done: Record) -> Record:
+    """What of the ports no plugin takes care of."""
+    from stage1.network import cni, firewall, links
+
+    if not plan.ports:
+        return done
+    name, who = cni.publisher(plan)
+    result = dict(results)[name]
+    if who == "engine":
+        addresses = [entry["address"] for entry in result.get("ips", ())]
+        routed = any(route["dst"] in _DEFAULTS for route in result.get("routes", ()))
+        elements = firewall.publication(plan.ports, addresses, routed=routed)
+        done = done._replace(elements=(*done.elements, *elements))
+        record.write(plan.directory, done)
+    for interface in result.get("interfaces", ()):
+        if not interface.get("sandbox"):
+            links.open_loopback(interface["name"])
+    return done
