@@ -134,12 +134,15 @@ def apply(elements: Iterable[Element], owner: str) -> None:
     if not wanted:
         return
     taken = set(map(_place, wanted))
-    creation = f"flush chain {TABLE} {VERSION}\n{_statements('create', wanted, owner)}"
+    creation = _statements("create", wanted, owner)
     with state.lock() as lock:
         before = _read(owner)
+        # To take a table away, be it none, has the kernel wait for all its processors; to make one has not.
+        expected = f"flush chain {TABLE} {VERSION}" if _owners() else f"create table {TABLE}{_RULES}"
         _write(owner, [*(each for each in before or () if _place(each) not in taken), *wanted])
         try:
-            nft.run(creation, lock.fd)  # Fails for a table that is not ours, and for a key that is taken.
+            # Fails for a table that is not as expected, and for a key that is taken.
+            nft.run(f"{expected}\n{creation}", lock.fd)
         except NetworkError:
             try:
                 _renew([owner, *(other for other in _owners() if other != owner)], lock.fd)
