@@ -254,7 +254,7 @@ def _owners() -> list[str]:
 
 def _read(owner: str) -> list[Element] | None:
     """What the pod has, in lines of WHERE, KEY and VALUE; None when it has nothing."""
-    path = state.path(_DIRECTORY, owner)
+    path = _file(owner)
     try:
         with open(path, encoding="ascii") as file:
             return [Element(*line.rstrip("\n").split("\t", 2)) for line in file]
@@ -266,8 +266,14 @@ def _read(owner: str) -> list[Element] | None:
         raise NetworkError(f"{path} makes no sense: {error}", hint="remove it") from error
 
 
+def _file(owner: str) -> str:
+    if not owner or set("/.") & set(owner):
+        raise NetworkError(f'"{owner}" is not the UUID of a pod')
+    return state.path(_DIRECTORY, owner)
+
+
 def _write(owner: str, elements: Iterable[Element] | None) -> None:
-    path = state.path(_DIRECTORY, owner)
+    path = _file(owner)
     try:
         if elements is None:
             os.unlink(path)

@@ -35,6 +35,9 @@ _LARGEST = 1 << 20
 Result = tuple[str, dict[str, Any]]
 """The name of a network, and what its plugins answered."""
 
+_Change = Callable[[bytes], tuple[int, bytes]]
+"""What a file's text becomes: all of it up to an offset, and what comes after that."""
+
 
 class _Claim(NamedTuple):
     hosts: str
@@ -86,7 +89,7 @@ def _forget(uuid: str) -> None:
             pass  # Somebody else is on it.
 
 
-def _tell(peers: Iterable[_Claim], change: Callable[[bytes], bytes]) -> list[str]:
+def _tell(peers: Iterable[_Claim], change: _Change) -> list[str]:
     """Change the hosts files of these; what could not be, a line each. Pods that are gone are nobody's concern."""
     problems = []
     for path in dict.fromkeys(claim.hosts for claim in peers if claim.hosts):
@@ -99,15 +102,30 @@ def _tell(peers: Iterable[_Claim], change: Callable[[bytes], bytes]) -> list[str
     return problems
 
 
-def _addition(lines: str) -> Callable[[bytes], bytes]:
-    return lambda text: text + lines.encode()
+def _addition(lines: str) -> _Change:
+    added = lines.encode()
+
+    def change(text: bytes) -> tuple[int, bytes]:
+        return len(text), added if text.endswith(b"\n") or not text or not added else b"\n" + added
+
+    return change
 
 
-def _removal(mark: str) -> Callable[[bytes], bytes]:
-    return lambda text: b"".join(line for line in text.splitlines(True) if not line.endswith(mark.encode()))
+def _removal(end: str) -> _Change:
+    """Of the lines with this end."""
+    mark = end.encode()
+
+    def change(text: bytes) -> tuple[int, bytes]:
+        first = text.find(mark)
+        if first < 0:
+            return len(text), b""
+        start = text.rfind(b"\n", 0, first) + 1
+        return start, b"".join(line for line in text[start:].splitlines(True) if not line.endswith(mark))
+
+    return change
 
 
-def _change(path: str, change: Callable[[bytes], bytes]) -> None:
+def _change(path: str, change: _Change) -> None:
     """Rewrite a file in place so that whoever reads it meanwhile sees lines of before and lines of after."""
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -115,28 +133,15 @@ def _change(path: str, change: Callable[[bytes], bytes]) -> None:
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
             return
         before = os.pread(fd, found.st_size, 0)
-        after = change(before if not before or before.endswith(b"\n") else before + b"\n")
-        if after == before:
-            return
-        start = _same(before, after)
+        start, tail = change(before)
+        size = start + len(tail)
         # Empty lines over what is left of the old ones, in the same write(2): never half of one.
-        data = after[start:] + b"\n" * (len(before) - len(after))
-        if os.pwrite(fd, data, start) != len(data) and len(after) > len(before):
-            os.ftruncate(fd, len(before))
-            return
-        os.ftruncate(fd, len(after))
+        data = tail + b"\n" * (len(before) - size)
+        complete = not data or os.pwrite(fd, data, start) == len(data)
+        if not complete or len(data) > len(tail):
+            os.ftruncate(fd, size if complete else min(size, len(before)))
     finally:
         os.close(fd)
-
-
-def _same(before: bytes, after: bytes) -> int:
-    """Where the first line that is not the same begins."""
-    start = 0
-    for old, new in zip(before.splitlines(True), after.splitlines(True), strict=False):
-        if old != new:
-            break
-        start += len(old)
-    return start
 
 
 def _make(path: str, text: str) -> None:
@@ -156,12 +161,22 @@ def _claims(network: str) -> list[_Claim]:
         if "." in uuid:
             continue  # Half a file of somebody who was killed.
         try:
-            with open(_path(network, uuid), encoding="utf-8") as file:
-                hosts, _, lines = file.read().partition("\n")
-                found.append((os.fstat(file.fileno()).st_mtime_ns, uuid, _Claim(hosts, lines)))
-        except (FileNotFoundError, UnicodeDecodeError):
+            modified, text = _content(_path(network, uuid))
+        except FileNotFoundError:
             continue
+        hosts, _, lines = text.partition("\n")
+        found.append((modified, uuid, _Claim(hosts, lines)))
     return [claim for _, _, claim in sorted(found)]
+
+
+def _content(path: str) -> tuple[int, str]:
+    """When a file was written, and what it says; without what open() costs, since there may be hundreds."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        return found.st_mtime_ns, os.read(fd, found.st_size).decode()
+    finally:
+        os.close(fd)
 
 
 def _listing(directory: str) -> list[str]:

@@ -10,7 +10,7 @@ from common.errors import NetworkError
 from stage1.network import cni, firewall, netns
 from stage1.network.plan import Names, Network, NetworkPlan, Port
 from stage1.network.plugin import Call
-from stage1.network.record import Attachment, Element, Record
+from stage1.network.record import Attachment, Record
 
 
 def answer(request: dict[str, Any]) -> Any:
@@ -32,7 +32,7 @@ def answer(request: dict[str, Any]) -> Any:
         case "check":
             return cni.check(record, attachment, request["netns"])
         case "delete":
-            firewall.withdraw([Element(*element) for element in request["elements"]], plan.uuid)
+            firewall.withdraw(plan.uuid)
             return cni.delete(record, attachment, record.netns)
         case "uses programs":
             return cni.uses_programs(plan)

@@ -539,3 +539,28 @@ def test_nobody_gets_the_lock_while_the_nft_of_a_killed_process_is_at_work(
     assert pod.uuid not in ruleset(lab)
     withdraw(lab, "other")
     assert ruleset(lab) == ""
+
+
+def test_neighbours_on_a_bridge_get_at_published_ports(lab: Lab) -> None:
+    """Their answers would not pass the host, which is to translate them back."""
+    lab.host("ip", "link", "add", "br0", "type", "bridge")
+    lab.host("ip", "link", "set", "br0", "up", "group", str(firewall.GROUP))
+    lab.host("ip", "address", "add", "10.7.0.1/24", "dev", "br0")
+    lab.host("sysctl", "-qw", "net.ipv4.conf.br0.route_localnet=1")
+    for number in (2, 3):
+        lab.namespace(f"pod{number}")
+        lab.host("ip", "link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0", "netns",
+                 lab.path(f"pod{number}"))  # fmt: skip
+        lab.host("ip", "link", "set", f"port{number}", "up", "master", "br0")
+        lab.host("bridge", "link", "set", "dev", f"port{number}", "hairpin", "on")
+        lab.run(f"pod{number}", "ip", "link", "set", "eth0", "up")
+        lab.run(f"pod{number}", "ip", "address", "add", f"10.7.0.{number}/24", "dev", "eth0")
+        lab.run(f"pod{number}", "ip", "route", "add", "default", "via", "10.7.0.1")
+    lab.serve("pod2", "tcp", "10.7.0.2", 80, "two")
+    apply(lab, firewall.publication([WEB], ["10.7.0.2/24"]) + firewall.masquerade("10.7.0.2", "10.7.0.0/24"), "two")
+    assert lab.ask("outside", "tcp", HOST4, 8080) == f"two {netlab.OUTSIDE4}"
+    assert lab.ask("host", "tcp", "127.0.0.1", 8080) == "two 10.7.0.1"
+    for who in ("pod2", "pod3"):
+        for address in (HOST4, "10.7.0.1"):
+            assert lab.ask(who, "tcp", address, 8080) == "two 10.7.0.1"
+    assert lab.ask("pod3", "tcp", "10.7.0.2", 80) == "two 10.7.0.3"
