@@ -11,7 +11,6 @@ from common.errors import PodError, UsageError, reason
 from stage1 import kernelfs, mounts, poddir
 from stage1.flavour import Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import ONLY_CGROUP, PROC, SYS
-from stage1.network.plan import NetworkPlan
 
 SHM_SIZE = 64 << 20
 DEV_SIZE = 64 << 10
@@ -157,23 +156,17 @@ def implicit_mounts(pod: PreparedPod, app: PreparedApp) -> list[Mount]:
     return found
 
 
-def write_names(pod: PreparedPod) -> list[str]:
-    """The files about names that apps are given, as far as they can be told before the pod is attached to networks;
-    lines of warning. Raises PodError."""
-    directory = pod.directory
+def write_names(directory: str, hostname: str) -> None:
+    """The files about names that apps are given, as far as they can be told before the pod is attached to networks.
+    Raises PodError."""
     try:
         files.make_directory(f"{directory}/etc", 0o755)
         for name in ("resolv.conf", "resolv.conf.default"):
             # What the networks of an earlier run said.
             if os.path.lexists(poddir.etc(directory, name)):
                 os.unlink(poddir.etc(directory, name))
-        hosts = f"127.0.0.1\tlocalhost localhost.localdomain {pod.hostname}\n::1\tlocalhost localhost.localdomain\n"
+        hosts = f"127.0.0.1\tlocalhost localhost.localdomain {hostname}\n::1\tlocalhost localhost.localdomain\n"
         files.replace(poddir.etc(directory, "hosts"), hosts.encode())
-        files.replace(poddir.etc(directory, "hostname"), f"{pod.hostname}\n".encode())
+        files.replace(poddir.etc(directory, "hostname"), f"{hostname}\n".encode())
     except OSError as error:
         raise PodError(f"write {error.filename or directory}: {reason(error)}") from error
-    if not pod.name_options or pod.networks:
-        return []
-    from stage1.network import names
-
-    return names.write(NetworkPlan(pod.uuid, directory, (), pod.names), [])

@@ -19,7 +19,7 @@ from stage1 import app_steps, boot, cgroup, control, implicit, poddir, resources
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
-from stage1.network.plan import NetworkPlan
+from stage1.network.plan import Names, NetworkPlan
 from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
@@ -32,6 +32,8 @@ NETWORKS = True
 _LAUNCH = "launch"
 """The file among an app's that holds its LaunchSpec."""
 _AS_GOOD_AS_ROOT = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
+_NAMES = "asked"
+"""The file in the pod's etc/ that holds what was typed about names."""
 _PATIENCE = 600.0
 """Seconds until `rkpy app stop` gives up waiting for an app that does not die."""
 _FLAGS = {"memory": "--memory", "cpu": "--cpu", "cpu_weight": "--cpu-shares", "pids": "--pids-limit"}
@@ -66,7 +68,12 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     if leader is None or not leader.is_alive():
         return pod
     net, ipc = (_shares(leader.pid, kind) for kind in ("net", "ipc"))
-    return pod._replace(net=("host",) if net else ("none",), networks=(), ipc="parent" if ipc else "private")
+    return pod._replace(
+        net=("host",) if net else ("none",),
+        networks=(),
+        names=_recorded_names(pod.directory),
+        ipc="parent" if ipc else "private",
+    )
 
 
 def _shares(pid: int, kind: str) -> bool:
@@ -198,8 +205,9 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
     made = plan(pod)
-    for warning in app_steps.write_names(pod):
-        boot.complain("run", warning)
+    app_steps.write_names(pod.directory, made.hostname)
+    if pod.name_options:
+        _record_names(pod)
     for app, planned in zip(pod.apps, made.apps, strict=True):
         implicit.fill(pod, app)
         _record_launch(pod.directory, planned)
@@ -225,6 +233,27 @@ def _network_plan(pod: PreparedPod) -> NetworkPlan:
         plugin_path=pod.plugin_path,
         debug=pod.debug,
     )
+
+
+def _record_names(pod: PreparedPod) -> None:
+    """For apps that are added later; and at once where no network has a say in it."""
+    files.replace(poddir.etc(pod.directory, _NAMES), dumps(pod.names))
+    if not pod.networks:
+        from stage1.network import names
+
+        for warning in names.write(_network_plan(pod), []):
+            boot.complain("run", warning)
+
+
+def _recorded_names(directory: str) -> Names:
+    try:
+        with open(poddir.etc(directory, _NAMES), "rb") as file:
+            names = loads(file.read())
+    except FileNotFoundError:
+        return Names("")
+    except (OSError, ValueError) as error:
+        raise PodError(f"cannot tell what the pod's files about names are to say: {error}") from error
+    return names if isinstance(names, Names) else Names("")
 
 
 def _describe(app: AppPlan) -> None:
