@@ -121,6 +121,21 @@ def builtin(name: str, rank: int = 0) -> Definition:
     return Definition(name, json.dumps(document, separators=(",", ":")), rank=rank)
 
 
+def limited(network: Network) -> Network:
+    """The network with something in it that keeps a pod to its bandwidth. NetworkError where a file says otherwise: a
+    limit that nobody enforces is none."""
+    document = json.loads(network.conf)
+    if any((plugin.get("capabilities") or {}).get("bandwidth") is True for plugin in document["plugins"]):
+        return network
+    if network.source:
+        raise NetworkError(
+            f'network "{network.name}" cannot limit the bandwidth of a pod',
+            hint=f'add {{"type": "bandwidth", "capabilities": {{"bandwidth": true}}}} to {network.source}',
+        )
+    document["plugins"].append({"type": "bandwidth", "capabilities": {"bandwidth": True}})
+    return network._replace(conf=json.dumps(document, separators=(",", ":")))
+
+
 def has_ipv6(proc: str = "/proc") -> bool:
     """Whether the kernel has IPv6 and nobody has switched it off (ip-sysctl, disable_ipv6)."""
     try:

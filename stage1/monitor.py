@@ -58,6 +58,7 @@ class Monitor:
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
         self._apps = {app.name: _App(app) for app in plan.apps}
+        self._attached = False
         self._status: int | None = None
         """The pod's, once the supervisor has said it."""
         self._idmap: int | None = None
@@ -155,10 +156,13 @@ class Monitor:
 
     def _hear_of_networks(self, worker: channel.Channel) -> None:
         text, _ = worker.receive()
-        self._let_go_of_worker()
         verb, _, rest = text.partition(" ")
         if verb == "ready":
+            self._attached = True
             self._start_all()
+            return
+        self._let_go_of_worker()
+        if self._attached:
             return
         status, _, words = rest.partition(" ")
         if verb != "failed":
@@ -414,7 +418,7 @@ class Monitor:
             except FileNotFoundError:
                 pass
         if self._plan.worker:
-            if self._worker is not None:
+            if self._worker is not None and not self._attached:
                 os.kill(self._plan.worker, signal.SIGTERM)
             self._let_go_of_worker()
             self._detach_from_networks()

@@ -209,7 +209,8 @@ class HostFile(NamedTuple):
 
     def describe(self) -> str:
         where = f"bind {self.source or self.target} on {self.target} (read-only)"
-        return where if self.always else f"{where} unless the image has one"
+        there = " if it is there" if self.optional else ""
+        return f"{where}{there}" if self.always else f"{where}{there} unless the image has one"
 
     def _bind(self, *, hardened: bool) -> Bind:
         source = self.source or self.target

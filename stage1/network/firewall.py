@@ -95,11 +95,11 @@ _BY_ADDRESS = frozenset(("snat4", "snat6", "inside4", "inside6"))
 _PLAIN = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:./_- ")
 
 
-def publication(ports: Iterable[Port], addresses: Iterable[str], *, routed: bool = True) -> list[Element]:
+def publication(ports: Iterable[Port], addresses: Iterable[str], *, routed: str = "46") -> list[Element]:
     """So that `ports` lead to the pod's `addresses`, the first of each family. The addresses may be followed by the
     length of their subnet's prefix, as in a CNI result: neighbours there are answered through the host. `routed`:
-    whether the pod has a default route; if not, it can answer the host only, and all traffic comes from there.
-    NetworkError when a port is to be published on an address of a family the pod has none of."""
+    the families the pod has a default route of; in others it can answer the host only, and all traffic comes from
+    there. NetworkError when a port is to be published on an address of a family the pod has none of."""
     targets = _first_of_each_family(addresses)
     elements: list[Element] = []
     used: set[str] = set()
@@ -109,7 +109,7 @@ def publication(ports: Iterable[Port], addresses: Iterable[str], *, routed: bool
         elements += [_mapping(port, number, family, targets[family][0])
                      for family in families for number in range(port.span)]  # fmt: skip
     for family in sorted(used):
-        elements += _through_the_host(family, *targets[family], routed=routed)
+        elements += _through_the_host(family, *targets[family], routed=family in routed)
     return elements
 
 

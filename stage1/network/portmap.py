@@ -10,7 +10,6 @@ from stage1.network.plan import Port
 from stage1.network.plugin import Call
 
 _CONDITIONS = ("conditionsV4", "conditionsV6")
-_EVERYWHERE = ("0.0.0.0/0", "::/0")
 
 
 def add(call: Call) -> dict[str, Any]:
@@ -24,7 +23,7 @@ def add(call: Call) -> dict[str, Any]:
     ports = _ports(call.conf.get("runtimeConfig", {}).get("portMappings", []))
     if ports:
         addresses = results.addresses(previous, call.interface)
-        routed = any(route["dst"] in _EVERYWHERE for route in previous["routes"])
+        routed = results.default_routes(previous)
         call.elements.extend(firewall.publication(ports, addresses, routed=routed))
     return previous
 

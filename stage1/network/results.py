@@ -62,6 +62,12 @@ def is_ipv4(address: str) -> bool:
     return ":" not in address
 
 
+def default_routes(result: dict[str, Any]) -> str:
+    """The families it has a default route of: "4", "6", "46" or none."""
+    everywhere = {"0.0.0.0/0": "4", "::/0": "6"}
+    return "".join(sorted({everywhere[route["dst"]] for route in result["routes"] if route["dst"] in everywhere}))
+
+
 def addresses(result: dict[str, Any], interface: str = "") -> list[str]:
     """With the lengths of their prefixes, in order; with `interface` those of the one of that name in the pod, and
     those that are said to be of none."""

@@ -7,7 +7,7 @@ It hears, from the engine and then from the monitor (descriptors in brackets):
     plan [plan]        a NetworkPlan
     netns [namespace]  the pod's network namespace
 It says, to the monitor:
-    ready              the pod is attached
+    ready              the pod is attached; what follows is for people only
     failed STATUS TEXT it is not, and nothing of it is left
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 from common.errors import EXIT_FAILURE, NetworkError, RkpyError, located
@@ -27,7 +28,6 @@ from stage1.network.record import Attachment, Record
 
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 """A terminal sends them to us too; it is the monitor that decides."""
-_DEFAULTS = ("0.0.0.0/0", "::/0")
 
 
 class Worker(NamedTuple):
@@ -103,8 +103,10 @@ def _send(source: Channel, text: str) -> bool:
 
 
 def _work(plan: NetworkPlan, source: Channel) -> None:
+    from stage1.network import obstacles
+
     try:
-        _attach(plan, source)
+        subnets = _attach(plan, source)
         # The monitor may have been killed meanwhile.
         gone = not _send(source, "ready")
     except BaseException:
@@ -112,6 +114,8 @@ def _work(plan: NetworkPlan, source: Channel) -> None:
         raise
     if gone:
         _take_back(plan)
+    else:
+        _complain(obstacles.foreign_obstacles(subnets))
 
 
 def _take_back(plan: NetworkPlan) -> None:
@@ -128,7 +132,8 @@ def _complain(problems: list[str]) -> None:
         boot.complain("run", problem)
 
 
-def _attach(plan: NetworkPlan, source: Channel) -> None:
+def _attach(plan: NetworkPlan, source: Channel) -> list[str]:
+    """The subnets that the pod can send from to anywhere."""
     from stage1.network import cni, firewall, names, netns, owners, ports
 
     owners.register(plan.uuid, plan.directory)
@@ -152,6 +157,17 @@ def _attach(plan: NetworkPlan, source: Channel) -> None:
     done = _publish(plan, results, done)
     _complain(names.write(plan, results))
     firewall.apply(done.elements, plan.uuid)
+    return list(_travelling(results))
+
+
+def _travelling(answers: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    from common import addresses
+    from stage1.network import results
+
+    for _, result in answers:
+        routed = results.default_routes(result)
+        subnets = (addresses.subnet(entry["address"]) for entry in result["ips"])
+        yield from (str(subnet) for subnet in subnets if str(subnet.version) in routed)
 
 
 def _attach_one(plan: NetworkPlan, network: Network, path: str, done: Record) -> tuple[Record, dict[str, Any]]:
@@ -172,18 +188,17 @@ def _attach_one(plan: NetworkPlan, network: Network, path: str, done: Record) ->
     return after, result
 
 
-def _publish(plan: NetworkPlan, results: list[tuple[str, dict[str, Any]]], done: Record) -> Record:
+def _publish(plan: NetworkPlan, answers: list[tuple[str, dict[str, Any]]], done: Record) -> Record:
     """What of the ports no plugin takes care of."""
-    from stage1.network import cni, firewall, links
+    from stage1.network import cni, firewall, links, results
 
     if not plan.ports:
         return done
     name, who = cni.publisher(plan)
-    result = dict(results)[name]
+    result = dict(answers)[name]
     if who == "engine":
         addresses = [entry["address"] for entry in result.get("ips", ())]
-        routed = any(route["dst"] in _DEFAULTS for route in result.get("routes", ()))
-        elements = firewall.publication(plan.ports, addresses, routed=routed)
+        elements = firewall.publication(plan.ports, addresses, routed=results.default_routes(result))
         done = done._replace(elements=(*done.elements, *elements))
         record.write(plan.directory, done)
     for interface in result.get("interfaces", ()):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from stage1 import poddir
 from tests import images
 from tests.host.commands import Done, Rkpy
 from tests.netlab import Lab
@@ -62,7 +62,7 @@ class NetPod:
         self.site.lab.leave(pid)
         self.process.kill()
         self.process.communicate()
-        until(lambda: poddir.start_time(pid) is None)
+        os.waitpid(pid, 0)  # which the test session has inherited
 
 
 class Site:

@@ -78,7 +78,7 @@ class Pod:
             self.lab.serve(self.name, protocol, self.address4, port, self.name)
             self.lab.serve(self.name, protocol, self.address6, port, self.name)
 
-    def publication(self, *ports: Port, routed: bool = True) -> list[Element]:
+    def publication(self, *ports: Port, routed: str = "46") -> list[Element]:
         return firewall.publication(ports, (f"{self.address4}/24", f"{self.address6}/64"), routed=routed)
 
     def masquerade(self) -> list[Element]:
@@ -219,7 +219,7 @@ def test_a_restricted_pod_talks_to_its_subnet_and_the_host_only(lab: Lab, by_int
     for where, address in (("outside", FAR4), ("outside", FAR6), ("host", GATEWAY4), ("host", GATEWAY6)):
         lab.serve(where, "tcp", address, 88)
     restriction = pod.restrict(pod.interface if by_interface else "")
-    apply(lab, restriction + pod.publication(WEB, NAMES, routed=False), pod.uuid)
+    apply(lab, restriction + pod.publication(WEB, NAMES, routed=""), pod.uuid)
     # Published ports are answered although the pod knows no way out.
     assert lab.ask("outside", "tcp", HOST4, 8080) == f"pod1 {GATEWAY4}"
     assert lab.ask("outside", "udp", HOST4, 5353) == f"pod1 {GATEWAY4}"

@@ -16,6 +16,7 @@ from common import addresses
 from common.errors import NetworkError, UsageError
 from stage0 import netd, netflags, networks
 from stage0.netd import Definition
+from stage1.network.plan import Network
 
 
 class Etc:
@@ -340,3 +341,15 @@ def test_where_plugins_are_looked_for(etc: Etc) -> None:
     assert networks.plugin_path(etc.directories, ("/opt/a",)) == (
         f"{user}/net.d", f"{local}/net.d", f"{system}/net.d", "/opt/a", f"{system}/plugins/net",
     )  # fmt: skip
+
+
+def test_bandwidth_needs_somebody_who_limits_it() -> None:
+    made = networks.builtin("default")
+    network = Network("default", "eth0", made.conf)
+    plugins = json.loads(networks.limited(network).conf)["plugins"]
+    assert plugins[:-1] == json.loads(made.conf)["plugins"]
+    assert plugins[-1]["capabilities"] == {"bandwidth": True}
+    again = networks.limited(networks.limited(network))
+    assert again == networks.limited(network)
+    with pytest.raises(NetworkError, match=r"cannot limit .*/etc/x\.conf"):
+        networks.limited(network._replace(source="/etc/x.conf"))

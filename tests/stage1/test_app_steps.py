@@ -18,6 +18,7 @@ from stage1.flavour import Device as Granted
 from stage1.flavour import Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import Device, FileSystem, Kernel, Link, Mask, Node, ReadOnlyPath, Writable
 from stage1.mounts import Bind, HostFile, MemoryVolume, ReadOnlyRoot, Step, Tmpfs
+from stage1.network.plan import Names
 from stage1.plan import dumps, loads
 
 
@@ -41,7 +42,12 @@ def a_host_with_both_kinds_of_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def targets(steps: tuple[Step, ...]) -> list[str]:
-    return [step.target for step in steps if not isinstance(step, Mask | ReadOnlyPath)]
+    """Where something is mounted, but for what hides or replaces something that was mounted before."""
+    return [step.target for step in steps if not isinstance(step, Mask | ReadOnlyPath) and not replaces(step)]
+
+
+def replaces(step: Step) -> bool:
+    return isinstance(step, HostFile) and step.always and step.optional
 
 
 def test_a_plain_app() -> None:
@@ -66,6 +72,8 @@ def test_a_plain_app() -> None:
         "device /dev/zero",
         "bind /pods/x/etc/hostname on /etc/hostname (read-only)",
         "bind /pods/x/etc/hosts on /etc/hosts (read-only) unless the image has one",
+        "bind /pods/x/etc/resolv.conf.default on /etc/resolv.conf (read-only) if it is there unless the image has one",
+        "bind /pods/x/etc/resolv.conf on /etc/resolv.conf (read-only) if it is there",
         *(f"mask {path}" for path in app_steps.MASKED),
         *(f"make {path} read-only" for path in app_steps.READ_ONLY),
     ]
@@ -145,6 +153,33 @@ def test_volumes_beside_them(target: str) -> None:
 def test_a_volume_over_all_devices_stands_alone() -> None:
     steps = app_steps.steps(pod(insecure=("paths",)), app(mounts=(mount("/dev"), mount("/dev/x", "w"))))
     assert [target for target in targets(steps) if target.startswith("/dev")] == ["/dev", "/dev/x"]
+
+
+@pytest.mark.parametrize(
+    ("names", "hosts", "resolv"),
+    [
+        ({}, [], ["/pods/x/etc/resolv.conf"]),
+        ({"dns": ("192.0.2.1",)}, [], ["/pods/x/etc/resolv.conf"]),
+        ({"dns": ("host",)}, [], ["/etc/resolv.conf"]),
+        ({"hosts": (("192.0.2.1", "a"),)}, ["/pods/x/etc/hosts"], ["/pods/x/etc/resolv.conf"]),
+        ({"hosts": (("host", ""),)}, ["/etc/hosts"], ["/pods/x/etc/resolv.conf"]),
+    ],
+)  # fmt: skip
+def test_names_that_were_asked_for_win_over_volumes(
+    names: Mapping[str, Any], hosts: list[str], resolv: list[str]
+) -> None:
+    volumes = (mount("/etc/hosts", "h"), mount("/etc/resolv.conf", "r"))
+    steps = app_steps.steps(pod(names=Names("x", **names)), app(mounts=volumes))
+    after = steps[max(index for index, step in enumerate(steps) if isinstance(step, Bind)) :]
+    for path, sources in (("/etc/hosts", hosts), ("/etc/resolv.conf", resolv)):
+        assert [step.source for step in after if isinstance(step, HostFile) and step.target == path] == sources
+
+
+@pytest.mark.parametrize("from_oci", [True, False])
+def test_an_oci_images_hosts_file_is_a_placeholder(from_oci: bool) -> None:
+    steps = app_steps.steps(pod(), app(from_oci=from_oci))
+    hosts = [step for step in steps if isinstance(step, HostFile) and step.target == "/etc/hosts"]
+    assert [step.always for step in hosts] == [from_oci]
 
 
 def test_two_at_one_target() -> None:

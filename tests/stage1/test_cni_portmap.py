@@ -39,14 +39,14 @@ def _with(name: str, value: list[str]) -> Call:
 def test_ports_lead_to_the_pods_addresses() -> None:
     asked = call()
     assert portmap.add(asked) == PREVIOUS
-    assert asked.elements == firewall.publication(PORTS, ["10.0.0.2/24", "fd00::2/64"])
+    assert asked.elements == firewall.publication(PORTS, ["10.0.0.2/24", "fd00::2/64"], routed="4")
     assert asked.elements
 
 
 def test_a_network_without_a_way_out() -> None:
     asked = call({**PREVIOUS, "routes": []})
     portmap.add(asked)
-    assert asked.elements == firewall.publication(PORTS, ["10.0.0.2/24", "fd00::2/64"], routed=False)
+    assert asked.elements == firewall.publication(PORTS, ["10.0.0.2/24", "fd00::2/64"], routed="")
     assert asked.elements != firewall.publication(PORTS, ["10.0.0.2/24", "fd00::2/64"])
 
 

@@ -27,7 +27,7 @@ def test_a_port_on_every_address() -> None:
 
 
 def test_a_pod_that_can_answer_the_host_only() -> None:
-    assert firewall.publication([WEB], BOTH, routed=False)[2:] == [
+    assert firewall.publication([WEB], BOTH, routed="")[2:] == [
         Element("snat4", "172.16.28.2 . 0.0.0.0/0"),
         Element("snat6", "fd11::2 . ::/0"),
     ]
