@@ -216,7 +216,7 @@ def run(pod: PreparedPod) -> NoReturn:
     keep = [pod.lock_fd]
     if pod.networks:
         worker = boot.begin_worker()
-        worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))),))
+        worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))), pod.lock_fd))
         keep.append(worker.channel.fileno())
         made = made._replace(worker=worker.pid)
     boot.execute("run", dumps(made), keep=keep)
