@@ -151,7 +151,10 @@ class Monitor:
 
     def _attach_to_networks(self, worker: channel.Channel) -> None:
         """Have it done; the apps are started when it is."""
-        namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
+        try:
+            namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
+        except FileNotFoundError:
+            return  # The supervisor has failed already, and will say why.
         try:
             worker.send("netns", (namespace,))
         except (BrokenPipeError, ConnectionResetError):

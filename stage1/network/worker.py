@@ -115,12 +115,9 @@ def _work(plan: NetworkPlan, source: Channel) -> None:
 
 
 def _take_back(plan: NetworkPlan) -> None:
-    from stage1.network import programs
     from stage1.network.detach import detach
 
-    problems = detach(plan.directory)
-    if not programs.is_over():  # Or somebody else, the monitor or gc, finishes it and says so.
-        _complain(problems)
+    detach(plan.directory)  # Of what cannot be taken back the monitor or gc, who try it again, will tell.
 
 
 def _complain(problems: list[str]) -> None:

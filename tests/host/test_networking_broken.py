@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyroute2
 import pytest
 
 from tests.host.networked import DEADLINE, Site, until
@@ -131,3 +132,33 @@ def test_nobody_reads_what_is_complained_of(site: Site) -> None:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+def _crippled(site: Site, *prefix: str) -> str:
+    """What a pod with networks says that cannot be, when rkpy is run by `prefix`."""
+    words = site.rkpy.command("run", "example.com/net")
+    done = site.lab.finish("host", *prefix, *words, check=False, env=site.rkpy.environment())
+    assert done.returncode == 254, done
+    assert done.stderr.count("\n") == 1, done
+    return done.stderr
+
+
+def test_the_library_is_missing(site: Site) -> None:
+    place = os.path.dirname(pyroute2.__file__)
+    line = _crippled(site, "unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {place} && exec "$@"', "sh")
+    assert "networks need pyroute2" in line
+
+
+def test_the_pod_fails_before_it_is_attached(site: Site) -> None:
+    assert "loopback interface: operation not permitted" in _crippled(site, "setpriv", "--bounding-set=-net_admin")
+
+
+def test_what_is_no_directory_among_the_claims_is_in_nobodys_way(site: Site) -> None:
+    site.run(app=("--exec=/bin/true",))
+    claims = [f"/run/rkpy/net/{kind}/garbage" for kind in ("leases", "names")]
+    site.lab.host("touch", *claims)
+    before = site.state()
+    assert site.run("--port=http:8080", app=("--exec=/bin/true",)).status == 0
+    site.ok("gc", "--grace-period=0s")
+    assert site.state() == before
+    site.lab.host("rm", *claims)
