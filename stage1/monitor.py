@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import stat
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,8 @@ from stage1.terminal import Keyboard
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask the pod to end."""
+_PATIENCE = 1.0
+"""Seconds in which the signal that ended the pod may come again, as when several send it to all there is."""
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -433,8 +436,8 @@ class Monitor:
                 self._status = 128 + self._asked  # No app was run.
 
     def _detach_from_networks(self) -> None:
-        """In a child, where the host's mounts are: a namespace's mount can only be taken away there. Whoever asks us to
-        end meanwhile does not wait for plugins; what they leave is for `rkpy gc`."""
+        """In a child, where the host's mounts are: a namespace's mount can only be taken away there. Plugins that take
+        long are not waited for when somebody asks us to end once more; what they leave is for `rkpy gc`."""
         lifeline, our_end = os.pipe()
         child = os.fork()
         if child:
@@ -458,15 +461,18 @@ class Monitor:
     def _wait(self, child: int, lifeline: int) -> None:
         held = [lifeline]
 
+        start = time.monotonic()
+
         def let_go(*_: object) -> None:
-            while held:
+            while held and time.monotonic() > start + _PATIENCE:
                 os.close(held.pop())
 
         for number in _ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, let_go)
         os.waitpid(child, 0)
-        let_go()
+        for fd in held:
+            os.close(fd)
 
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""
