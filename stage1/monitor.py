@@ -30,6 +30,7 @@ CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask the pod to end."""
 _KILLED = 128 + signal.SIGKILL
+_MAX_FD = 2**31 - 1
 
 
 class _App:
@@ -424,11 +425,17 @@ class Monitor:
             self._detach_from_networks()
 
     def _detach_from_networks(self) -> None:
-        """In a child, where the host's mounts are: a namespace's mount can only be taken away there."""
-        child = os.fork()
-        if child:
-            os.waitpid(child, 0)
+        """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
+        but what it does: its end is put off by the kernel (`removal`)."""
+        done, doing = os.pipe()
+        if os.fork():
+            os.close(doing)
+            os.read(done, 1)
+            os.close(done)
             return
+        from stage1.network import removal
+
+        removal.unclosed = []
         try:
             syscalls.setns(self._host_mounts, syscalls.CLONE_NEWNS)
             from stage1.network.detach import detach
@@ -438,6 +445,7 @@ class Monitor:
         except BaseException as error:
             boot.complain(self._command, f"cannot detach the pod from its networks: {error}")
         finally:
+            _let_go_of_all_but([link.fileno() for link in removal.unclosed])
             os._exit(0)
 
     def _flush(self) -> None:
@@ -454,6 +462,15 @@ def _require_running(app: _App) -> AppStreams:
     if app.streams is None or app.state != RUNNING:
         raise PodError(f'app "{app.plan.name}" is not running')
     return app.streams
+
+
+def _let_go_of_all_but(kept: list[int]) -> None:
+    """Close all descriptors but these: nobody is to wait for what we hold, be it the pod's lock or a pipe."""
+    start = 0
+    for fd in (*sorted(kept), _MAX_FD + 1):
+        if start < fd:
+            syscalls.close_range(start, fd - 1)
+        start = fd + 1
 
 
 def _protect_null() -> None:
