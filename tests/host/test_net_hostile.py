@@ -79,6 +79,12 @@ def received(site: Site, where: str | int, address: str, port: int, pod: NetPod,
     return set(out.split())
 
 
+def gateway_of(address: str) -> str:
+    """By the built-in networks' default."""
+    separator = ":" if ":" in address else "."
+    return f"{address.rpartition(separator)[0]}{separator}1"
+
+
 def pretend(pod: NetPod, addresses: list[str]) -> None:
     """The pod, which must have been given CAP_NET_ADMIN or CAP_NET_RAW for this, has more addresses."""
     for address in addresses:
@@ -91,15 +97,15 @@ def pretend(pod: NetPod, addresses: list[str]) -> None:
 @pytest.mark.parametrize("network", ["default", "default-restricted"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pod_cannot_pretend_to_be_another_to_the_host_and_to_pods(site: Site, network: str, family: int) -> None:
-    with running(site, f"--net={network}") as pod, running(site, f"--net={network}") as victim:
-        with running(site, f"--net={network}") as target:
-            own, others = pod.addresses[family], [victim.addresses[family], OUTSIDE[family]]
-            pretend(pod, others)
-            gateway = pod.addresses[family].rsplit((".", ":")[family], 1)[0] + (".1", ":1")[family]
-            for where, address in (("host", gateway), ("host", HOST[family]), (target.pid, target.addresses[family])):
-                if network == "default-restricted" and address == HOST[family]:
-                    pod.inside("ip", "route", "add", address, "via", gateway, "dev", "eth0")
-                assert received(site, where, address, 5300, pod, [own, *others]) == {own}
+    flag = f"--net={network}"
+    with running(site, flag) as pod, running(site, flag) as victim, running(site, flag) as target:
+        own, others = pod.addresses[family], [victim.addresses[family], OUTSIDE[family]]
+        pretend(pod, others)
+        gateway = gateway_of(own)
+        if network == "default-restricted":
+            pod.inside("ip", "route", "add", HOST[family], "via", gateway, "dev", "eth0")
+        for where, address in (("host", gateway), ("host", HOST[family]), (target.pid, target.addresses[family])):
+            assert received(site, where, address, 5300, pod, [own, *others]) == {own}
 
 
 # --- who comes from beyond
@@ -120,9 +126,8 @@ def routed(site: Site, pod: NetPod, family: int) -> Iterator[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_neighbour_of_the_host_reaches_published_ports_only(site: Site, network: str, family: int) -> None:
     with running(site, f"--net={network}", "--port=http:8080") as pod, routed(site, pod, family) as address:
-        gateway = address.rsplit((".", ":")[family], 1)[0] + (".1", ":1")[family]
         if network == "default-restricted":
-            pod.inside("ip", "route", "add", "default", "via", gateway, "dev", "eth0")
+            pod.inside("ip", "route", "add", "default", "via", gateway_of(address), "dev", "eth0")
         site.lab.serve(pod.pid, "tcp", address, 80, "hello")
         assert site.lab.ask("outside", "tcp", HOST[family], 8080).startswith("hello ")
         assert site.lab.ask("host", "tcp", address, 80).startswith("hello ")
@@ -146,8 +151,7 @@ def test_a_network_that_is_routed_is_reached(site: Site, family: int) -> None:
 def test_pods_of_other_networks_do_not_begin_anything_with_a_restricted_one(site: Site, family: int) -> None:
     with running(site, "--net=default-restricted") as pod, running(site) as other:
         address = pod.addresses[family]
-        gateway = address.rsplit((".", ":")[family], 1)[0] + (".1", ":1")[family]
-        pod.inside("ip", "route", "add", "default", "via", gateway, "dev", "eth0")
+        pod.inside("ip", "route", "add", "default", "via", gateway_of(address), "dev", "eth0")
         site.lab.serve(pod.pid, "tcp", address, 80, "hello")
         with pytest.raises(Unreachable):
             site.lab.ask(other.pid, "tcp", address, 80, timeout=2)
@@ -161,5 +165,15 @@ def test_the_second_network_may_be_the_one_ports_are_published_on(site: Site, fa
     site.conf("lan.conf", {"cniVersion": "1.0.0", "name": "lan", "type": "ptp",
                            "ipam": {"type": "host-local", "ranges": ranges, "routes": routes}})  # fmt: skip
     with running(site, "--net=lan,default", "--port=http:8080") as pod:
-        site.lab.serve(pod.pid, "tcp", ("0.0.0.0", "::")[family], 80, "hello")  # noqa: S104
+        site.lab.serve(pod.pid, "tcp", ("0.0.0.0", "::")[family], 80, "hello")
         assert site.lab.ask("outside", "tcp", HOST[family], 8080).startswith("hello ")
+
+
+# --- what it can do with its own network
+
+
+@pytest.mark.parametrize("flags", [(), ("--private-users",), ("--net=none",)], ids=["plain", "users", "none"])
+def test_who_can_get_at_the_hosts_interfaces_is_warned_of(site: Site, flags: tuple[str, ...]) -> None:
+    done = site.run(*flags, app=("--caps-retain=CAP_NET_ADMIN", "--exec=/bin/true"))
+    assert done.status == 0
+    assert ("can change the network of the host by CAP_NET_ADMIN" in done.err) == (not flags)
