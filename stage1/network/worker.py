@@ -194,7 +194,7 @@ def _publish(plan: NetworkPlan, answers: list[tuple[str, dict[str, Any]]], done:
 
     if not plan.ports:
         return done
-    name, who = cni.publisher(plan)
+    name, who = cni.publisher(plan.networks)
     result = dict(answers)[name]
     if who == "engine":
         addresses = [entry["address"] for entry in result.get("ips", ())]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,16 @@ class Site:
                 differs = {key: (before[key], value) for key, value in now.items() if value != before[key]}
                 raise AssertionError(differs)
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def running(site: Site, *flags: str, app: tuple[str, ...] = ()) -> Iterator[NetPod]:
+    pod = site.start(*flags, app=app)
+    try:
+        yield pod
+    finally:
+        if pod.process.poll() is None:
+            pod.stop()
 
 
 def until(condition: Any) -> None:
