@@ -103,6 +103,31 @@ def test_ipvlan_where_the_kernel_has_it(site: Site) -> None:
         assert site.lab.ask(pod.pid, "tcp", FAR4, 80) == pod.addresses[0]
 
 
+def test_what_a_failed_plugin_cannot_take_back_is_told_once_and_done_later(site: Site) -> None:
+    plugins = site.rkpy.config / "net.d"
+    plugins.mkdir(parents=True)
+    refusal = '{"cniVersion":"0.4.0","code":100,"msg":"not today"}'
+    (plugins / "stubborn").write_text(f"#!/bin/sh\necho '{refusal}'\nexit 1\n")
+    (plugins / "stubborn").chmod(0o755)
+    site.conf("10-stubborn.conf", {"cniVersion": "0.4.0", "name": "stubborn", "type": "stubborn"})
+    done = site("run", "--net=stubborn", "example.com/net")
+    assert done.status == 254
+    assert done.err == 2 * "rkpy: run: network stubborn: plugin stubborn: not today\n"  # ADD, and what remains
+    assert site("gc", "--grace-period=0s").status == 254
+    (plugins / "stubborn").write_text("#!/bin/sh\n")
+    site.ok("gc", "--grace-period=0s")
+    assert site.rkpy.pods() == []
+
+
+def test_configurations_that_lack_something(site: Site) -> None:
+    site.conf("10-bare.conf", {"cniVersion": "1.0.0", "name": "bare", "type": "ptp"})
+    assert "the configuration has no ipam" in site.refused("run", "--net=bare", "example.com/net")
+    ipam = {"type": "host-local", "subnet": "10.9.0.0/30"}
+    site.conf("11-small.conf", {"cniVersion": "1.0.0", "name": "small", "type": "ptp", "ipam": ipam})
+    with running(site, "--net=small"):
+        assert "rkpy net inspect small shows whose" in site.refused("run", "--net=small", "example.com/net")
+
+
 def test_an_argument_that_is_misspelt(site: Site) -> None:
     line = site.refused("run", "--net=default:ip=172.16.28.9", "example.com/net")
     assert 'no plugin of it knows the argument "ip" (they know IP and MAC)' in line
