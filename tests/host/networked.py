@@ -127,6 +127,16 @@ class Site:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(document if isinstance(document, str) else json.dumps(document))
 
+    def plugins(self, *names: str) -> None:
+        """Debian's programs instead of the built-in plugins of these names."""
+        directory = self.directory / "plugins"
+        directory.mkdir()
+        for name in names:
+            (directory / name).symlink_to(f"/usr/lib/cni/{name}")
+        document = {"rktKind": "paths", "rktVersion": "v1", "cni-plugins": [str(directory)]}
+        (self.rkpy.config / "paths.d").mkdir(parents=True)
+        (self.rkpy.config / "paths.d/plugins.json").write_text(json.dumps(document))
+
     def leases(self) -> list[str]:
         """What is claimed: every file below /run/rkpy/net but the lock and the marks of what was given out last."""
         found = self.lab.host("find", "/run", "-path", "/run/rkpy/*", "!", "-type", "d").splitlines()

@@ -75,7 +75,9 @@ def test_a_file_without_version_as_rkt_had_them(site: Site) -> None:
         assert site("net", "check").err == ""
 
 
-def test_a_pod_on_a_macvlan_is_a_machine_of_its_own(site: Site) -> None:
+@pytest.mark.parametrize("programs", [(), ("macvlan", "host-local")], ids=["built in", "Debian's"])
+def test_a_pod_on_a_macvlan_is_a_machine_of_its_own(site: Site, programs: tuple[str, ...]) -> None:
+    site.plugins(*programs)
     site.conf("10-wire.conf", on_the_wire("macvlan"))
     with running(site, "--net=wire") as pod:
         (address,) = pod.addresses

@@ -236,13 +236,7 @@ def test_debians_bridge_portmap_and_firewall(site: Site) -> None:
             {"type": "firewall"},
         ],
     })  # fmt: skip
-    path = site.directory / "plugins"
-    path.mkdir()
-    for name in ("bridge", "portmap", "host-local"):
-        (path / name).symlink_to(f"/usr/lib/cni/{name}")
-    (site.rkpy.config / "paths.d").mkdir()
-    document = {"rktKind": "paths", "rktVersion": "v1", "cni-plugins": [str(path)]}
-    (site.rkpy.config / "paths.d/plugins.json").write_text(json.dumps(document))
+    site.plugins("bridge", "portmap", "host-local")
     before = site.lab.host("nft", "list", "ruleset")
     with running(site, "--net=theirs", "--port=http:8090") as pod:
         site.lab.serve(pod.pid, "tcp", "0.0.0.0", 80, "hello")
