@@ -51,6 +51,7 @@ def check(pod: PreparedPod) -> list[str]:
         from stage1.network import ports
 
         ports.require_free(pod.published)
+        warnings += ports.warnings(pod.published)
     kept = (*restrictions.RESOURCES, *([NETWORK_BANDWIDTH] if pod.bandwidth else []))
     ignored = (isolator.name for isolator in pod.isolators if isolator.name not in kept)
     warnings += [f'nspawn ignores isolator "{name}" of the pod' for name in ignored]

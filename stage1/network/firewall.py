@@ -31,7 +31,7 @@ from stage1.network.plan import Port
 from stage1.network.record import Element
 
 GROUP = 29291
-"""The interface group (ip-link(8)) of the host's ends of our cables and of our bridges."""
+"""The interface group (ip-link(8)) of the host's ends of our cables and of our bridges; "rk" in ASCII."""
 _NAME = "rkpy"
 TABLE = f"inet {_NAME}"
 VERSION = "version-2"
@@ -221,12 +221,6 @@ def check(owner: str) -> None:
             raise NetworkError(
                 "the firewall has lost rules of the pod", hint="rkpy net reload makes them anew"
             ) from error
-
-
-def owners() -> list[str]:
-    """The UUIDs of the pods that have something here."""
-    with state.lock():
-        return _owners()
 
 
 def _renew(owners: Iterable[str], lock: int) -> None:
