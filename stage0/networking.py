@@ -53,6 +53,8 @@ def settle(pod: PreparedPod, manifest: PodManifest, flags: Values, settings: Con
         warn(warning)
     path = networks.plugin_path(settings.directories, settings.cni_plugins)
     routes.check(resolved.networks, path)
+    if pod.published:
+        networks.require_publisher(resolved.networks)
     chosen = tuple(map(networks.limited, resolved.networks)) if pod.bandwidth else resolved.networks
     return pod._replace(networks=chosen, plugin_path=path)
 

@@ -136,6 +136,18 @@ def limited(network: Network) -> Network:
     return network._replace(conf=json.dumps(document, separators=(",", ":")))
 
 
+def require_publisher(networks: Sequence[Network]) -> None:
+    """NetworkError when published ports could lead to none of them."""
+    from stage1.network import capabilities
+
+    if not capabilities.publisher(networks)[0]:
+        names = ", ".join(network.name for network in networks)
+        raise NetworkError(
+            f"--port does not lead to pods of macvlan and ipvlan networks ({names}): the host does not reach them",
+            hint="whoever is on the same wire does, at the pod's own address; or add a network, --net=default,…",
+        )
+
+
 def has_ipv6(proc: str = "/proc") -> bool:
     """Whether the kernel has IPv6 and nobody has switched it off (ip-sysctl, disable_ipv6)."""
     try:

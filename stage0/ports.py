@@ -104,14 +104,14 @@ def _number(text: str, digits: str) -> int:
 
 def resolve(wanted: Iterable[ExposedPort], apps: Sequence[tuple[str, App]]) -> tuple[Port, ...]:
     """What is to be published, each with the pod's own ports; `apps` are those of the pod by name."""
-    found: list[Port] = []
+    found: list[tuple[Port, str]] = []
     for port in wanted:
-        made = _resolved(port, apps)
-        for other in found:
+        made, typed = _resolved(port, apps), _shown(port)
+        for other, before in found:
             if _clash(made, other):
-                raise UsageError(f"--port={_shown(made)} and --port={_shown(other)} want one port of the host")
-        found.append(made)
-    return tuple(found)
+                raise UsageError(f"--port={typed} and --port={before} want one port of the host")
+        found.append((made, typed))
+    return tuple(port for port, _ in found)
 
 
 def _resolved(port: ExposedPort, apps: Sequence[tuple[str, App]]) -> Port:
@@ -159,6 +159,13 @@ def _share_an_address(one: str, other: str) -> bool:
     return one == other
 
 
-def _shown(port: Port) -> str:
+def _shown(port: ExposedPort) -> str:
+    """As somebody may have typed it."""
     ip = f"[{port.host_ip}]:" if ":" in port.host_ip else f"{port.host_ip}:" if port.host_ip else ""
-    return f"{port.name}:{ip}{port.host_port}"
+    inner = port.pod_port
+    if inner is None:
+        return f"{port.name}:{ip}{port.host_port}"
+    outside, inside = (
+        f"{first}-{first + inner.span - 1}" if inner.span > 1 else str(first) for first in (port.host_port, inner.port)
+    )
+    return f"{ip}{outside}:{inside}/{inner.protocol}"

@@ -33,6 +33,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PATIENCE = 1.0
 """Seconds in which the signal that ended the pod may come again, as when several send it to all there is."""
 _KILLED = 128 + signal.SIGKILL
+_MAX_FD = 2**31 - 1
 
 
 class _App:
@@ -436,32 +437,38 @@ class Monitor:
                 self._status = 128 + self._asked  # No app was run.
 
     def _detach_from_networks(self) -> None:
-        """In a child, where the host's mounts are: a namespace's mount can only be taken away there. Plugins that take
-        long are not waited for when somebody asks us to end once more; what they leave is for `rkpy gc`."""
+        """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
+        but what it does: its end is put off by the kernel (`removal`). Nor are plugins that take long when somebody
+        asks us to end once more; what they leave is for `rkpy gc`."""
+        done, doing = os.pipe()
         lifeline, our_end = os.pipe()
-        child = os.fork()
-        if child:
-            os.close(lifeline)
-            self._wait(child, our_end)
+        if os.fork():
+            for fd in (doing, lifeline):
+                os.close(fd)
+            self._wait(done, our_end)
             return
         try:
-            os.close(our_end)
+            for fd in (done, our_end):
+                os.close(fd)
             syscalls.setns(self._host_mounts, syscalls.CLONE_NEWNS)
-            from stage1.network import programs
+            from stage1.network import programs, removal
             from stage1.network.detach import detach
 
+            removal.unclosed = []
             programs.depend_on(lifeline)
             for problem in detach(self._plan.directory):
                 boot.complain(self._command, problem)
         except BaseException as error:
             boot.complain(self._command, f"cannot detach the pod from its networks: {error}")
         finally:
-            os._exit(0)
+            try:
+                _let_go_of_all_but([link.fileno() for link in removal.unclosed or ()])
+            finally:
+                os._exit(0)
 
-    def _wait(self, child: int, lifeline: int) -> None:
-        held = [lifeline]
-
-        start = time.monotonic()
+    def _wait(self, done: int, lifeline: int) -> None:
+        """For the other end of `done` to be closed; when we are asked to end, close `lifeline`."""
+        held, start = [lifeline], time.monotonic()
 
         def let_go(*_: object) -> None:
             while held and time.monotonic() > start + _PATIENCE:
@@ -470,9 +477,10 @@ class Monitor:
         for number in _ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, let_go)
-        os.waitpid(child, 0)
-        for fd in held:
-            os.close(fd)
+        os.read(done, 1)
+        os.close(done)
+        while held:
+            os.close(held.pop())
 
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""
@@ -488,6 +496,15 @@ def _require_running(app: _App) -> AppStreams:
     if app.streams is None or app.state != RUNNING:
         raise PodError(f'app "{app.plan.name}" is not running')
     return app.streams
+
+
+def _let_go_of_all_but(kept: list[int]) -> None:
+    """Close all descriptors but these: nobody is to wait for what we hold, be it the pod's lock or a pipe."""
+    start = 0
+    for fd in (*sorted(kept), _MAX_FD + 1):
+        if start < fd:
+            syscalls.close_range(start, fd - 1)
+        start = fd + 1
 
 
 def _protect_null() -> None:

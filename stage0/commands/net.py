@@ -123,7 +123,10 @@ def inspect(config: Config, name: tuple[str, ...], pretty_print: bool) -> None:
         networks.find(name[0], found)  # which says why it is not there
         return
     else:
-        document = _pod(config, name[0])
+        try:
+            document = _pod(config, name[0])
+        except PodError as error:
+            raise PodError(error.message, hint=error.hint or "nor is it a network: see rkpy net list") from error
     render.write_json(document, pretty=pretty_print)
 
 

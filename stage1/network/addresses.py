@@ -70,6 +70,8 @@ def obtain(call: Call) -> Leases:
     """Ask the IPAM plugin. A machine without IPv6 gets along with the IPv4 addresses if there are any."""
     from stage1.network import cni
 
+    if not call.conf.get("ipam"):
+        raise NetworkError("the configuration has no ipam, by which pods get addresses", hint='"type": "host-local"')
     return understand(call, cni.ipam(call, "ADD"))
 
 

@@ -4,32 +4,37 @@ specific fields")."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from stage1.network.plan import Network, NetworkPlan
 
+_OUT_OF_REACH = ("macvlan", "ipvlan")
+"""Their interfaces are on the wire beside the host's, which exchanges no packet with them (ip-link(8), macvlan)."""
 _BURST = 1 << 20
 """Bits: a few of the largest packets that network cards are handed (64 KiB), which a smaller bucket would drop."""
 _BURST_LIMIT = (1 << 31) - 1
 
 
-def publisher(plan: NetworkPlan) -> tuple[str, str]:
+def publisher(networks: Sequence[Network]) -> tuple[str, str]:
     """The network whose addresses published ports lead to, and who publishes them: "plugin" when a plugin of its says
-    that it can, else "engine". As in rkt the first that is masqueraded, else the last."""
-    for network in plan.networks:
+    that it can, else "engine". As in rkt the first that is masqueraded, else the last. No name when ports can lead to
+    none of them."""
+    for network in networks:
         if any("portMappings" in _capabilities(plugin) for plugin in _plugins(network)):
             return network.name, "plugin"
-    for network in plan.networks:
+    within_reach = [network for network in networks if _plugins(network)[0].get("type") not in _OUT_OF_REACH]
+    for network in within_reach:
         if any(plugin.get("ipMasq") is True for plugin in _plugins(network)):
             return network.name, "engine"
-    return plan.networks[-1].name if plan.networks else "", "engine"
+    return within_reach[-1].name if within_reach else "", "engine"
 
 
 def runtime(plan: NetworkPlan, network: Network) -> dict[str, Any]:
     """All that there is to offer; each plugin is given what its configuration says it is capable of."""
     args = dict(network.args)
     found = {
-        "portMappings": _mappings(plan) if publisher(plan) == (network.name, "plugin") else [],
+        "portMappings": _mappings(plan) if publisher(plan.networks) == (network.name, "plugin") else [],
         "ips": [ip for ip in args.get("IP", "").split(",") if ip],
         "mac": args.get("MAC", ""),
         "bandwidth": _bandwidth(plan.bandwidth),

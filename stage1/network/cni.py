@@ -25,6 +25,8 @@ from stage1.network.record import Attachment, Element, Record
 
 IPAM = ("host-local",)
 """Those of `BUILTIN` that give addresses to the others."""
+_ARGUMENTS = ("IP", "MAC")
+"""CNI_ARGS that plugins of `BUILTIN` know."""
 _WORDS = {"ADD": "add", "DEL": "delete", "CHECK": "check"}
 
 
@@ -48,8 +50,7 @@ def add(
     call = Call(plan.uuid, path, network.interface, dict(network.args), {}, plan.plugin_path, plan.system_plugin_path,
                 [], plan.names.pod_name or plan.uuid)  # fmt: skip
     chain = _chain(call, network.name, network.conf, runtime)
-    for plugin in chain.plugins:
-        list(_ways(chain.name, plugin, call))
+    _require_known_arguments(chain, [path for plugin in chain.plugins for path in _ways(chain.name, plugin, call)])
     result: dict[str, Any] | None = None
     try:
         for plugin in chain.plugins:
@@ -211,6 +212,15 @@ def _arguments(call: Call) -> str:
     if "," in args.get("IP", "") and "ips" in call.conf.get("runtimeConfig", {}):
         args = {name: value for name, value in args.items() if name != "IP"}
     return ";".join(f"{name}={value}" for name, value in {"IgnoreUnknown": "1", **args}.items()) if args else ""
+
+
+def _require_known_arguments(chain: _Chain, programs: list[str]) -> None:
+    """What a program makes of an argument only it can tell. Where there is none, a misspelt one would just be lost."""
+    args = chain.call.args
+    unknown = [name for name in args if name not in _ARGUMENTS]
+    if unknown and "IgnoreUnknown" not in args and not any(programs):
+        hint = f"they know {' and '.join(_ARGUMENTS)}"
+        raise NetworkError(f'network {chain.name}: no plugin of it knows the argument "{unknown[0]}"', hint=hint)
 
 
 def _ways(name: str, plugin: dict[str, Any], call: Call) -> Iterator[str]:

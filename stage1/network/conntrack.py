@@ -6,16 +6,15 @@ log shippers do, would be sent on to where the port led before, or nowhere, for 
 
 from __future__ import annotations
 
-import os
 import struct
 from _socket import AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_RAW, inet_ntop
 from _socket import socket as Socket  # noqa: N812
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import closing
 
+from stage1.network.messages import ACK, DUMP, answers, attribute, attributes, send
+
 _AF_NETLINK, _NETLINK_NETFILTER = 16, 12
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
-_ERROR, _DONE = 2, 3
 _GET, _DELETE = 0x101, 0x102
 _TUPLE_ORIG, _ID, _ZONE, _FILTER = 1, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
@@ -24,7 +23,8 @@ _NESTED = 0x8000
 _BY_PROTOCOL = 1 << 3
 """A bit of CTA_FILTER_ORIG_FLAGS (Linux 5.8)."""
 _UDP = 17
-_SIZE = 1 << 18
+_GENERIC = struct.Struct("=BBH")
+"""nfgenmsg."""
 
 
 def forget_udp(family: str, ports: Collection[int]) -> None:
@@ -33,10 +33,12 @@ def forget_udp(family: str, ports: Collection[int]) -> None:
     kind = AF_INET6 if family == "6" else AF_INET
     local: dict[bytes, bool] = {}
     with closing(Socket(_AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, _NETLINK_NETFILTER)) as link:
-        protocol = _attribute(_TUPLE_PROTO | _NESTED, _attribute(_PROTO_NUM, bytes((_UDP,))))
-        only = _attribute(_FILTER | _NESTED, _attribute(1, struct.pack("=I", _BY_PROTOCOL)))
-        _send(link, _GET, _DUMP, kind, _attribute(_TUPLE_ORIG | _NESTED, protocol) + only)
-        for flow in [flow for flow in _answers(link) if _TUPLE_ORIG in flow]:
+        protocol = attribute(_TUPLE_PROTO | _NESTED, attribute(_PROTO_NUM, bytes((_UDP,))))
+        only = attribute(_FILTER | _NESTED, attribute(1, struct.pack("=I", _BY_PROTOCOL)))
+        wanted = attribute(_TUPLE_ORIG | _NESTED, protocol) + only
+        send(link, _GET, DUMP, _GENERIC.pack(kind, 0, 0) + wanted)
+        flows = [attributes(body[_GENERIC.size :]) for _, body in answers(link)]
+        for flow in [flow for flow in flows if _TUPLE_ORIG in flow]:
             address, port = _destination(flow[_TUPLE_ORIG], kind)
             if port in ports and address not in local:
                 local[address] = _is_local(kind, address)
@@ -46,19 +48,19 @@ def forget_udp(family: str, ports: Collection[int]) -> None:
 
 def _forget(link: Socket, kind: int, flow: dict[int, bytes]) -> None:
     """The identity keeps one that came in its place meanwhile out of it."""
-    parts = [_attribute(number | (_NESTED if number == _TUPLE_ORIG else 0), flow[number])
+    parts = [attribute(number | (_NESTED if number == _TUPLE_ORIG else 0), flow[number])
              for number in (_TUPLE_ORIG, _ID, _ZONE) if number in flow]  # fmt: skip
-    _send(link, _DELETE, _ACK, kind, b"".join(parts))
+    send(link, _DELETE, ACK, _GENERIC.pack(kind, 0, 0) + b"".join(parts))
     try:
-        list(_answers(link))
+        list(answers(link))
     except FileNotFoundError:
         pass
 
 
 def _destination(original: bytes, kind: int) -> tuple[bytes, int]:
-    parts = _attributes(original)
-    address = _attributes(parts.get(_TUPLE_IP, b"")).get(4 if kind == AF_INET6 else 2, b"")
-    port = _attributes(parts.get(_TUPLE_PROTO, b"")).get(_PROTO_DST_PORT, b"")
+    parts = attributes(original)
+    address = attributes(parts.get(_TUPLE_IP, b"")).get(4 if kind == AF_INET6 else 2, b"")
+    port = attributes(parts.get(_TUPLE_PROTO, b"")).get(_PROTO_DST_PORT, b"")
     return address, int.from_bytes(port, "big")
 
 
@@ -70,38 +72,3 @@ def _is_local(kind: int, address: bytes) -> bool:
         except (OSError, ValueError):
             return False
     return True
-
-
-def _send(link: Socket, kind: int, flags: int, family: int, payload: bytes) -> None:
-    body = struct.pack("=BBH", family, 0, 0) + payload
-    link.send(struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, 1, 0) + body)
-
-
-def _answers(link: Socket) -> Iterator[dict[int, bytes]]:
-    """The attributes of each message until the last. OSError when the kernel says so."""
-    while True:
-        data = link.recv(_SIZE)
-        while len(data) >= 16:
-            length, kind = struct.unpack_from("=IH", data)
-            if kind in (_ERROR, _DONE):
-                code = struct.unpack_from("=i", data, 16)[0] if length >= 20 else 0
-                if code:
-                    raise OSError(-code, os.strerror(-code))
-                return
-            yield _attributes(data[20:length])
-            data = data[(length + 3) & ~3 :]
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = data[4:length]
-        data = data[(length + 3) & ~3 :]
-    return found

@@ -158,7 +158,7 @@ def _allocate(network: str, number: int, choice: _Choice, call: Call) -> tuple[_
             count = sum(1 for part, address in _known(used) if any(r.has(address) for r in choice.ranges))
             raise NetworkError(
                 f"network {network}: no address left in {ranges}, {count} in use",
-                hint="rkpy net list shows whose they are; give the network a larger subnet",
+                hint=f"rkpy net inspect {network} shows whose they are; give the network a larger subnet",
             )
 
 

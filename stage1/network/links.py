@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 from common import syscalls
 from common.errors import NetworkError, reason
+from stage1.network.firewall import GROUP as GROUP
 from stage1.network.plugin import Call
 
-GROUP = 29291
-"""Of every interface of ours on the host ("rk" in ASCII); the firewall knows them by it (`firewall`)."""
 _SYSCTLS = "/proc/sys/net"
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _NAME = re.compile(r"[^\s/:%\0]{1,15}")

@@ -54,6 +54,16 @@ def require_free(ports: Iterable[Port]) -> None:
             raise NetworkError(f"port {_text(name)} is published by {owners.describe(holder)} already")
 
 
+def warnings(ports: Iterable[Port]) -> list[str]:
+    """One for each address of the host that it has not got. It may come, as those of a cluster do."""
+    addresses = dict.fromkeys(port.host_ip for port in ports if port.host_ip)
+    return [
+        f"ports are published on {address}, which is not an address of this host"
+        for address in addresses
+        if not _can_bind("udp", 0, address)
+    ]
+
+
 def release(names: Iterable[str], uuid: str) -> None:
     """Drop those of `names` that the pod has."""
     for name in names:

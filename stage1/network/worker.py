@@ -106,21 +106,21 @@ def _work(plan: NetworkPlan, source: Channel) -> None:
         # The monitor may have been killed meanwhile.
         gone = not _send(source, "ready")
     except BaseException:
-        _take_back(plan)
+        _take_back(plan)  # What stays, the monitor will say: it tries again.
         raise
     if gone:
-        _take_back(plan)
+        _complain(_take_back(plan))
     else:
         _complain(obstacles.foreign_obstacles(subnets))
 
 
-def _take_back(plan: NetworkPlan) -> None:
+def _take_back(plan: NetworkPlan) -> list[str]:
     from stage1.network import netns, programs
     from stage1.network.detach import detach
 
     if programs.is_over() and netns.is_alive(netns.place(plan.uuid)):
-        return  # Programs are to have their turn, in the namespace: the monitor sees to that, or gc.
-    detach(plan.directory)  # Of what cannot be taken back the monitor or gc, who try it again, will tell.
+        return []  # Programs are to have their turn, in the namespace: the monitor sees to that, or gc.
+    return detach(plan.directory)
 
 
 def _complain(problems: list[str]) -> None:
@@ -194,7 +194,7 @@ def _publish(plan: NetworkPlan, answers: list[tuple[str, dict[str, Any]]], done:
 
     if not plan.ports:
         return done
-    name, who = cni.publisher(plan)
+    name, who = cni.publisher(plan.networks)
     result = dict(answers)[name]
     if who == "engine":
         addresses = [entry["address"] for entry in result.get("ips", ())]

@@ -11,6 +11,8 @@ import pytest
 
 from tests import leaks
 from tests.conftest import MUST_RUN
+from tests.host.networked import Site
+from tests.netlab import Lab
 
 PAYLOAD = pathlib.Path(__file__).parent / "payload"
 
@@ -38,3 +40,13 @@ def inspector(tmp_path_factory: pytest.TempPathFactory) -> str:
     except FileNotFoundError:
         pytest.skip("needs a C compiler")
     return str(path)
+
+
+@pytest.fixture
+def site(lab: Lab, tmp_path: pathlib.Path) -> Iterator[Site]:
+    """Where to run pods with networks, which has to be afterwards as it was; the test's module says what `lab` is."""
+    made = Site(lab, tmp_path)
+    before = made.state()
+    yield made
+    made.ok("gc", "--grace-period=0s")
+    made.settles_to(before)

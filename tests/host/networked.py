@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,16 @@ class Site:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(document if isinstance(document, str) else json.dumps(document))
 
+    def plugins(self, *names: str) -> None:
+        """Debian's programs instead of the built-in plugins of these names."""
+        directory = self.directory / "plugins"
+        directory.mkdir()
+        for name in names:
+            (directory / name).symlink_to(f"/usr/lib/cni/{name}")
+        document = {"rktKind": "paths", "rktVersion": "v1", "cni-plugins": [str(directory)]}
+        (self.rkpy.config / "paths.d").mkdir(parents=True)
+        (self.rkpy.config / "paths.d/plugins.json").write_text(json.dumps(document))
+
     def leases(self) -> list[str]:
         """What is claimed: every file below /run/rkpy/net but the lock and the marks of what was given out last."""
         found = self.lab.host("find", "/run", "-path", "/run/rkpy/*", "!", "-type", "d").splitlines()
@@ -156,6 +168,16 @@ class Site:
                 differs = {key: (before[key], value) for key, value in now.items() if value != before[key]}
                 raise AssertionError(differs)
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def running(site: Site, *flags: str, app: tuple[str, ...] = ()) -> Iterator[NetPod]:
+    pod = site.start(*flags, app=app)
+    try:
+        yield pod
+    finally:
+        if pod.process.poll() is None:
+            pod.stop()
 
 
 def until(condition: Any) -> None:

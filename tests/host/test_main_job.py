@@ -436,6 +436,8 @@ def test_the_demo_shows_the_main_job(tmp_path: Path) -> None:
     assert done.returncode == 0, done
     assert "hello from hello, run by uid 1000" in done.stdout
     assert "my own words\nexit status 3" in done.stdout
+    assert "\nweb\nweb\nUUID" in done.stdout
+    assert "default:ip4=172.16.28." in done.stdout
     refusals = [line for line in done.stderr.splitlines() if line.startswith("rkpy: run: ")]
     assert len(refusals) == 2, done.stderr
     assert "hello.aci" in refusals[0]

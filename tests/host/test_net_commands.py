@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -22,15 +21,6 @@ def lab() -> Iterator[Lab]:
         made.host("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         until(lambda: "local fe80:" in made.host("ip", "-6", "route", "show", "table", "local"))
         yield made
-
-
-@pytest.fixture
-def site(lab: Lab, tmp_path: Path) -> Iterator[Site]:
-    made = Site(lab, tmp_path)
-    before = made.state()
-    yield made
-    made.ok("gc", "--grace-period=0s")
-    made.settles_to(before)
 
 
 @pytest.fixture

@@ -8,11 +8,10 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from tests.host.networked import NetPod, Site, until
+from tests.host.networked import Site, running, until
 from tests.netlab import FAR4, FAR6, HOST4, HOST6, UPLINK, Lab, Unreachable
 
 FAMILIES = (0, 1)
@@ -26,25 +25,6 @@ def lab() -> Iterator[Lab]:
         made.serve("outside", "tcp", FAR6, 80)
         until(lambda: "scope link" in made.host("ip", "-6", "address", "show", "dev", UPLINK, "-tentative"))
         yield made
-
-
-@pytest.fixture
-def site(lab: Lab, tmp_path: Path) -> Iterator[Site]:
-    made = Site(lab, tmp_path)
-    before = made.state()
-    yield made
-    made.ok("gc", "--grace-period=0s")
-    made.settles_to(before)
-
-
-@contextlib.contextmanager
-def running(site: Site, *flags: str, app: tuple[str, ...] = ()) -> Iterator[NetPod]:
-    pod = site.start(*flags, app=app)
-    try:
-        yield pod
-    finally:
-        if pod.process.poll() is None:
-            pod.stop()
 
 
 # --- the default network
@@ -256,13 +236,7 @@ def test_debians_bridge_portmap_and_firewall(site: Site) -> None:
             {"type": "firewall"},
         ],
     })  # fmt: skip
-    path = site.directory / "plugins"
-    path.mkdir()
-    for name in ("bridge", "portmap", "host-local"):
-        (path / name).symlink_to(f"/usr/lib/cni/{name}")
-    (site.rkpy.config / "paths.d").mkdir()
-    document = {"rktKind": "paths", "rktVersion": "v1", "cni-plugins": [str(path)]}
-    (site.rkpy.config / "paths.d/plugins.json").write_text(json.dumps(document))
+    site.plugins("bridge", "portmap", "host-local")
     before = site.lab.host("nft", "list", "ruleset")
     with running(site, "--net=theirs", "--port=http:8090") as pod:
         site.lab.serve(pod.pid, "tcp", "0.0.0.0", 80, "hello")
@@ -319,6 +293,14 @@ def test_a_pod_that_ends_by_itself_leaves_nothing(site: Site) -> None:
     done = site.run("--port=http:8080", app=("--exec=/bin/true",))
     assert done.status == 0, done
     site.settles_to(before)
+
+
+def test_nothing_of_a_pod_is_held_once_its_run_is_over(site: Site) -> None:
+    """What the kernel takes its time for goes on behind it."""
+    for _ in range(5):
+        saved = site.directory / "over"
+        assert site.run(f"--uuid-file-save={saved}", app=("--exec=/bin/true",)).status == 0
+        site.ok("rm", saved.read_text().strip())
 
 
 @pytest.mark.parametrize("collect", [("gc", "--grace-period=0s"), ("net", "gc")], ids=["gc", "net-gc"])

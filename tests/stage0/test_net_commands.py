@@ -156,7 +156,7 @@ def test_a_pod_is_shown_with_what_it_has(site: Site, alive: bool) -> None:
     [
         ((), UsageError, "exactly one"),
         (("a", "b"), UsageError, "exactly one"),
-        (("nope",), PodError, "no matches found"),
+        (("nope",), PodError, 'no matches found for "nope" (nor is it a network: see rkpy net list)'),
     ],
 )
 def test_what_cannot_be_shown(site: Site, words: tuple[str, ...], error: type[RkpyError], message: str) -> None:

@@ -88,6 +88,16 @@ def test_ports_need_a_network(net: str) -> None:
         settle(("net", net), ports=(ExposedPort("http", 8080),))
 
 
+def test_ports_need_a_network_within_the_hosts_reach(tmp_path: Path) -> None:
+    (tmp_path / "net.d").mkdir()
+    (tmp_path / "net.d/mac.conf").write_text(json.dumps({"name": "mac", "type": "macvlan"}))
+    config = Config(system_config="/nowhere", local_config=str(tmp_path))
+    with pytest.raises(NetworkError, match=r"macvlan and ipvlan networks \(mac\)"):
+        settle(("net", "mac"), ports=(ExposedPort("http", 8080),), config=config)
+    assert settle(("net", "mac,default"), ports=(ExposedPort("http", 8080),), config=config).published
+    assert settle(("net", "mac"), config=config).networks
+
+
 def test_ports_of_a_manifest_are_looked_at_when_it_is_prepared() -> None:
     manifest = PodManifest(apps=(), ports=(ExposedPort("https", 443),))
     with pytest.raises(UsageError, match="no image of this pod has a port of that name"):

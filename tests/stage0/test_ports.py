@@ -181,7 +181,8 @@ def test_conflicts(one: str, other: str, clash: bool) -> None:
     for pair in ((one, other), (other, one)):
         wanted = [ports.exposed(text) for text in pair]
         if clash:
-            with pytest.raises(UsageError, match="want one port of the host"):
+            with pytest.raises(UsageError, match="want one port of the host") as refusal:
                 ports.resolve(wanted, [])
+            assert all(f"--port={text}/tcp " in str(refusal.value) for text in pair)
         else:
             assert len(ports.resolve(wanted, [])) == 2

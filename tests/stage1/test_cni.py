@@ -206,6 +206,18 @@ def test_arguments(plugins: Plugins, args: str, given: str) -> None:
     assert plugins.calls()[0][2]["CNI_ARGS"] == given
 
 
+def test_an_argument_that_nobody_knows(plugins: Plugins) -> None:
+    """Programs may know any; where all is built in a misspelt one is not just lost."""
+    built_in = {"type": "loopback"}
+    with pytest.raises(NetworkError, match='network net: no plugin of it knows the argument "ip"') as refusal:
+        add(plugins.plan(built_in, args="IP=10.0.0.9;ip=10.0.0.9"))
+    assert refusal.value.hint == "they know IP and MAC"
+    add(plugins.plan(built_in, {"type": "first"}, args="ip=10.0.0.9"))
+    with pytest.raises(NetworkError, match="/nope"):
+        plan = plugins.plan(built_in, args="ip=x;IgnoreUnknown=1")
+        cni.add(plan, plan.networks[0], "/nope", {})
+
+
 def test_more_addresses_than_an_argument_has(plugins: Plugins) -> None:
     add(plugins.plan({"type": "first", "capabilities": {"ips": True}}, args="IP=10.0.0.9,fd00::9;X=y"))
     _, _, environment, conf = plugins.calls()[0]
@@ -253,6 +265,7 @@ def networks(*confs: list[dict[str, Any]]) -> NetworkPlan:
 
 PLAIN: list[dict[str, Any]] = [{"type": "ptp"}]
 MASQUERADED: list[dict[str, Any]] = [{"type": "ptp", "ipMasq": True}]
+BESIDE: list[dict[str, Any]] = [{"type": "macvlan"}]
 CAPABLE: list[dict[str, Any]] = [{"type": "ptp"}, {"type": "portmap", "capabilities": {"portMappings": True}}]
 
 
@@ -262,15 +275,18 @@ CAPABLE: list[dict[str, Any]] = [{"type": "ptp"}, {"type": "portmap", "capabilit
         ([PLAIN, MASQUERADED, PLAIN], ("n1", "engine")),
         ([PLAIN, MASQUERADED, CAPABLE, CAPABLE], ("n2", "plugin")),
         ([PLAIN, PLAIN], ("n1", "engine")),
+        ([BESIDE, PLAIN, BESIDE], ("n1", "engine")),
+        ([[*BESIDE, *CAPABLE[1:]]], ("n0", "plugin")),
+        ([BESIDE], ("", "engine")),
         ([], ("", "engine")),
     ],
 )
 def test_who_publishes(confs: list[list[dict[str, Any]]], publisher: tuple[str, str]) -> None:
     plan = networks(*confs)
-    assert capabilities.publisher(plan) == publisher
+    assert capabilities.publisher(plan.networks) == publisher
     offered = {network.name: capabilities.runtime(plan, network) for network in plan.networks}
-    assert [name for name, runtime in offered.items() if "portMappings" in runtime] == (
-        ["n2"] if publisher[1] == "plugin" else []
+    assert tuple(name for name, runtime in offered.items() if "portMappings" in runtime) == (
+        publisher[:1] if publisher[1] == "plugin" else ()
     )
 
 

@@ -73,7 +73,7 @@ def test_without_a_network_a_pods_names_are_on_loopback(tmp_path: pathlib.Path) 
     pod = Pod(tmp_path, 7, "web", networks=())
     pod.come()
     assert pod.addresses("host7") == pod.addresses("web") == ["127.0.0.1"]
-    assert not (tmp_path / "claims" / "names").exists()
+    assert not (tmp_path / "claims").exists()
 
 
 def test_pods_on_a_network_learn_of_each_other(tmp_path: pathlib.Path, claims: pathlib.Path) -> None:
@@ -179,12 +179,13 @@ def test_the_gateway_of_a_wire_that_is_not_ours_is_not_the_host(tmp_path: pathli
 
 
 def test_names_that_mean_something_else_are_nobodys(tmp_path: pathlib.Path) -> None:
-    first = Pod(tmp_path, 1, "localhost", name="10.0.0.9")
+    first = Pod(tmp_path, 1, "localhost", "LocalHost", name="10.0.0.9")
     second = Pod(tmp_path, 2)
-    first.plan = first.plan._replace(names=first.plan.names._replace(hostname="host.rkpy.internal"))
+    first.plan = first.plan._replace(names=first.plan.names._replace(hostname="Host.rkpy.internal"))
     first.come()
     second.come()
     assert not second.addresses("localhost")[2:]
+    assert second.addresses("LocalHost") == second.addresses("Host.rkpy.internal") == []
     assert second.addresses("10.0.0.9") == []
     assert second.addresses("host.rkpy.internal") == ["10.0.0.1", "fd00::1"]
     assert second.addresses("localhost.10.0.0.9") == ["10.0.0.1", "fd00::1"]

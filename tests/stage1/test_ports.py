@@ -344,3 +344,9 @@ def test_nothing_is_left_of_those_who_are_killed(pods: Pods) -> None:
         pods.die(other)
     owners.sweep()
     assert {claim for claim in claims() if claim.startswith("ports/")} == {"ports/tcp-7999-127.0.0.1"}
+
+
+def test_addresses_that_the_host_has_not_got() -> None:
+    published = [_port(host_ip="192.0.2.77"), _port(host_ip="127.0.0.1"), _port(host_ip="0.0.0.0"), _port()]
+    (warning,) = ports.warnings(published)
+    assert "192.0.2.77, which is not an address of this host" in warning
