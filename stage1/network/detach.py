@@ -78,7 +78,7 @@ def _is_uuid(name: str) -> bool:
 
 
 def _take_back(directory: str, record: Record) -> list[str]:
-    from stage1.network import cni, firewall, names, netns
+    from stage1.network import cni, firewall, names, netns, programs
 
     uuid, problems = record.uuid, list[str]()
     if not _try(problems, lambda: firewall.withdraw(uuid)):
@@ -88,9 +88,12 @@ def _take_back(directory: str, record: Record) -> list[str]:
     attachments = _undo(record, problems, lambda attachment: cni.delete(record, attachment, where))
     _try(problems, lambda: _release_leases(uuid, attachments))
     _try(problems, lambda: ports.release({*record.ports, *ports.held_by(uuid)}, uuid))
-    # Whatever else is in the namespace goes with it: to keep it for a plugin that failed would be to leak that.
-    _try(problems, lambda: netns.unpin(uuid))
-    left = record._replace(attachments=attachments, elements=(), ports=(), netns="")
+    # Whatever else is in the namespace goes with it: to keep it for a plugin that failed would be to leak that. Only one
+    # that was interrupted has its turn again.
+    kept = record.netns if problems and programs.is_over() else ""
+    if not kept:
+        _try(problems, lambda: netns.unpin(uuid))
+    left = record._replace(attachments=attachments, elements=(), ports=(), netns=kept)
     if _try(problems, lambda: records.write(directory, left)) and not problems:
         _try(problems, lambda: owners.forget(uuid))
     return problems

@@ -101,7 +101,8 @@ def test_an_interrupted_plugin_may_finish(site: Site) -> None:
 
 def test_a_second_interrupt_does_not_wait_for_a_plugin_that_takes_back(site: Site) -> None:
     before = site.state()
-    log = _plugin(site, "[ -e $0.well ] || exec sleep 1000")
+    where = f'[ ! -e "$CNI_NETNS" ] || echo there >> {site.directory}/log'
+    log = _plugin(site, f"[ -e $0.well ] || exec sleep 1000\n{where}")
     process = _run(site)
     until(lambda: _commands(log))
     os.killpg(process.pid, signal.SIGINT)
@@ -115,6 +116,7 @@ def test_a_second_interrupt_does_not_wait_for_a_plugin_that_takes_back(site: Sit
     assert err.count("\n") == 1
     (site.rkpy.config / "net.d/odd.well").touch()
     site.ok("gc", "--grace-period=0s")
+    assert _commands(log)[-1] == "there"
     site.settles_to(before)
 
 
