@@ -88,8 +88,8 @@ def _take_back(directory: str, record: Record) -> list[str]:
     attachments = _undo(record, problems, lambda attachment: cni.delete(record, attachment, where))
     _try(problems, lambda: _release_leases(uuid, attachments))
     _try(problems, lambda: ports.release({*record.ports, *ports.held_by(uuid)}, uuid))
-    # Whatever else is in the namespace goes with it: to keep it for a plugin that failed would be to leak that. Only one
-    # that was interrupted has its turn again.
+    # Whatever else is in the namespace goes with it: to keep it for a plugin that failed would be to leak that. Only
+    # one that was interrupted has its turn again.
     kept = record.netns if problems and programs.is_over() else ""
     if not kept:
         _try(problems, lambda: netns.unpin(uuid))
