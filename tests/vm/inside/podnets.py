@@ -14,8 +14,8 @@ import pytest
 from tests.cgroups import until
 from tests.host import test_networking
 from tests.host.commands import Rkpy
+from tests.host.conftest import site as site
 from tests.host.test_networking import lab as lab
-from tests.host.test_networking import site as site
 from tests.vm.inside.pods import APP, HOG, NAME, SHELL, lives, uuid
 from tests.vm.inside.pods import rkpy as rkpy
 
