@@ -86,11 +86,19 @@ def _shares(pid: int, kind: str) -> bool:
 
 
 def _dangers(pod: PreparedPod, app: AppPlan) -> list[str]:
-    """A warning for an app that is given what makes its root the host's (docs/security.md)."""
-    held = [name for name in _AS_GOOD_AS_ROOT if capabilities.number(name) in (app.launch.capabilities or ())]
-    if pod.private_range[1] or not held:
+    """Warnings for an app that is given what makes its root the host's, or its network (docs/security.md)."""
+    if pod.private_range[1]:
         return []
-    return [f'app "{app.name}" can become root of the host by {", ".join(held)}; --private-users keeps it from that']
+    held = [name for name in _AS_GOOD_AS_ROOT if _has(app, name)]
+    found = [f'app "{app.name}" can become root of the host by {", ".join(held)}'] if held else []
+    # By the identifier that the kernel has for the namespace at the other end of a veth (IFLA_TARGET_NETNSID).
+    if _has(app, "CAP_NET_ADMIN") and "none" not in (pod.net or ()):
+        found.append(f'app "{app.name}" can change the network of the host by CAP_NET_ADMIN')
+    return [f"{danger}; --private-users keeps it from that" for danger in found]
+
+
+def _has(app: AppPlan, capability: str) -> bool:
+    return capabilities.number(capability) in (app.launch.capabilities or ())
 
 
 def _require_sources(app: AppPlan) -> None:

@@ -7,7 +7,9 @@ address, interface or published port is looked at twice, and no rule of ours acc
     guard        raw prerouting   what comes from pods for 127.0.0.0/8, which `route_localnet` would let in, is dropped
     prerouting   dstnat           new connections to an address of the host and a published port go to the pod
     output       dstnat           the same for those that the host makes itself
-    forward      filter           what restricted pods begin beyond their subnet is dropped
+    input        filter           what a pod sends from an address that is not behind its interface is dropped
+    forward      filter           so it is here; and what restricted pods begin beyond their subnet; and what others
+                                  begin to pods that are not there for others, but for published ports
     postrouting  srcnat           what pods send beyond their subnet comes from the host's address; so do connections
                                   to published ports whose answer would not come back through the host
 
@@ -31,7 +33,7 @@ from stage1.network.record import Element
 GROUP = 29291
 """The interface group (ip-link(8)) of the host's ends of our cables and of our bridges; "rk" in ASCII."""
 TABLE = "inet rkpy"
-VERSION = "version-1"
+VERSION = "version-2"
 """An empty chain of this name says that the table is the one below; another name for every other ruleset."""
 
 # An element of snat4 is "pod . from where": published traffic that would not find its way back through the host. One of
@@ -70,12 +72,34 @@ table {TABLE} {{
     chain output {{ type nat hook output priority -100;
         fib daddr type local jump publish
     }}
+    chain senders {{
+        # They have no address yet, or one that is of this wire only.
+        ip saddr 0.0.0.0 return
+        ip6 saddr {{ ::, fe80::/10 }} return
+        # A pod of several networks answers by its default route, with the address that was asked.
+        ct direction reply ip saddr @masquerade4 return
+        ct direction reply ip6 saddr @masquerade6 return
+        # With br_netfilter also what a bridge does not route comes by, and the host may know nothing of its addresses.
+        meta iifkind "bridge" meta oifkind "bridge" return
+        fib saddr . iif oif missing drop
+    }}
+    chain input {{ type filter hook input priority filter;
+        iifgroup {GROUP} jump senders
+    }}
     chain forward {{ type filter hook forward priority filter;
+        iifgroup {GROUP} jump senders
         ct direction reply return
         iifname @restricted ip saddr . ip daddr != @inside4 drop
         iifname @restricted ip6 saddr . ip6 daddr != @inside6 drop
         ip saddr @restricted4 ip saddr . ip daddr != @inside4 drop
         ip6 saddr @restricted6 ip6 saddr . ip6 daddr != @inside6 drop
+        ct status dnat return
+        ip daddr @restricted4 ip daddr . ip saddr != @inside4 drop
+        ip6 daddr @restricted6 ip6 daddr . ip6 saddr != @inside6 drop
+        iifgroup {GROUP} return
+        # Whoever masquerades a network does not mean its addresses to be known beyond the host.
+        ip daddr @masquerade4 ip daddr . ip saddr != @inside4 drop
+        ip6 daddr @masquerade6 ip6 daddr . ip6 saddr != @inside6 drop
     }}
     chain postrouting {{ type nat hook postrouting priority srcnat;
         ct status dnat ip daddr . ip saddr @snat4 masquerade

@@ -26,6 +26,8 @@ from stage1.network.plan import Names, Network, NetworkPlan
 
 GATEWAY_NAMES = ("host.rkpy.internal", "host.containers.internal")
 _LOCAL = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+_TAKEN = frozenset((*_LOCAL, *GATEWAY_NAMES))
+"""What no pod is called by, in whatever case: resolvers do not tell a and A apart."""
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 _LINE = 400
 """musl reads hosts files through a buffer of 512 bytes."""
@@ -233,7 +235,7 @@ def _names(names: Names) -> list[str]:
     """What a pod is called: first what is its own, then what other pods may be called too (the names of its apps)."""
     pod = names.pod_name or names.hostname
     called = [names.pod_name, names.hostname, *(f"{app}.{pod}" for app in names.apps), *names.apps]
-    return [name for name in dict.fromkeys(called) if _is_name(name) and name not in (*_LOCAL, *GATEWAY_NAMES)]
+    return [name for name in dict.fromkeys(called) if _is_name(name) and name.lower() not in _TAKEN]
 
 
 def _is_name(text: str) -> bool:

@@ -94,6 +94,8 @@ def _tuples(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tuple(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:  # Much of it goes into paths.
+        raise ValueError(f"{value!r} has a null character in it")
     return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 

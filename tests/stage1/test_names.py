@@ -179,12 +179,13 @@ def test_the_gateway_of_a_wire_that_is_not_ours_is_not_the_host(tmp_path: pathli
 
 
 def test_names_that_mean_something_else_are_nobodys(tmp_path: pathlib.Path) -> None:
-    first = Pod(tmp_path, 1, "localhost", name="10.0.0.9")
+    first = Pod(tmp_path, 1, "localhost", "LocalHost", name="10.0.0.9")
     second = Pod(tmp_path, 2)
-    first.plan = first.plan._replace(names=first.plan.names._replace(hostname="host.rkpy.internal"))
+    first.plan = first.plan._replace(names=first.plan.names._replace(hostname="Host.rkpy.internal"))
     first.come()
     second.come()
     assert not second.addresses("localhost")[2:]
+    assert second.addresses("LocalHost") == second.addresses("Host.rkpy.internal") == []
     assert second.addresses("10.0.0.9") == []
     assert second.addresses("host.rkpy.internal") == ["10.0.0.1", "fd00::1"]
     assert second.addresses("localhost.10.0.0.9") == ["10.0.0.1", "fd00::1"]

@@ -16,7 +16,7 @@ from common.errors import NetworkError
 from stage1.network import record
 from stage1.network.record import Attachment, Element, Record
 
-_text = st.text(st.characters(codec="utf-8"), max_size=6)
+_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6)
 _texts = st.lists(_text, max_size=3).map(tuple)
 _attachments = st.builds(
     Attachment, network=_text, interface=_text, conf=_text, source=_text, runtime=_text, result=_text,
@@ -77,6 +77,9 @@ def test_what_makes_no_sense_is_said_to_be_so(document: Any) -> None:
         {"attachments": [{"network": "n", "interface": "i", "conf": {}}]},
         {"attachments": [{"network": "n", "interface": "i", "conf": "", "args": ["IP"]}]},
         {"attachments": [{"network": "n", "interface": "i", "conf": "", "over": "no"}]},
+        {"attachments": [{"network": "n\0", "interface": "i", "conf": ""}]},
+        {"netns": "\0"},
+        {"ports": ["tcp-80-any", "\0"]},
     ],
 )
 def test_types_that_are_wrong(tmp_path: pathlib.Path, change: dict[str, Any]) -> None:
