@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import sys
 from _socket import socket as Socket  # noqa: N812
@@ -32,6 +33,8 @@ _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from stage1.boot impor
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _MAX_FD = 2**31 - 1
+_ATTENTION = 1000
+"""Milliseconds that whoever reads our standard error has to make room."""
 _begun: Channel | None = None
 """In the engine after `begin`: where the plan goes."""
 _worker: Worker | None = None
@@ -239,7 +242,14 @@ class _Ending:
 def complain(command: str, text: str) -> None:
     """One line on standard error, whatever is in the names it repeats."""
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    say(f"rkpy: {command}: {line}\n")  # If that fails, the exit status still says that something did.
+
+
+def say(line: str) -> bool:
+    """Write to standard error, if somebody listens: who does not read his pipe is not to keep a pod from its end."""
     try:
-        os.write(2, f"rkpy: {command}: {line}\n".encode("utf-8", "backslashreplace"))
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        return bool(poll.poll(_ATTENTION)) and os.write(2, line.encode("utf-8", "backslashreplace")) > 0
     except OSError:
-        pass  # The exit status still says that it failed.
+        return False

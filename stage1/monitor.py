@@ -59,6 +59,8 @@ class Monitor:
         """The process that attaches the pod to its networks, as long as it lives."""
         self._apps = {app.name: _App(app) for app in plan.apps}
         self._attached = False
+        self._asked = signal.SIGTERM.value
+        """The signal that asked the pod to end, if one did."""
         self._status: int | None = None
         """The pod's, once the supervisor has said it."""
         self._idmap: int | None = None
@@ -132,7 +134,7 @@ class Monitor:
         for number in _ENDING:
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._loop.on_signal(number, lambda: self._tell("terminate"))
+                self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
@@ -143,9 +145,16 @@ class Monitor:
             self._attach_to_networks(self._worker)
         self._loop.run()
 
+    def _terminate(self, number: int) -> None:
+        self._asked = number
+        self._tell("terminate")
+
     def _attach_to_networks(self, worker: channel.Channel) -> None:
         """Have it done; the apps are started when it is."""
-        namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
+        try:
+            namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
+        except FileNotFoundError:
+            return  # The supervisor has failed already, and will say why.
         try:
             worker.send("netns", (namespace,))
         except (BrokenPipeError, ConnectionResetError):
@@ -418,27 +427,46 @@ class Monitor:
             except FileNotFoundError:
                 pass
         if self._plan.worker:
-            if self._worker is not None and not self._attached:
-                os.kill(self._plan.worker, signal.SIGTERM)
             self._let_go_of_worker()
             self._detach_from_networks()
+            if not self._attached and self._status == 0:
+                self._status = 128 + self._asked  # No app was run.
 
     def _detach_from_networks(self) -> None:
-        """In a child, where the host's mounts are: a namespace's mount can only be taken away there."""
+        """In a child, where the host's mounts are: a namespace's mount can only be taken away there. Whoever asks us to
+        end meanwhile does not wait for plugins; what they leave is for `rkpy gc`."""
+        lifeline, our_end = os.pipe()
         child = os.fork()
         if child:
-            os.waitpid(child, 0)
+            os.close(lifeline)
+            self._wait(child, our_end)
             return
         try:
+            os.close(our_end)
             syscalls.setns(self._host_mounts, syscalls.CLONE_NEWNS)
+            from stage1.network import programs
             from stage1.network.detach import detach
 
+            programs.depend_on(lifeline)
             for problem in detach(self._plan.directory):
                 boot.complain(self._command, problem)
         except BaseException as error:
             boot.complain(self._command, f"cannot detach the pod from its networks: {error}")
         finally:
             os._exit(0)
+
+    def _wait(self, child: int, lifeline: int) -> None:
+        held = [lifeline]
+
+        def let_go(*_: object) -> None:
+            while held:
+                os.close(held.pop())
+
+        for number in _ENDING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, let_go)
+        os.waitpid(child, 0)
+        let_go()
 
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from aci.isolators import NETWORK_BANDWIDTH
@@ -225,7 +226,8 @@ def run(pod: PreparedPod) -> NoReturn:
     keep = [pod.lock_fd]
     if pod.networks:
         worker = boot.begin_worker()
-        worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))),))
+        with suppress(BrokenPipeError):  # It has failed already, and the monitor will hear why.
+            worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))), pod.lock_fd))
         keep.append(worker.channel.fileno())
         made = made._replace(worker=worker.pid)
     boot.execute("run", dumps(made), keep=keep)

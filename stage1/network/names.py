@@ -82,7 +82,7 @@ def _forget(uuid: str) -> None:
     for network in _listing(state.path("names")):
         try:
             os.unlink(_path(network, uuid))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         _tell(_claims(network), _removal(_mark(uuid)))
         try:

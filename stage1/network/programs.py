@@ -16,6 +16,7 @@ from typing import Any
 
 from common.errors import NetworkError, reason
 from common.records import NamedTuple
+from stage1 import boot
 
 LIMIT = 120.0
 """Seconds. The slowest plugin people use waits for a DHCP server, which may take a minute; a plugin that takes longer
@@ -24,9 +25,12 @@ SIZE = 1 << 20
 """Bytes of output. A result with a thousand addresses is a tenth of that."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where plugins find iptables and the like; ours may be anything, and is empty in the process that detaches."""
+_INTERRUPTED = "was interrupted"
 _MESSAGE = 2000
 """Characters of what a plugin says that are passed on."""
 _RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+
+_lifeline = -1
 
 
 class Outcome(NamedTuple):
@@ -35,6 +39,20 @@ class Outcome(NamedTuple):
     output: bytes
     errors: bytes
     """The end of standard error."""
+
+
+def depend_on(fd: int) -> None:
+    """From now on no program is begun or waited for once the other end of `fd`, a socket or a pipe, is closed."""
+    global _lifeline
+    _lifeline = fd
+
+
+def is_over() -> bool:
+    """Whether the other end of what we depend on is closed."""
+    poll = select.poll()
+    if _lifeline >= 0:
+        poll.register(_lifeline, 0)
+    return bool(poll.poll(0))
 
 
 def find(kind: str, directories: Iterable[str]) -> str:
@@ -66,7 +84,10 @@ def call(about: str, path: str, parameters: dict[str, str], conf: dict[str, Any]
 
 def run(path: str, environment: dict[str, str], text: bytes) -> Outcome:
     """Run the program with `text` as standard input, in a process group of its own. OSError when it cannot be executed;
-    NetworkError when it takes too long or says too much, and then it is killed with its group."""
+    NetworkError when it takes too long or says too much or nobody wants it any more (`depend_on`), and then it is
+    killed with its group."""
+    if is_over():
+        raise NetworkError(_INTERRUPTED)
     output, output_end = os.pipe()
     errors, errors_end = os.pipe()
     try:
@@ -134,12 +155,16 @@ def _fill(said: dict[int, bytearray], output: int, pidfd: int) -> None:
     poll = select.poll()
     for fd in (pidfd, *said):
         poll.register(fd, select.POLLIN)
+    if _lifeline >= 0:
+        poll.register(_lifeline, 0)
     deadline = time.monotonic() + LIMIT
     ended = False
     while not ended:
         ready = [fd for fd, _ in poll.poll(max(deadline - time.monotonic(), 0) * 1000)]
         if not ready or time.monotonic() > deadline:
             raise NetworkError(f"did not end within {LIMIT:g} seconds and was killed")
+        if _lifeline in ready and pidfd not in ready:
+            raise NetworkError(_INTERRUPTED)
         ended = pidfd in ready
         for fd in said if ended else ready:
             if not _read(fd, said[fd]) and not ended:
@@ -195,9 +220,7 @@ def _document(about: str, output: bytes) -> Any:
 
 def _pass_on(about: str, errors: bytes) -> None:
     for line in filter(None, map(_line, errors[-_MESSAGE:].decode(errors="replace").splitlines())):
-        try:
-            os.write(2, f"rkpy: {about}: {line}\n".encode("utf-8", "backslashreplace"))
-        except OSError:  # nobody listens
+        if not boot.say(f"rkpy: {about}: {line}\n"):
             return
 
 

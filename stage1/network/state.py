@@ -98,10 +98,10 @@ def drop_directory(directory: str) -> None:
 
 
 def listing(*parts: str) -> list[str]:
-    """The names in a directory here; none when it is missing. NetworkError when it cannot be read."""
+    """The names in a directory here; none when there is no such one. NetworkError when it cannot be read."""
     try:
         return os.listdir(path(*parts))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise NetworkError(f"open {path(*parts)}: {reason(error)}") from error

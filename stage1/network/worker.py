@@ -4,9 +4,9 @@ What it needs takes as long to load as everything else takes to be prepared, so 
 pod that turns out to need no network just lets it go. It is the monitor's child, on the host's side in every respect.
 
 It hears, from the engine and then from the monitor (descriptors in brackets):
-    plan [plan]        a NetworkPlan
+    plan [plan, lock]  a NetworkPlan, and the pod's lock
     netns [namespace]  the pod's network namespace
-It says, to the monitor:
+When nobody holds the other end any more it takes back what it has done. It says, to the monitor:
     ready              the pod is attached; what follows is for people only
     failed STATUS TEXT it is not, and nothing of it is left
 """
@@ -26,8 +26,9 @@ from stage1.network import record
 from stage1.network.plan import Network, NetworkPlan
 from stage1.network.record import Attachment, Record
 
-_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
-"""A terminal sends them to us too; it is the monitor that decides."""
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+"""A terminal sends them to us too; it is the monitor that decides, and lets go of our channel when we are to end."""
+_TOO_LATE = "the pod has ended before it was attached to its networks"
 
 
 class Worker(NamedTuple):
@@ -52,7 +53,6 @@ def begin() -> Worker:
 def _main(source: Channel) -> int:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         _load()
         message, fds = source.receive()
@@ -60,6 +60,7 @@ def _main(source: Channel) -> int:
             return 0
         from stage1.plan import loads
 
+        # The pod's lock comes along: as long as we are at it, also after the monitor was killed, the pod is not dead.
         plan: NetworkPlan = loads(channel.read_memory_file(fds[0]))
         _work(plan, source)
     except RkpyError as error:
@@ -70,12 +71,6 @@ def _main(source: Channel) -> int:
         # Whoever waits for us has to hear of it.
         _send(source, f"failed {EXIT_FAILURE} attaching the pod to its networks: {error!r}")
     return 0
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    """The pod is to end: what was begun is taken back, undisturbed."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise NetworkError("interrupted")
 
 
 def _load() -> None:
@@ -103,26 +98,26 @@ def _send(source: Channel, text: str) -> bool:
 
 
 def _work(plan: NetworkPlan, source: Channel) -> None:
-    from stage1.network import obstacles
+    from stage1.network import obstacles, programs
 
+    programs.depend_on(source.fileno())
     try:
         subnets = _attach(plan, source)
         # The monitor may have been killed meanwhile.
         gone = not _send(source, "ready")
     except BaseException:
-        _take_back(plan)  # What stays, the monitor will say: it tries again.
+        _take_back(plan)
         raise
     if gone:
-        _complain(_take_back(plan))
+        _take_back(plan)
     else:
         _complain(obstacles.foreign_obstacles(subnets))
 
 
-def _take_back(plan: NetworkPlan) -> list[str]:
+def _take_back(plan: NetworkPlan) -> None:
     from stage1.network.detach import detach
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return detach(plan.directory)
+    detach(plan.directory)  # Of what cannot be taken back the monitor or gc, who try it again, will tell.
 
 
 def _complain(problems: list[str]) -> None:
@@ -134,7 +129,7 @@ def _complain(problems: list[str]) -> None:
 
 def _attach(plan: NetworkPlan, source: Channel) -> list[str]:
     """The subnets that the pod can send from to anywhere."""
-    from stage1.network import cni, firewall, names, netns, owners, ports
+    from stage1.network import cni, firewall, names, netns, owners, ports, programs
 
     owners.register(plan.uuid, plan.directory)
     done = Record(
@@ -144,7 +139,7 @@ def _attach(plan: NetworkPlan, source: Channel) -> list[str]:
     done = done._replace(ports=ports.claim(plan))
     message, fds = source.receive()
     if message != "netns":
-        raise NetworkError("the pod has ended before it was attached to its networks")
+        raise NetworkError(_TOO_LATE)
     path = f"/proc/{os.getpid()}/fd/{fds[0]}"
     if cni.uses_programs(plan):
         done = done._replace(netns=netns.place(plan.uuid))
@@ -152,6 +147,8 @@ def _attach(plan: NetworkPlan, source: Channel) -> list[str]:
         path = netns.pin(path, plan.uuid)
     results: list[tuple[str, dict[str, Any]]] = []
     for network in plan.networks:
+        if programs.is_over():
+            raise NetworkError(_TOO_LATE)
         done, result = _attach_one(plan, network, path, done)
         results.append((network.name, result))
     done = _publish(plan, results, done)
