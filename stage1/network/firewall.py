@@ -31,7 +31,7 @@ from stage1.network.plan import Port
 from stage1.network.record import Element
 
 GROUP = 29291
-"""The interface group (ip-link(8)) of the host's ends of our cables and of our bridges; "rk" in ASCII."""
+"""The interface group (ip-link(8)) of the host's ends of our cables and of our bridges."""
 TABLE = "inet rkpy"
 VERSION = "version-2"
 """An empty chain of this name says that the table is the one below; another name for every other ruleset."""
