@@ -30,6 +30,7 @@ CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask the pod to end."""
 _KILLED = 128 + signal.SIGKILL
+_MAX_FD = 2**31 - 1
 
 
 class _App:
@@ -433,16 +434,22 @@ class Monitor:
                 self._status = 128 + self._asked  # No app was run.
 
     def _detach_from_networks(self) -> None:
-        """In a child, where the host's mounts are: a namespace's mount can only be taken away there. Whoever asks us to
-        end meanwhile does not wait for plugins; what they leave is for `rkpy gc`."""
+        """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
+        but what it does: its end is put off by the kernel (`removal`). Whoever asks us to end meanwhile does not wait
+        for plugins either; what they leave is for `rkpy gc`."""
+        done, doing = os.pipe()
         lifeline, our_end = os.pipe()
-        child = os.fork()
-        if child:
-            os.close(lifeline)
-            self._wait(child, our_end)
+        if os.fork():
+            for fd in (doing, lifeline):
+                os.close(fd)
+            self._wait(done, our_end)
             return
+        from stage1.network import removal
+
+        removal.unclosed = []
         try:
-            os.close(our_end)
+            for fd in (done, our_end):
+                os.close(fd)
             syscalls.setns(self._host_mounts, syscalls.CLONE_NEWNS)
             from stage1.network import programs
             from stage1.network.detach import detach
@@ -453,9 +460,11 @@ class Monitor:
         except BaseException as error:
             boot.complain(self._command, f"cannot detach the pod from its networks: {error}")
         finally:
+            _let_go_of_all_but([link.fileno() for link in removal.unclosed])
             os._exit(0)
 
-    def _wait(self, child: int, lifeline: int) -> None:
+    def _wait(self, done: int, lifeline: int) -> None:
+        """For the other end of `done` to be closed; when we are asked to end, close `lifeline`."""
         held = [lifeline]
 
         def let_go(*_: object) -> None:
@@ -465,7 +474,8 @@ class Monitor:
         for number in _ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, let_go)
-        os.waitpid(child, 0)
+        os.read(done, 1)
+        os.close(done)
         let_go()
 
     def _flush(self) -> None:
@@ -482,6 +492,15 @@ def _require_running(app: _App) -> AppStreams:
     if app.streams is None or app.state != RUNNING:
         raise PodError(f'app "{app.plan.name}" is not running')
     return app.streams
+
+
+def _let_go_of_all_but(kept: list[int]) -> None:
+    """Close all descriptors but these: nobody is to wait for what we hold, be it the pod's lock or a pipe."""
+    start = 0
+    for fd in (*sorted(kept), _MAX_FD + 1):
+        if start < fd:
+            syscalls.close_range(start, fd - 1)
+        start = fd + 1
 
 
 def _protect_null() -> None:

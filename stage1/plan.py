@@ -13,7 +13,6 @@ from typing import Any
 from common.records import NamedTuple
 from stage1 import kernelfs, mounts, rootfs
 from stage1.limits import Limits
-from stage1.network.plan import Names, Network, NetworkPlan, Port
 from stage1.streams import Streams
 from stage2.launch import LaunchSpec
 
@@ -91,10 +90,11 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot,
-        NetworkPlan, Network, Names, Port,
         *mounts.STEPS, *kernelfs.STEPS,
     )
 }  # fmt: skip
+_OF_NETWORKS = ("NetworkPlan", "Network", "Names", "Port")
+"""Types of `stage1.network.plan`, which is not for processes that stay as long as the pod."""
 
 
 def dumps(value: Any) -> bytes:
@@ -122,12 +122,21 @@ def _decode(value: Any) -> Any:
         items = tuple(map(_decode, value[1:]))
         if value[:1] == [""]:
             return items
-        if not value or value[0] not in _TYPES:
-            raise ValueError(f"no part of a plan: {value[:1]}")
         try:
-            return _TYPES[value[0]](*items)
+            return _type(value[0] if value else None)(*items)
         except TypeError as error:
             raise ValueError(f"not a {value[0]} as this version has it") from error
     if isinstance(value, dict):
         return a2b_base64(value.get("bytes", "-"), strict_mode=True)
     return value
+
+
+def _type(name: object) -> type[Any]:
+    if name in _OF_NETWORKS:
+        from stage1.network import plan
+
+        found: type[Any] = getattr(plan, str(name))
+        return found
+    if not isinstance(name, str) or name not in _TYPES:
+        raise ValueError(f"no part of a plan: {name!r}")
+    return _TYPES[name]

@@ -18,6 +18,9 @@ from typing import NamedTuple
 PR_SET_CHILD_SUBREAPER = 36
 MARK = "rkpy"
 CGROUPS = "/sys/fs/cgroup"
+CLAIMS = "/run/rkpy/net"
+SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+"""What pods with networks have the machine do from then on."""
 
 
 class Snapshot(NamedTuple):
@@ -28,6 +31,9 @@ class Snapshot(NamedTuple):
     cgroups: frozenset[str]
     interfaces: frozenset[str]
     firewall_rules: frozenset[str]
+    network_claims: frozenset[str]
+    """What pods have claimed of this machine, and the lock that stays: not even for a while may a test do that."""
+    sysctls: frozenset[str]
 
 
 def become_subreaper() -> None:
@@ -37,7 +43,9 @@ def become_subreaper() -> None:
 
 
 def take() -> Snapshot:
-    return Snapshot(_mounts(), _network_namespaces(), _cgroups(), _interfaces(), _firewall_rules())
+    return Snapshot(
+        _mounts(), _network_namespaces(), _cgroups(), _interfaces(), _firewall_rules(), _claims(), _sysctls()
+    )
 
 
 def leaked(before: Snapshot, after: Snapshot, *, directories: tuple[str, ...], strict: bool) -> list[str]:
@@ -106,4 +114,19 @@ def _firewall_rules() -> frozenset[str]:
         if shutil.which(command[0]):
             output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
             lines.update(line.strip() for line in output.splitlines() if not line.startswith(("#", ":")))
+    return frozenset(lines)
+
+
+def _claims() -> frozenset[str]:
+    return frozenset(f"{place}/{name}" for place, below, files in os.walk(CLAIMS) for name in (*below, *files))
+
+
+def _sysctls() -> frozenset[str]:
+    lines = set()
+    for name in SYSCTLS:
+        try:
+            with open(f"/proc/sys/{name}", encoding="ascii") as file:
+                lines.add(f"{name} = {file.read().strip()}")
+        except FileNotFoundError:
+            continue
     return frozenset(lines)

@@ -77,6 +77,7 @@ def test_what_stays_resident_is_small(module: str) -> None:
     loaded = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
     names = {name.partition(".")[0] for name in loaded} - {"__main__", "builtins"}
     assert "stage1.boot" in loaded
+    assert not [name for name in loaded if name.startswith("stage1.network")]
     assert {name for name in names if not name.startswith("_")} <= LIBRARY | {"common", "stage1", "stage2"}
     assert not HEAVY & names
 

@@ -26,13 +26,14 @@ from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from collections.abc import Iterable
 
 from common.errors import NetworkError, reason
-from stage1.network import conntrack, nft, state
+from stage1.network import conntrack, nft, removal, state
 from stage1.network.plan import Port
 from stage1.network.record import Element
 
 GROUP = 29291
-"""The interface group (ip-link(8)) of the host's ends of our cables and of our bridges."""
-TABLE = "inet rkpy"
+"""The interface group (ip-link(8)) of the host's ends of our cables and of our bridges; "rk" in ASCII."""
+_NAME = "rkpy"
+TABLE = f"inet {_NAME}"
 VERSION = "version-2"
 """An empty chain of this name says that the table is the one below; another name for every other ruleset."""
 
@@ -184,7 +185,10 @@ def withdraw(owner: str) -> None:
             return
         others = [other for other in _owners() if other != owner]
         try:
-            nft.run(_statements("delete", elements) if others else _REMOVAL, lock.fd)
+            if others:
+                removal.of_elements(_NAME, elements)
+            else:
+                removal.of_table(_NAME)
         except NetworkError:
             _renew(others, lock.fd)
         _write(owner, None)

@@ -54,6 +54,10 @@ def write(plan: NetworkPlan, results: list[Result]) -> list[str]:
     own = "" if plan.names.hosts == (("host", ""),) else poddir.etc(plan.directory, "hosts")
     lines = {network: _for_others(plan, result) for network, result in _by_network(results)}
     try:
+        if not lines:  # Nobody else is concerned.
+            if own:
+                _make(own, _head(plan, results))
+            return warnings
         with state.lock():
             _forget(plan.uuid)
             peers = {network: _claims(network) for network in lines}

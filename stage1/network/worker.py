@@ -106,18 +106,18 @@ def _work(plan: NetworkPlan, source: Channel) -> None:
         # The monitor may have been killed meanwhile.
         gone = not _send(source, "ready")
     except BaseException:
-        _take_back(plan)
+        _take_back(plan)  # What stays, the monitor will say: it tries again.
         raise
     if gone:
-        _take_back(plan)
+        _complain(_take_back(plan))
     else:
         _complain(obstacles.foreign_obstacles(subnets))
 
 
-def _take_back(plan: NetworkPlan) -> None:
+def _take_back(plan: NetworkPlan) -> list[str]:
     from stage1.network.detach import detach
 
-    detach(plan.directory)  # Of what cannot be taken back the monitor or gc, who try it again, will tell.
+    return detach(plan.directory)
 
 
 def _complain(problems: list[str]) -> None:

@@ -102,6 +102,7 @@ class _Pod:
         self.setting.in_monitor()
         with open("/proc/self/mountinfo", "rb") as before:
             had = before.read().count(b"\n")
+        self.plan = apptree.present(self.plan)
         self.fds = apptree.open_app(self.plan, self.users, host)
         with open("/proc/self/mountinfo", "rb") as after:
             new = after.read().splitlines()[had:]

@@ -29,7 +29,7 @@ CALL = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from common.errors import RkpyError
-from stage1.network import firewall, obstacles
+from stage1.network import firewall, obstacles, removal
 from stage1.network.record import Element
 name, arguments = json.load(sys.stdin)
 def element(value):
@@ -39,6 +39,8 @@ try:
         firewall.apply(map(element, arguments[0]), arguments[1])
     elif name == "withdraw":
         firewall.withdraw(arguments[0])
+    elif name == "remove":
+        removal.of_elements("rkpy", map(element, arguments[0]))
     elif name == "reload":
         firewall.reload()
     else:
@@ -564,3 +566,30 @@ def test_neighbours_on_a_bridge_get_at_published_ports(lab: Lab) -> None:
         for address in (HOST4, "10.7.0.1"):
             assert lab.ask(who, "tcp", address, 8080) == "two 10.7.0.1"
     assert lab.ask("pod3", "tcp", "10.7.0.2", 80) == "two 10.7.0.3"
+
+
+def test_elements_of_every_kind_are_found_and_taken_away_at_once(lab: Lab, pod: Pod) -> None:
+    """By our own words to the kernel, without the table being made anew."""
+    other = Pod(lab, 2)
+    spread = [WEB, NAMES, Port("one", "tcp", HOST4, 9000, 90), Port("six", "udp", HOST6, 9000, 90, 3)]
+    more = firewall.restrict("10.0.0.1", "10.0.0.0/8")
+    everything = {*pod.publication(*spread), *firewall.masquerade(HOST4, ""), *pod.restrict(pod.interface), *more}
+    apply(lab, other.masquerade(), other.uuid)
+    apply(lab, other.publication(Port("x", "tcp", "", 1, 1), routed=""), "other")
+    before = ruleset(lab)
+    apply(lab, everything, pod.uuid)
+    full = ruleset(lab)
+    with pytest.raises(AssertionError, match="no such file"):
+        call(lab, "remove", [*everything, Element("masquerade4", "10.9.9.9")])
+    assert ruleset(lab) == full, "all or nothing"
+    call(lab, "remove", list(everything))
+    assert ruleset(lab) == before
+
+
+def test_more_elements_than_one_message_holds(lab: Lab, pod: Pod) -> None:
+    apply(lab, pod.masquerade(), pod.uuid)
+    before = ruleset(lab)
+    many = pod.publication(Port("many", "tcp", HOST4, 10000, 10000, 6000))
+    apply(lab, many, "many")
+    call(lab, "remove", many)
+    assert ruleset(lab) == before

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from tests import leaks
 from tests.host.flying import until
+from tests.netlab import Lab
 
 
 def _left(before: leaks.Snapshot, directory: Path, *, strict: bool = False) -> list[str]:
@@ -44,6 +46,31 @@ def test_namespaces_and_interfaces_are_seen(tmp_path: Path) -> None:
             name.parent.rmdir()
     # An interface goes when the kernel gets round to it.
     until(lambda: _left(before, tmp_path) == [])
+
+
+_NETWORK = """
+import os, sys
+from tests import leaks
+before = leaks.take()
+os.makedirs(leaks.CLAIMS)
+open(f"{leaks.CLAIMS}/lock", "w").close()
+print(*leaks.leaked(before, leaks.take(), directories=(), strict=False), sep="\\n")
+for name in leaks.SYSCTLS:
+    with open(f"/proc/sys/{name}", "w") as file:
+        file.write("1")
+print(*leaks.leaked(before, leaks.take(), directories=(), strict=True), sep="\\n")
+"""
+
+
+def test_what_is_done_for_networks_is_seen() -> None:
+    with Lab() as lab:
+        said = lab.host(sys.executable, "-c", _NETWORK).splitlines()
+    claim = "network claims: /run/rkpy/net/lock"
+    switched = [f"sysctls: {name} = 1" for name in leaks.SYSCTLS]
+    assert (said[0], [line for line in said[1:] if line.startswith(("network", "sysctls"))]) == (
+        claim,
+        [claim, *switched],
+    )
 
 
 def test_orphans_are_seen() -> None:

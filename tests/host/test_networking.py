@@ -295,6 +295,14 @@ def test_a_pod_that_ends_by_itself_leaves_nothing(site: Site) -> None:
     site.settles_to(before)
 
 
+def test_nothing_of_a_pod_is_held_once_its_run_is_over(site: Site) -> None:
+    """What the kernel takes its time for goes on behind it."""
+    for _ in range(5):
+        saved = site.directory / "over"
+        assert site.run(f"--uuid-file-save={saved}", app=("--exec=/bin/true",)).status == 0
+        site.ok("rm", saved.read_text().strip())
+
+
 @pytest.mark.parametrize("collect", [("gc", "--grace-period=0s"), ("net", "gc")], ids=["gc", "net-gc"])
 def test_after_a_kill_gc_leaves_the_host_as_it_was(site: Site, collect: tuple[str, ...]) -> None:
     before = site.state()

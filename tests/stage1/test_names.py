@@ -73,7 +73,7 @@ def test_without_a_network_a_pods_names_are_on_loopback(tmp_path: pathlib.Path) 
     pod = Pod(tmp_path, 7, "web", networks=())
     pod.come()
     assert pod.addresses("host7") == pod.addresses("web") == ["127.0.0.1"]
-    assert not (tmp_path / "claims" / "names").exists()
+    assert not (tmp_path / "claims").exists()
 
 
 def test_pods_on_a_network_learn_of_each_other(tmp_path: pathlib.Path, claims: pathlib.Path) -> None:

@@ -104,9 +104,9 @@ class Machine:
                 process.wait()
             return _result(output, word, (place / "console").read_text(errors="replace"))
 
-    def passes(self, module: str, *, files: tuple[Path, ...] = ()) -> None:
-        """The tests of a module of the checkout pass in the machine: there are some, and none failed or was skipped."""
-        result = self.run("python3", "-m", "pytest", "-p", "no:cacheprovider", "--durations=10", module, files=files)
+    def passes(self, *modules: str, files: tuple[Path, ...] = ()) -> None:
+        """The tests of modules of the checkout pass in the machine: there are some, and none failed or was skipped."""
+        result = self.run("python3", "-m", "pytest", "-p", "no:cacheprovider", "--durations=10", *modules, files=files)
         assert result.status == 0, f"{result.output}\n{result.console[-2000:] if result.status is None else ''}"
 
     def _root(self) -> Path:

@@ -6,4 +6,4 @@ from tests.vm.machine import Machine
 
 
 def test_pods_are_attached(machine: Machine) -> None:
-    machine.passes("tests/vm/inside/networks.py")
+    machine.passes("tests/vm/inside/networks.py", "tests/vm/inside/podnets.py")
