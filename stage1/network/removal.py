@@ -7,21 +7,20 @@ can spare whoever waits for it (`unclosed`).
 
 from __future__ import annotations
 
-import os
 import struct
 from _socket import AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, inet_pton
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Iterable, Iterator
 
 from common.errors import NetworkError, reason
+from stage1.network.messages import ACK, REQUEST, answers, attribute
 from stage1.network.record import Element
 
 unclosed: list[Socket] | None = None
 """Where sockets are kept instead of being closed, if anywhere."""
 
 _AF_NETLINK, _NETLINK_NETFILTER, _SOL_NETLINK, _CAP_ACK, _SNDBUFFORCE = 16, 12, 270, 10, 32
-_REQUEST, _ACK = 1, 4
-_ERROR, _BEGIN, _END = 2, 16, 17
+_BEGIN, _END = 16, 17
 _NFTABLES = 10
 _DELETE_TABLE, _DELETE_ELEMENTS = _NFTABLES << 8 | 2, _NFTABLES << 8 | 14
 _INET = 1
@@ -45,7 +44,7 @@ def of_elements(table: str, elements: Iterable[Element]) -> None:
     for each in elements:
         items.setdefault(each.where, []).append(_item(each))
     _transact([
-        (_DELETE_ELEMENTS, _text(_TABLE, table) + _text(_SET, where) + _attribute(_ELEMENTS | _NESTED, b"".join(part)))
+        (_DELETE_ELEMENTS, _text(_TABLE, table) + _text(_SET, where) + attribute(_ELEMENTS | _NESTED, b"".join(part)))
         for where, found in items.items()
         for part in _parts(found)
     ])  # fmt: skip
@@ -61,10 +60,10 @@ def _item(element: Element) -> bytes:
         first, last = _keys(element)
     except (OSError, ValueError, KeyError) as error:
         raise NetworkError(f'"{element.where}" cannot have the element "{element.key}"') from error
-    keys = _attribute(_KEY | _NESTED, _attribute(_VALUE, first))
+    keys = attribute(_KEY | _NESTED, attribute(_VALUE, first))
     if last:
-        keys += _attribute(_KEY_END | _NESTED, _attribute(_VALUE, last))
-    return _attribute(_ITEM | _NESTED, keys)
+        keys += attribute(_KEY_END | _NESTED, attribute(_VALUE, last))
+    return attribute(_ITEM | _NESTED, keys)
 
 
 def _keys(element: Element) -> tuple[bytes, bytes]:
@@ -91,20 +90,16 @@ def _range(text: str) -> tuple[bytes, bytes]:
 
 
 def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+    return attribute(kind, text.encode() + b"\0")
 
 
 def _message(kind: int, flags: int, sequence: int, family: int, resource: int, payload: bytes = b"") -> bytes:
     body = struct.pack(">BBH", family, 0, resource) + payload
-    return struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, sequence, 0) + body
+    return struct.pack("=IHHII", 16 + len(body), kind, REQUEST | flags, sequence, 0) + body
 
 
 def _transact(requests: list[tuple[int, bytes]]) -> None:
-    messages = [_message(kind, _ACK, number, _INET, 0, payload) for number, (kind, payload) in enumerate(requests, 1)]
+    messages = [_message(kind, ACK, number, _INET, 0, payload) for number, (kind, payload) in enumerate(requests, 1)]
     batch = b"".join((
         _message(_BEGIN, 0, 0, 0, _NFTABLES), *messages, _message(_END, 0, len(requests) + 1, 0, _NFTABLES),
     ))  # fmt: skip
@@ -114,7 +109,9 @@ def _transact(requests: list[tuple[int, bytes]]) -> None:
             link.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
             link.setsockopt(SOL_SOCKET, _SNDBUFFORCE, 2 * len(batch))
             link.send(batch)
-            _hear(link, len(requests))
+            link.setblocking(False)  # All is done and answered by now.
+            for _ in requests:  # The first answer that is no consent raises OSError: then nothing was done.
+                list(answers(link))
         finally:
             if unclosed is None:
                 link.close()
@@ -122,15 +119,3 @@ def _transact(requests: list[tuple[int, bytes]]) -> None:
                 unclosed.append(link)
     except OSError as error:
         raise NetworkError(f"change the firewall: {reason(error)}") from error
-
-
-def _hear(link: Socket, count: int) -> None:
-    """The answers. The first that is no consent raises OSError: then nothing was done."""
-    while count > 0:
-        data = link.recv(1 << 16)
-        while len(data) >= 20:
-            length, kind, _, sequence, _, code = struct.unpack_from("=IHHIIi", data)
-            if kind == _ERROR and code:
-                raise OSError(-code, os.strerror(-code))
-            count -= kind == _ERROR and sequence > 0
-            data = data[length + 3 & ~3 :]
