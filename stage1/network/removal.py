@@ -14,6 +14,7 @@ from _socket import socket as Socket  # noqa: N812
 from collections.abc import Iterable, Iterator
 
 from common.errors import NetworkError, reason
+from stage1.network.messages import attribute
 from stage1.network.record import Element
 
 unclosed: list[Socket] | None = None
@@ -45,7 +46,7 @@ def of_elements(table: str, elements: Iterable[Element]) -> None:
     for each in elements:
         items.setdefault(each.where, []).append(_item(each))
     _transact([
-        (_DELETE_ELEMENTS, _text(_TABLE, table) + _text(_SET, where) + _attribute(_ELEMENTS | _NESTED, b"".join(part)))
+        (_DELETE_ELEMENTS, _text(_TABLE, table) + _text(_SET, where) + attribute(_ELEMENTS | _NESTED, b"".join(part)))
         for where, found in items.items()
         for part in _parts(found)
     ])  # fmt: skip
@@ -61,10 +62,10 @@ def _item(element: Element) -> bytes:
         first, last = _keys(element)
     except (OSError, ValueError, KeyError) as error:
         raise NetworkError(f'"{element.where}" cannot have the element "{element.key}"') from error
-    keys = _attribute(_KEY | _NESTED, _attribute(_VALUE, first))
+    keys = attribute(_KEY | _NESTED, attribute(_VALUE, first))
     if last:
-        keys += _attribute(_KEY_END | _NESTED, _attribute(_VALUE, last))
-    return _attribute(_ITEM | _NESTED, keys)
+        keys += attribute(_KEY_END | _NESTED, attribute(_VALUE, last))
+    return attribute(_ITEM | _NESTED, keys)
 
 
 def _keys(element: Element) -> tuple[bytes, bytes]:
@@ -91,11 +92,7 @@ def _range(text: str) -> tuple[bytes, bytes]:
 
 
 def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+    return attribute(kind, text.encode() + b"\0")
 
 
 def _message(kind: int, flags: int, sequence: int, family: int, resource: int, payload: bytes = b"") -> bytes:
