@@ -17,6 +17,7 @@ import signal
 import sys
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from common import syscalls
@@ -225,7 +226,8 @@ class _Ending:
 
     def _pass_on(self, number: int, _frame: object) -> None:
         self._caught = number
-        os.kill(self._engine, number)
+        with suppress(ProcessLookupError):  # It has just ended.
+            os.kill(self._engine, number)
 
     def wait(self) -> int:
         """The exit status of the engine, which is not 0 after any of these signals."""

@@ -15,6 +15,7 @@ import select
 import signal
 import time
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 
 from common.errors import LaunchError, PodError, reason
 from common.records import NamedTuple
@@ -373,7 +374,8 @@ def _enter_leaf(base: str, ours: Iterable[int]) -> None:
     except FileExistsError:
         pass
     for pid in moving:
-        _write(f"{base}/{SUPERVISOR}/cgroup.procs", pid)
+        with suppress(ProcessLookupError):  # The worker may fail at any time.
+            _write(f"{base}/{SUPERVISOR}/cgroup.procs", pid)
 
 
 def _enable(path: str) -> None:

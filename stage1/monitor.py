@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import stat
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,8 @@ from stage1.terminal import Keyboard
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask the pod to end."""
+_PATIENCE = 1.0
+"""Seconds in which the signal that ended the pod may come again, as when several send it to all there is."""
 _KILLED = 128 + signal.SIGKILL
 _MAX_FD = 2**31 - 1
 
@@ -435,8 +438,8 @@ class Monitor:
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
-        but what it does: its end is put off by the kernel (`removal`). Whoever asks us to end meanwhile does not wait
-        for plugins either; what they leave is for `rkpy gc`."""
+        but what it does: its end is put off by the kernel (`removal`). Nor are plugins that take long when somebody
+        asks us to end once more; what they leave is for `rkpy gc`."""
         done, doing = os.pipe()
         lifeline, our_end = os.pipe()
         if os.fork():
@@ -444,31 +447,31 @@ class Monitor:
                 os.close(fd)
             self._wait(done, our_end)
             return
-        from stage1.network import removal
-
-        removal.unclosed = []
         try:
             for fd in (done, our_end):
                 os.close(fd)
             syscalls.setns(self._host_mounts, syscalls.CLONE_NEWNS)
-            from stage1.network import programs
+            from stage1.network import programs, removal
             from stage1.network.detach import detach
 
+            removal.unclosed = []
             programs.depend_on(lifeline)
             for problem in detach(self._plan.directory):
                 boot.complain(self._command, problem)
         except BaseException as error:
             boot.complain(self._command, f"cannot detach the pod from its networks: {error}")
         finally:
-            _let_go_of_all_but([link.fileno() for link in removal.unclosed])
-            os._exit(0)
+            try:
+                _let_go_of_all_but([link.fileno() for link in removal.unclosed or ()])
+            finally:
+                os._exit(0)
 
     def _wait(self, done: int, lifeline: int) -> None:
         """For the other end of `done` to be closed; when we are asked to end, close `lifeline`."""
-        held = [lifeline]
+        held, start = [lifeline], time.monotonic()
 
         def let_go(*_: object) -> None:
-            while held:
+            while held and time.monotonic() > start + _PATIENCE:
                 os.close(held.pop())
 
         for number in _ENDING:
@@ -476,7 +479,8 @@ class Monitor:
                 signal.signal(number, let_go)
         os.read(done, 1)
         os.close(done)
-        let_go()
+        while held:
+            os.close(held.pop())
 
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""

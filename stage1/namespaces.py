@@ -50,7 +50,8 @@ def joined(path: str) -> Iterator[None]:
 
 def _enter_network(path: str) -> None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # What is there may be something else by now than when it was looked at: nobody waits for a pipe's other end.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             syscalls.setns(fd, syscalls.CLONE_NEWNET)
         finally:

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 
 from common import syscalls
 from common.errors import NetworkError, reason
+from stage1.network import state
 from stage1.network.firewall import GROUP as GROUP
 from stage1.network.plugin import Call
 
 _SYSCTLS = "/proc/sys/net"
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _NAME = re.compile(r"[^\s/:%\0]{1,15}")
+_HOST_END = re.compile(r"rk[0-9]+-")
 _LOOPBACK_METRIC = 4096
 
 
@@ -168,15 +170,18 @@ def forward(*, ipv4: bool, ipv6: bool) -> None:
     if ipv4 and sysctl("ipv4", "ip_forward") != "1":
         set_sysctl("1", "ipv4", "ip_forward")
     if ipv6 and sysctl("ipv6", "conf", "all", "forwarding") != "1":
-        _keep_routers()
+        with state.lock():  # A bridge that is just being made is not settled yet.
+            _keep_routers()
         set_sysctl("1", "ipv6", "conf", "all", "forwarding")
 
 
 def _keep_routers() -> None:
     """A machine that forwards does not listen to routers any more, unless accept_ra is 2 (kernel: ip-sysctl.rst). One
-    that got its address and its own router that way would lose them."""
+    that got its address and its own router that way would lose them. Cables of pods that start at the same moment are
+    left alone: they may be about to be told to listen to none."""
     for interface in os.listdir(f"{_SYSCTLS}/ipv6/conf"):
-        if interface not in ("all", "default") and sysctl("ipv6", "conf", interface, "accept_ra") == "1":
+        foreign = interface not in ("all", "default") and not _HOST_END.match(interface)
+        if foreign and sysctl("ipv6", "conf", interface, "accept_ra") == "1":
             with contextlib.suppress(NetworkError):  # It went meanwhile.
                 set_sysctl("2", "ipv6", "conf", interface, "accept_ra")
 

@@ -21,6 +21,8 @@ from stage1 import boot
 LIMIT = 120.0
 """Seconds. The slowest plugin people use waits for a DHCP server, which may take a minute; a plugin that takes longer
 than this is stuck, and so would be the pod's start or end."""
+_GRACE = 1.0
+"""Seconds for one that is interrupted: of what was only begun, plugins often do not know how to take it back."""
 SIZE = 1 << 20
 """Bytes of output. A result with a thousand addresses is a tenth of that."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -42,7 +44,7 @@ class Outcome(NamedTuple):
 
 
 def depend_on(fd: int) -> None:
-    """From now on no program is begun or waited for once the other end of `fd`, a socket or a pipe, is closed."""
+    """Once the other end of `fd`, a socket or a pipe, is closed, no program is begun, and none waited for for long."""
     global _lifeline
     _lifeline = fd
 
@@ -158,13 +160,17 @@ def _fill(said: dict[int, bytearray], output: int, pidfd: int) -> None:
     if _lifeline >= 0:
         poll.register(_lifeline, 0)
     deadline = time.monotonic() + LIMIT
-    ended = False
+    ended = interrupted = False
     while not ended:
         ready = [fd for fd, _ in poll.poll(max(deadline - time.monotonic(), 0) * 1000)]
-        if not ready or time.monotonic() > deadline:
-            raise NetworkError(f"did not end within {LIMIT:g} seconds and was killed")
-        if _lifeline in ready and pidfd not in ready:
-            raise NetworkError(_INTERRUPTED)
+        if _lifeline in ready:
+            ready.remove(_lifeline)
+            poll.unregister(_lifeline)
+            deadline = min(deadline, time.monotonic() + _GRACE)
+            interrupted = True
+        elif not ready or time.monotonic() > deadline:
+            why = _INTERRUPTED if interrupted else f"did not end within {LIMIT:g} seconds and was killed"
+            raise NetworkError(why)
         ended = pidfd in ready
         for fd in said if ended else ready:
             if not _read(fd, said[fd]) and not ended:

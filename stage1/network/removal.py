@@ -7,22 +7,20 @@ can spare whoever waits for it (`unclosed`).
 
 from __future__ import annotations
 
-import os
 import struct
 from _socket import AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, inet_pton
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Iterable, Iterator
 
 from common.errors import NetworkError, reason
-from stage1.network.messages import attribute
+from stage1.network.messages import ACK, REQUEST, answers, attribute
 from stage1.network.record import Element
 
 unclosed: list[Socket] | None = None
 """Where sockets are kept instead of being closed, if anywhere."""
 
 _AF_NETLINK, _NETLINK_NETFILTER, _SOL_NETLINK, _CAP_ACK, _SNDBUFFORCE = 16, 12, 270, 10, 32
-_REQUEST, _ACK = 1, 4
-_ERROR, _BEGIN, _END = 2, 16, 17
+_BEGIN, _END = 16, 17
 _NFTABLES = 10
 _DELETE_TABLE, _DELETE_ELEMENTS = _NFTABLES << 8 | 2, _NFTABLES << 8 | 14
 _INET = 1
@@ -97,11 +95,11 @@ def _text(kind: int, text: str) -> bytes:
 
 def _message(kind: int, flags: int, sequence: int, family: int, resource: int, payload: bytes = b"") -> bytes:
     body = struct.pack(">BBH", family, 0, resource) + payload
-    return struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | flags, sequence, 0) + body
+    return struct.pack("=IHHII", 16 + len(body), kind, REQUEST | flags, sequence, 0) + body
 
 
 def _transact(requests: list[tuple[int, bytes]]) -> None:
-    messages = [_message(kind, _ACK, number, _INET, 0, payload) for number, (kind, payload) in enumerate(requests, 1)]
+    messages = [_message(kind, ACK, number, _INET, 0, payload) for number, (kind, payload) in enumerate(requests, 1)]
     batch = b"".join((
         _message(_BEGIN, 0, 0, 0, _NFTABLES), *messages, _message(_END, 0, len(requests) + 1, 0, _NFTABLES),
     ))  # fmt: skip
@@ -111,7 +109,9 @@ def _transact(requests: list[tuple[int, bytes]]) -> None:
             link.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
             link.setsockopt(SOL_SOCKET, _SNDBUFFORCE, 2 * len(batch))
             link.send(batch)
-            _hear(link, len(requests))
+            link.setblocking(False)  # All is done and answered by now.
+            for _ in requests:  # The first answer that is no consent raises OSError: then nothing was done.
+                list(answers(link))
         finally:
             if unclosed is None:
                 link.close()
@@ -119,15 +119,3 @@ def _transact(requests: list[tuple[int, bytes]]) -> None:
                 unclosed.append(link)
     except OSError as error:
         raise NetworkError(f"change the firewall: {reason(error)}") from error
-
-
-def _hear(link: Socket, count: int) -> None:
-    """The answers. The first that is no consent raises OSError: then nothing was done."""
-    while count > 0:
-        data = link.recv(1 << 16)
-        while len(data) >= 20:
-            length, kind, _, sequence, _, code = struct.unpack_from("=IHHIIi", data)
-            if kind == _ERROR and code:
-                raise OSError(-code, os.strerror(-code))
-            count -= kind == _ERROR and sequence > 0
-            data = data[length + 3 & ~3 :]

@@ -6,7 +6,7 @@ pod that turns out to need no network just lets it go. It is the monitor's child
 It hears, from the engine and then from the monitor (descriptors in brackets):
     plan [plan, lock]  a NetworkPlan, and the pod's lock
     netns [namespace]  the pod's network namespace
-When nobody holds the other end any more it takes back what it has done. It says, to the monitor:
+When nobody holds the other end any more it gives up. It says, to the monitor:
     ready              the pod is attached; what follows is for people only
     failed STATUS TEXT it is not, and nothing of it is left
 """
@@ -115,8 +115,11 @@ def _work(plan: NetworkPlan, source: Channel) -> None:
 
 
 def _take_back(plan: NetworkPlan) -> list[str]:
+    from stage1.network import netns, programs
     from stage1.network.detach import detach
 
+    if programs.is_over() and netns.is_alive(netns.place(plan.uuid)):
+        return []  # Programs are to have their turn, in the namespace: the monitor sees to that, or gc.
     return detach(plan.directory)
 
 

@@ -304,15 +304,15 @@ class Ground:
         return dict(line.split("=", 1) for line in self.rkpy.ok("status", uuid).splitlines() if "=" in line)
 
     def stop_all(self) -> None:
-        for pod in self.rkpy.pods():
-            self.rkpy("stop", "--force", pod.name)
         found: list[dict[str, Any]] = []
 
-        def all_ended() -> bool:
+        def running() -> list[str]:
             found[:] = json.loads(self.rkpy.ok("list", "--format=json"))
-            return not any(pod["state"] == "running" for pod in found)
+            return [pod["name"] for pod in found if pod["state"] == "running"]
 
-        until(all_ended, lambda: found)
+        for uuid in running():
+            self.rkpy("stop", "--force", uuid)
+        until(lambda: not running(), lambda: found)
         done = self.rkpy("gc", "--grace-period=0s", "--expire-prepared=0s")
         assert done.status == 0, done
         assert not self.rkpy.pods()

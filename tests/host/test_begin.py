@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,14 @@ def test_the_engines_failure_is_the_commands(tmp_path: Path) -> None:
     assert done.status == 254
     assert done.err.count("\n") == 1
     assert done.err.startswith("rkpy: run: ")
+
+
+def test_a_signal_when_the_engine_has_just_ended(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, subprocess, sys; from stage1 import boot; "
+        "gone = subprocess.Popen(['true']); gone.wait(); ending = boot._Ending(gone.pid); "
+        "os.kill(os.getpid(), signal.SIGTERM); print('alive')"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, env=Rkpy(tmp_path).environment())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")

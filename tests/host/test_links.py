@@ -251,7 +251,11 @@ def test_forwarding_does_not_cost_the_host_its_router(site: Site) -> None:
     assert site.sysctl("host", conf.format(UPLINK)) == "1"
     site.lab.host("sh", "-c", f"echo 0 > /proc/sys/net/{conf.format('lo')}")
     assert site.sysctl("host", "ipv6/conf/all/forwarding") == "0"
+    # One of a pod that is started at the same time.
+    site.lab.host("ip", "link", "add", "rk0-00000000", "type", "veth", "peer", "name", "eth0", "netns",
+                  site.lab.path(site.pod().name))  # fmt: skip
     result = site.add(site.pod(), PTP)
+    assert site.sysctl("host", conf.format("rk0-00000000")) == "1"
     assert site.sysctl("host", "ipv6/conf/all/forwarding") == site.sysctl("host", "ipv4/ip_forward") == "1"
     assert site.sysctl("host", conf.format(UPLINK)) == "2"
     assert site.sysctl("host", conf.format("lo")) == "0"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.host.networked import NetPod, Site, until
+from tests.host.networked import NetPod, Site, running, until
 from tests.netlab import FAR4, FAR6, HOST4, HOST6, OUTSIDE4, OUTSIDE6, UPLINK, Lab, Unreachable
 
 FAMILIES = (0, 1)
@@ -33,6 +33,45 @@ with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket
     client.sendto(text.encode(), (address, port))
 """
 
+FRAMES = """
+import socket, struct, sys
+destination, own4, own6, gateway4, gateway6, port = sys.argv[1:]
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+wire.bind(("eth0", 0x0800))
+own = wire.getsockname()[4]
+
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF)
+
+def send4(source, target, text):
+    text = struct.pack("!HHHH", 7777, int(port), 8 + len(text), 0) + text
+    addresses = socket.inet_aton(source) + socket.inet_aton(target)
+    head = struct.pack("!BBHHHBB", 0x45, 0, 20 + len(text), 1, 0, 64, 17)
+    packet = head + checksum(head + bytes(2) + addresses) + addresses + text
+    wire.send(bytes.fromhex(destination) + own + bytes((8, 0)) + packet)
+
+def send6(source, target, protocol, text, at, to=destination):
+    addresses = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, target)
+    total = checksum(addresses + struct.pack("!II", len(text), protocol) + text + bytes(len(text) % 2))
+    packet = struct.pack("!IHBB", 6 << 28, len(text), protocol, 255) + addresses + text[:at] + total + text[at + 2:]
+    wire.send(bytes.fromhex(to) + own + bytes((0x86, 0xDD)) + packet)
+
+def udp(text):
+    return struct.pack("!HHHH", 7777, int(port), 8 + len(text), 0) + text
+
+for pair in (("127.0.0.1", "127.0.0.1"), (own4, "127.0.0.1"), ("127.0.0.1", gateway4)):
+    send4(*pair, b"forged")
+for pair in (("::1", "::1"), (own6, "::1"), ("::1", gateway6), (own6, "::ffff:127.0.0.1")):
+    send6(*pair, 17, udp(b"forged"), 6)
+prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 86400, 86400, 0) + socket.inet_pton(socket.AF_INET6, "2001:db8:bad::")
+router = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+send6("fe80::bad", "ff02::1", 58, router + prefix, 2, "333300000001")
+send4(own4, gateway4, b"own4")
+send6(own6, gateway6, 17, udp(b"own6"), 6)
+"""
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
@@ -41,25 +80,6 @@ def lab() -> Iterator[Lab]:
             made.serve("outside", "tcp", address, 80)
         until(lambda: "scope link" in made.host("ip", "-6", "address", "show", "dev", UPLINK, "-tentative"))
         yield made
-
-
-@pytest.fixture
-def site(lab: Lab, tmp_path: Path) -> Iterator[Site]:
-    made = Site(lab, tmp_path)
-    before = made.state()
-    yield made
-    made.ok("gc", "--grace-period=0s")
-    made.settles_to(before)
-
-
-@contextlib.contextmanager
-def running(site: Site, *flags: str, app: tuple[str, ...] = ()) -> Iterator[NetPod]:
-    pod = site.start(*flags, app=app)
-    try:
-        yield pod
-    finally:
-        if pod.process.poll() is None:
-            pod.stop()
 
 
 def send(site: Site, where: str | int, source: str, address: str, port: int, text: str) -> None:
@@ -106,6 +126,37 @@ def test_a_pod_cannot_pretend_to_be_another_to_the_host_and_to_pods(site: Site, 
             pod.inside("ip", "route", "add", HOST[family], "via", gateway, "dev", "eth0")
         for where, address in (("host", gateway), ("host", HOST[family]), (target.pid, target.addresses[family])):
             assert received(site, where, address, 5300, pod, [own, *others]) == {own}
+
+
+def test_frames_for_the_loopback_and_from_a_router_that_a_pod_forges(site: Site) -> None:
+    """While what the host sends from its loopback gets to the pod and back."""
+    with running(site, "--port=http:8080") as pod:
+        cable = json.loads(site.lab.host("ip", "-j", "link", "show", f"rk0-{pod.uuid[:8]}"))[0]
+        words = (sys.executable, "-I", "-S", "-c", LISTEN, "::", "5300")
+        server = site.lab.popen("host", *words, stdout=-1, text=True)
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        gateways = map(gateway_of, pod.addresses)
+        mac = cable["address"].replace(":", "")
+        pod.inside(sys.executable, "-I", "-S", "-c", FRAMES, mac, *pod.addresses, *gateways, "5300")
+        heard = {server.stdout.readline(), server.stdout.readline()}
+        send(site, "host", "", "::1", 5300, "end")
+        out, _ = server.communicate(timeout=15)
+        assert heard == {"own4\n", "own6\n"}
+        assert not out
+        assert "bad" not in site.lab.host("ip", "-6", "address", "show", "dev", cable["ifname"])
+        assert "bad" not in site.lab.host("ip", "-6", "route", "show", "dev", cable["ifname"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bridge_that_the_host_is_not_on_carries_what_it_likes(site: Site, family: int) -> None:
+    """br_netfilter, which others load, shows our chains what the bridge does not even route."""
+    ranges = [[{"subnet": "10.79.0.0/24"}], [{"subnet": "fd79::/64"}]]
+    site.conf("lan.conf", {"cniVersion": "1.0.0", "name": "lan", "type": "bridge", "bridge": "lan0",
+                           "ipam": {"type": "host-local", "ranges": ranges}})  # fmt: skip
+    with running(site, "--net=lan") as pod, running(site, "--net=lan") as other:
+        site.lab.serve(pod.pid, "tcp", pod.addresses[family], 80, "hello")
+        assert site.lab.ask(other.pid, "tcp", pod.addresses[family], 80) == f"hello {other.addresses[family]}"
 
 
 # --- who comes from beyond
