@@ -137,8 +137,9 @@ def _claim(pod: Pod) -> None:
         pod.to_garbage()
 
 
-def discard(pods: Pods, uuid: str, notice: Callable[[str], None]) -> None:
-    """Remove the pod with this full UUID now (`rkpy rm`). Its cost does not depend on the number of pods.
+def discard(pods: Pods, uuid: str, notice: Callable[[str], None], *, force: bool = False) -> None:
+    """Remove the pod with this full UUID now (`rkpy rm`). Its cost does not depend on the number of pods. With `force`
+    what its flavour cannot clean up is only given notice of.
 
     Raises PodError when it is alive, being prepared, or being removed by somebody else, or cannot be removed."""
     while (pod := pods.get(uuid)) is not None:  # None: it was there a moment ago, and somebody else has removed it
@@ -147,7 +148,7 @@ def discard(pods: Pods, uuid: str, notice: Callable[[str], None]) -> None:
                 _claim_for_removal(pod, notice)
             except PodMovedError:
                 continue  # always to the right, so this ends
-            remove(pod, read_mounts(pods.root))
+            remove(pod, read_mounts(pods.root), notice if force else None)
             return
 
 
@@ -173,9 +174,15 @@ def _claim_for_removal(pod: Pod, notice: Callable[[str], None]) -> None:
     _claim(pod)
 
 
-def remove(pod: Pod, mounts: Mounts) -> None:
-    """Remove a pod that is in `garbage` and ours. Raises RkpyError; what is left then can be removed later."""
-    _clean_up_outside(pod)
+def remove(pod: Pod, mounts: Mounts, put_up: Callable[[str], None] | None = None) -> None:
+    """Remove a pod that is in `garbage` and ours. Raises RkpyError; what is left then can be removed later. `put_up`:
+    told of what the flavour cannot undo, which then is no reason to keep the pod."""
+    try:
+        _clean_up_outside(pod)
+    except RkpyError as error:
+        if put_up is None:
+            raise
+        put_up(error.message)
     try:
         top = os.open(pod.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

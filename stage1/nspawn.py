@@ -324,7 +324,7 @@ def gc(directory: str) -> None:
 
         problems = detach(directory)
         if problems:
-            raise NetworkError("; ".join(problems))
+            raise NetworkError("; ".join(problems), hint="rkpy rm --force removes the pod all the same")
 
 
 # --- pods that change

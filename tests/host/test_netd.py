@@ -105,20 +105,42 @@ def test_ipvlan_where_the_kernel_has_it(site: Site) -> None:
         assert site.lab.ask(pod.pid, "tcp", FAR4, 80) == pod.addresses[0]
 
 
-def test_what_a_failed_plugin_cannot_take_back_is_told_once_and_done_later(site: Site) -> None:
-    plugins = site.rkpy.config / "net.d"
-    plugins.mkdir(parents=True)
+def stubborn(site: Site) -> Path:
+    """A plugin that refuses whatever it is asked for."""
+    program = site.rkpy.config / "net.d/stubborn"
+    program.parent.mkdir(parents=True)
     refusal = '{"cniVersion":"0.4.0","code":100,"msg":"not today"}'
-    (plugins / "stubborn").write_text(f"#!/bin/sh\necho '{refusal}'\nexit 1\n")
-    (plugins / "stubborn").chmod(0o755)
+    program.write_text(f"#!/bin/sh\necho '{refusal}'\nexit 1\n")
+    program.chmod(0o755)
     site.conf("10-stubborn.conf", {"cniVersion": "0.4.0", "name": "stubborn", "type": "stubborn"})
+    return program
+
+
+def test_what_a_failed_plugin_cannot_take_back_is_told_once_and_done_later(site: Site) -> None:
+    program = stubborn(site)
     done = site("run", "--net=stubborn", "example.com/net")
     assert done.status == 254
     assert done.err == 2 * "rkpy: run: network stubborn: plugin stubborn: not today\n"  # ADD, and what remains
     assert site("gc", "--grace-period=0s").status == 254
-    (plugins / "stubborn").write_text("#!/bin/sh\n")
+    program.write_text("#!/bin/sh\n")
     site.ok("gc", "--grace-period=0s")
     assert site.rkpy.pods() == []
+
+
+def test_a_pod_can_be_removed_whatever_a_plugin_says(site: Site) -> None:
+    stubborn(site)
+    before = site.state()
+    assert site("run", "--net=default,stubborn", "--port=http:8080", "example.com/net").status == 254
+    (pod,) = site.rkpy.pods()
+    refused = site("rm", pod.name)
+    assert refused.status == 254
+    assert "rkpy rm --force" in refused.err
+    forced = site("rm", "--force", pod.name)
+    assert (forced.status, forced.out) == (0, f'"{pod.name}"\n')
+    assert "not today" in forced.err
+    assert site.rkpy.pods() == []
+    site.ok("net", "gc")
+    site.settles_to(before)
 
 
 def test_configurations_that_lack_something(site: Site) -> None:
