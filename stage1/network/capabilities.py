@@ -23,7 +23,7 @@ def publisher(networks: Sequence[Network]) -> tuple[str, str]:
     for network in networks:
         if any("portMappings" in _capabilities(plugin) for plugin in _plugins(network)):
             return network.name, "plugin"
-    within_reach = [network for network in networks if _plugins(network)[0].get("type") not in _OUT_OF_REACH]
+    within_reach = [network for network in networks if _kind(network) not in _OUT_OF_REACH]
     for network in within_reach:
         if any(plugin.get("ipMasq") is True for plugin in _plugins(network)):
             return network.name, "engine"
@@ -46,6 +46,11 @@ def runtime(plan: NetworkPlan, network: Network) -> dict[str, Any]:
 
 def for_plugin(plugin: dict[str, Any], offered: dict[str, Any]) -> dict[str, Any]:
     return {name: offered[name] for name in _capabilities(plugin) if name in offered}
+
+
+def _kind(network: Network) -> str:
+    """The type of the plugin that makes the interface."""
+    return next((str(plugin.get("type")) for plugin in _plugins(network)), "")
 
 
 def _plugins(network: Network) -> list[dict[str, Any]]:
