@@ -1,4 +1,4 @@
-"""Limits on a machine with all of cgroup v2; run there by tests/vm/test_cgroup.py."""
+"""Limits on a machine with all of cgroup v2; run there by tests/vm/test_guest.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pods are attached with, on a kernel as Debian has it; run there by tests/vm/test_networks.py."""
+"""What pods are attached with, on a kernel as Debian has it; run there by tests/vm/test_guest.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pods on networks, on a kernel as Debian has it and below systemd; run there by tests/vm/test_networks.py."""
+"""Pods on networks, on a kernel as Debian has it and below systemd; run there by tests/vm/test_guest.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tests.vm.inside.pods import APP, HOG, NAME, SHELL, lives, uuid
 from tests.vm.inside.pods import rkpy as rkpy
 
 test_the_internet = test_networking.test_a_pod_reaches_the_internet_behind_the_hosts_address
-test_loopback = test_networking.test_a_published_port_is_reached_over_loopback
 test_restricted = test_networking.test_a_restricted_network_cannot_leave
 
 SERVE = "exec /bin/busybox httpd -f -p [::]:80"

@@ -1,4 +1,4 @@
-"""`rkpy run --stage1=nspawn` with limits, on a machine that can keep them; run there by tests/vm/test_pods.py."""
+"""`rkpy run --stage1=nspawn` with limits, on a machine that can keep them; run there by tests/vm/test_guest.py."""
 
 from __future__ import annotations
 
