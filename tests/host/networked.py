@@ -107,11 +107,15 @@ class Site:
 
     def start(self, *flags: str, app: tuple[str, ...] = ()) -> NetPod:
         """A pod whose apps have been started."""
+        return self.launch("run", *flags, "example.com/net", *app)
+
+    def launch(self, command: str, *words: object) -> NetPod:
+        """The pod of a command that runs one, once its apps have been started."""
         self._count += 1
         saved = self.directory / f"uuid{self._count}"
-        words = self.rkpy.command("run", f"--uuid-file-save={saved}", *flags, "example.com/net", *app)
+        whole = self.rkpy.command(command, f"--uuid-file-save={saved}", *words)
         process = self.lab.popen(
-            "host", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.rkpy.environment()
+            "host", *whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.rkpy.environment()
         )
         until(lambda: process.poll() is not None or (saved.exists() and saved.read_text().strip()))
         if process.poll() is not None:

@@ -172,6 +172,21 @@ def test_ranges_and_ports_as_people_type_them(site: Site) -> None:
         assert site.lab.ask("outside", "tcp", HOST4, 8443).startswith("443 ")
 
 
+@pytest.mark.parametrize("way", ["manifest", "prepared", "again"])
+def test_ports_of_a_pod_that_is_not_run_by_its_image(site: Site, way: str) -> None:
+    if way == "prepared":
+        words: tuple[str, ...] = ("run-prepared", site.ok("prepare", "--port=http:8080", "example.com/net").strip())
+    else:
+        with running(site, "--port=http:8080") as first:
+            manifest = site.directory / "manifest"
+            manifest.write_text(site.ok("cat-manifest", first.uuid))
+        words = ("start", first.uuid) if way == "again" else ("run", f"--pod-manifest={manifest}")
+    pod = site.launch(*words)
+    site.lab.serve(pod.pid, "tcp", "0.0.0.0", 80, "hello")
+    assert site.lab.ask("outside", "tcp", HOST4, 8080).startswith("hello ")
+    pod.stop()
+
+
 def test_a_port_that_another_pod_has_is_refused_before_anything_starts(site: Site) -> None:
     with running(site, "--port=http:8080", "--pod-name=web") as pod:
         before = site.state()
