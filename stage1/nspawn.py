@@ -242,7 +242,6 @@ def _network_plan(pod: PreparedPod) -> NetworkPlan:
         ports=pod.published,
         bandwidth=pod.bandwidth,
         plugin_path=pod.plugin_path,
-        debug=pod.debug,
     )
 
 

@@ -62,4 +62,3 @@ class NetworkPlan(NamedTuple):
     """Directories with plugins that stand in for the built-in ones of the same name."""
     system_plugin_path: tuple[str, ...] = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
     """Directories with plugins of every other name."""
-    debug: bool = False

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests import images
 from tests.host.networked import Site, running, until
 from tests.netlab import FAR4, FAR6, HOST4, HOST6, UPLINK, Lab, Unreachable
 
@@ -225,6 +226,34 @@ def test_pods_of_a_network_know_each_other_by_name(site: Site) -> None:
                 assert {line[0] for line in lines if name in line[1:]} == set(two.addresses)
             assert "one" in two.enter("/bin/cat", "/etc/hosts").split()
         assert "two" not in one.enter("/bin/cat", "/etc/hosts").split()
+
+
+@pytest.mark.parametrize("origin", ["appc.io/docker/repository", "authors"], ids=["oci", "appc"])
+def test_whose_hosts_file_an_app_has(site: Site, origin: str) -> None:
+    """An OCI image's is a placeholder; what an appC image has stays."""
+    path = str(site.directory / "own.aci")
+    app = {"exec": ["/bin/sleep", "1000"], "user": "0", "group": "0"}
+    annotations = [{"name": origin, "value": "somebody"}]
+    files = {**images.busybox_files(), "etc/hosts": "192.0.2.7 of-the-image\n"}
+    images.make_aci(path, images.manifest("example.com/own", app=app, annotations=annotations), files)
+    site.ok("--insecure-options=image", "fetch", path)
+    pod = site.launch("run", "--pod-name=own", "example.com/own")
+    hosts = pod.enter("/bin/cat", "/etc/hosts").split()
+    assert ("own" in hosts, "of-the-image" in hosts) == ((True, False) if "docker" in origin else (False, True))
+    pod.stop()
+
+
+def test_other_peoples_firewall_is_told_of_once_the_pod_runs(site: Site) -> None:
+    site.lab.host("nft", "add table ip theirs")
+    site.lab.host("nft", "add chain ip theirs f { type filter hook forward priority 0; policy drop; }")
+    try:
+        pod = site.start()
+        with pytest.raises(Unreachable):
+            site.lab.ask(pod.pid, "tcp", FAR4, 80, timeout=2)
+        said = pod.stop().err
+        assert 'rkpy: run: chain "f" of table "ip theirs" may be in the way of what pods in 172.16.28.0/24 send' in said
+    finally:
+        site.lab.host("nft", "delete table ip theirs")
 
 
 def test_name_servers(site: Site) -> None:

@@ -73,6 +73,11 @@ def test_the_names_of_rkt_are_kept() -> None:
     assert behaviour.of_pod(mutable).mutable
 
 
+def test_an_oci_image_is_told_by_what_was_kept_of_it() -> None:
+    assert app(**{"appc.io/docker/repository": "x"}).from_oci
+    assert not app(authors="x").from_oci
+
+
 def test_an_image_may_name_its_stop_signal() -> None:
     assert app(**{"appc.io/docker/stopsignal": "SIGRTMIN+3"}).stop_signal == signal.SIGRTMIN + 3
     assert app("--stop-signal=9", **{"appc.io/docker/stopsignal": "SIGRTMIN+3"}).stop_signal == 9
