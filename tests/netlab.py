@@ -198,7 +198,7 @@ class Lab:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n", f"cannot listen on {protocol} {address} {port}"
 
-    def ask(self, where: Where, protocol: str, address: str, port: int, *, timeout: float = 5.0) -> str:
+    def ask(self, where: Where, protocol: str, address: str, port: int, *, timeout: float = 30.0) -> str:
         """What is answered there. Raises Unreachable when nothing is; a UDP question is asked anew until `timeout`."""
         words = (sys.executable, "-I", "-S", __file__, "ask", protocol, address, str(port), str(timeout))
         finished = self.finish(where, *words, check=False)

@@ -73,7 +73,7 @@ def test_rules_that_were_flushed_come_back(site: Site, pod: NetPod) -> None:
     assert site.lab.ask(pod.pid, "tcp", FAR4, 80) == HOST4
     site.lab.host("nft", "flush", "ruleset")
     with pytest.raises(Unreachable):
-        site.lab.ask(pod.pid, "tcp", FAR4, 80)
+        site.lab.ask(pod.pid, "tcp", FAR4, 80, timeout=2)
     assert "the firewall has lost rules of the pod (rkpy net reload makes them anew)" in site.refused("net", "check")
     site.ok("net", "reload")
     assert site.ok("net", "check") == ""

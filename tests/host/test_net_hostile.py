@@ -95,7 +95,7 @@ def received(site: Site, where: str | int, address: str, port: int, pod: NetPod,
     for source in sources:
         send(site, pod.pid, source, address, port, source)
     send(site, where, "", address, port, "end")
-    out, _ = server.communicate(timeout=15)
+    out, _ = server.communicate(timeout=60)
     return set(out.split())
 
 
@@ -141,7 +141,7 @@ def test_frames_for_the_loopback_and_from_a_router_that_a_pod_forges(site: Site)
         pod.inside(sys.executable, "-I", "-S", "-c", FRAMES, mac, *pod.addresses, *gateways, "5300")
         heard = {server.stdout.readline(), server.stdout.readline()}
         send(site, "host", "", "::1", 5300, "end")
-        out, _ = server.communicate(timeout=15)
+        out, _ = server.communicate(timeout=60)
         assert heard == {"own4\n", "own6\n"}
         assert not out
         assert "bad" not in site.lab.host("ip", "-6", "address", "show", "dev", cable["ifname"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.networked import Site, running, until
+from tests.host.networked import Site, connected, running
 from tests.netlab import FAR4, FAR6, HOST4, HOST6, OUTSIDE4, UPLINK, Lab, Unreachable
 
 DOCUMENT = Path(__file__).parents[2] / "docs/networking.md"
@@ -17,10 +17,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs/networking.md"
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.serve("outside", "tcp", FAR4, 80)
-        made.serve("outside", "tcp", FAR6, 80)
-        until(lambda: "scope link" in made.host("ip", "-6", "address", "show", "dev", UPLINK, "-tentative"))
+    with connected() as made:
         yield made
 
 

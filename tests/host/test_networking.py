@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests import images
-from tests.host.networked import Site, running, until
-from tests.netlab import FAR4, FAR6, HOST4, HOST6, UPLINK, Lab, Unreachable
+from tests.host.networked import Site, connected, running, until
+from tests.netlab import FAR4, FAR6, HOST4, HOST6, Lab, Unreachable
 
 FAMILIES = (0, 1)
 """Which of a network's two addresses."""
@@ -21,10 +21,7 @@ FAMILIES = (0, 1)
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        made.serve("outside", "tcp", FAR4, 80)
-        made.serve("outside", "tcp", FAR6, 80)
-        until(lambda: "scope link" in made.host("ip", "-6", "address", "show", "dev", UPLINK, "-tentative"))
+    with connected() as made:
         yield made
 
 

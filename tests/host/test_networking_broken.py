@@ -16,8 +16,8 @@ import pytest
 from tests.host.networked import DEADLINE, Site, until
 from tests.netlab import UPLINK, Lab
 
-PROMPT = 5.0
-"""Seconds; a plugin that hangs is waited for much longer (`stage1.network.programs.LIMIT`)."""
+PROMPT = 60.0
+"""Seconds; a plugin that hangs is waited for twice as long (`stage1.network.programs.LIMIT`)."""
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_nobody_reads_what_is_complained_of(site: Site) -> None:
         os.write(theirs, bytes(4096))
         process = _run(site, f"--uuid-file-save={site.directory / 'uuid'}", stderr=theirs)
         until(lambda: (site.directory / "uuid").exists() and (site.directory / "uuid").read_text().strip())
-        site.ok("status", "--wait-ready=10s", (site.directory / "uuid").read_text().strip())
+        site.ok("status", "--wait-ready=60s", (site.directory / "uuid").read_text().strip())
         process.terminate()
         process.communicate(timeout=DEADLINE)
         site.settles_to(before)
