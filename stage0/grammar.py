@@ -14,6 +14,7 @@ from common.errors import UsageError
 from common.records import NamedTuple
 from stage0 import options
 from stage0.options import Flag, Values
+from stage1.systemd.given import Given
 
 POD_OR_APP = ("mount", "user-annotation", "user-label")
 """Flags that speak of the pod before the first image and of an app after it."""
@@ -32,6 +33,8 @@ class Request(NamedTuple):
 
     flags: Values
     images: list[ImageArguments]
+    given: Given = Given()
+    """What the service manager handed to this process, for a pod that it becomes."""
 
 
 APP_FLAGS = options.table(options.APP)

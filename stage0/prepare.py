@@ -17,6 +17,9 @@ from stage0 import behaviour
 from stage0.pods import Pod
 from stage1 import poddir
 from stage1.flavour import Mount, PreparedApp, PreparedPod
+from stage1.systemd.given import Given
+
+_NOTHING = Given()
 
 
 def write(pod: Pod, manifest: PodManifest, records: Mapping[str, ImageRecord], store: Store, flavour: str) -> None:
@@ -87,6 +90,7 @@ def load(
     debug: bool = False,
     interactive: bool = False,
     insecure: Iterable[str] = (),
+    given: Given = _NOTHING,
     manifest: PodManifest | None = None,
 ) -> PreparedPod:
     """The pod in `pod.path` as a flavour takes it; the keywords are known only when it runs, and `manifest` is what the
@@ -115,6 +119,7 @@ def load(
         exit_policy=lives.exit_policy,
         stop_timeout=lives.stop_timeout,
         insecure=tuple(sorted({"capabilities", "paths", "seccomp"}.intersection(insecure))),
+        given=given,
         private_range=own_range or (0, 0),
     )
 

@@ -37,7 +37,7 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
     with store.lock():
         pod = _prepare(request, settings, store, name)
     with _discarded_on_failure(pod):
-        prepared = _checked(pod, store, flavour, request.flags, settings, _asked(request))
+        prepared = _checked(pod, store, flavour, request, settings, _asked(request))
     pod.to_run()
     _become(pod, flavour, prepared)
 
@@ -68,7 +68,7 @@ def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
     pod.take()
     flavour = flavours.load(pod.flavour())
     # A pod that cannot start now stays prepared: nothing was used up.
-    prepared = _checked(pod, Store(settings.store), flavour, request.flags, settings, ())
+    prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
     pod.to_run()
     _become(pod, flavour, prepared)
 
@@ -80,7 +80,7 @@ def start(request: Request, settings: Config, uuid: str) -> NoReturn:
     pods = Pods(settings.pods)
     pod = again.take(pods, uuid)
     flavour = flavours.load(pod.flavour())
-    prepared = _checked(pod, Store(settings.store), flavour, request.flags, settings, ())
+    prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
     flavour.gc(pod.path)
     again.rewind(pods, pod, prepared)
     _become(pod, flavour, prepared)
@@ -93,7 +93,7 @@ def sandbox(request: Request, settings: Config, name: str) -> NoReturn:
     with store.lock():
         pod = _fill(request, settings, store, name, assemble.sandbox(request.flags), {})
     with _discarded_on_failure(pod):
-        prepared = _checked(pod, store, flavour, request.flags, settings, ())
+        prepared = _checked(pod, store, flavour, request, settings, ())
     pod.to_run()
     _become(pod, flavour, prepared)
 
@@ -192,9 +192,10 @@ def restrictions(flags: Values) -> tuple[str, ...]:
 
 
 def _checked(
-    pod: Pod, store: Store, flavour: Flavour, flags: Values, settings: Config, asked: tuple[str, ...]
+    pod: Pod, store: Store, flavour: Flavour, request: Request, settings: Config, asked: tuple[str, ...]
 ) -> PreparedPod:
     """The pod as the flavour takes it, once the flavour has said what it will ignore and the UUID is written."""
+    flags = request.flags
     manifest = pod.manifest()
     prepared = prepare.load(
         pod,
@@ -208,6 +209,7 @@ def _checked(
         debug=settings.debug,
         interactive=flags.boolean("interactive"),
         insecure=settings.insecure,
+        given=request.given,
     )
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")

@@ -27,6 +27,7 @@ from stage1.channel import Channel
 
 if TYPE_CHECKING:
     from stage1.network.worker import Worker
+    from stage1.plan import PodPlan
 
 FLAVOURS = frozenset({"nspawn"})
 """Those whose pods start this way."""
@@ -162,7 +163,14 @@ _Act = Callable[[Any, list[int]], int]
 def _run() -> _Act:
     from stage1.monitor import Monitor
 
-    return lambda value, kept: Monitor("run", value._replace(lock_fd=kept[0]), *map(_channel, kept[1:])).run()
+    def act(value: PodPlan, kept: list[int]) -> int:
+        fds = iter(kept)
+        value = value._replace(lock_fd=next(fds))
+        worker = _channel(next(fds)) if value.worker else None
+        registrar = _channel(next(fds)) if value.registrar else None
+        return Monitor("run", value, worker, registrar, tuple(fds)).run()
+
+    return act
 
 
 def _channel(fd: int) -> Channel:

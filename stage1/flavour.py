@@ -14,6 +14,7 @@ from common.records import NamedTuple
 from stage1.network.plan import Names, Network, Port
 from stage1.plan import ON_ANY_FAILURE, Restart
 from stage1.streams import Streams
+from stage1.systemd.given import Given
 
 BUILTIN = {"fly": "stage1.fly", "nspawn": "stage1.nspawn"}
 ENTRY_POINTS = "rkpy.stage1"
@@ -120,6 +121,8 @@ class PreparedPod(NamedTuple):
     """Ports of the pod that the host is to have, without conflicts among themselves."""
     names: Names = Names("")
     """What the apps' files about names are to say; concerns pods without networks too."""
+    given: Given = Given()
+    """What the service manager handed to this process."""
     bandwidth: int = 0
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
 

@@ -56,11 +56,21 @@ class _Supervisor(NamedTuple):
 class Monitor:
     """One pod, from its namespaces to its exit status."""
 
-    def __init__(self, command: str, plan: PodPlan, worker: channel.Channel | None = None) -> None:
+    def __init__(
+        self,
+        command: str,
+        plan: PodPlan,
+        worker: channel.Channel | None = None,
+        registrar: channel.Channel | None = None,
+        sockets: tuple[int, ...] = (),
+    ) -> None:
         self._command = command
         self._plan = plan
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
+        self._registrar = registrar
+        self._sockets = sockets
+        """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
         self._attached = False
         self._asked = signal.SIGTERM.value

@@ -25,6 +25,7 @@ from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
+from stage1.systemd.given import FIRST_SOCKET
 from stage1.terminal import get_size
 from stage2 import capabilities
 from stage2.launch import LaunchSpec
@@ -154,6 +155,8 @@ def plan(pod: PreparedPod) -> PodPlan:
         mutable=pod.mutable,
         limits=resources.of_pod(pod.isolators),
         debug=pod.debug,
+        name=pod.name,
+        given=pod.given,
     )
 
 
@@ -230,6 +233,7 @@ def run(pod: PreparedPod) -> NoReturn:
             worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))), pod.lock_fd))
         keep.append(worker.channel.fileno())
         made = made._replace(worker=worker.pid)
+    keep += range(FIRST_SOCKET, FIRST_SOCKET + len(made.given.sockets))
     boot.execute("run", dumps(made), keep=keep)
 
 

@@ -14,6 +14,7 @@ from common.records import NamedTuple
 from stage1 import kernelfs, mounts, rootfs
 from stage1.limits import Limits
 from stage1.streams import Streams
+from stage1.systemd.given import Given
 from stage2.launch import LaunchSpec
 
 ON_ANY_FAILURE, ON_ANY, UNTIL_ALL = EXIT_POLICIES = ("on-any-failure", "on-any", "until-all")
@@ -60,6 +61,8 @@ class PodPlan(NamedTuple):
     """Path of a network namespace the pod is to live in instead of one of its own."""
     worker: int = 0
     """PID of the process that attaches the pod to its networks (`stage1.network.worker`); 0 when there are none."""
+    registrar: int = 0
+    """PID of the process that registers the pod with systemd (`stage1.systemd.registrar`); 0 when there is none."""
     private_ipc: bool = True
     private_range: tuple[int, int] = (0, 0)
     """The first host ID of the pod's user namespace and how many there are; (0, 0) for the host's namespace."""
@@ -72,6 +75,10 @@ class PodPlan(NamedTuple):
     mutable: bool = False
     limits: Limits = Limits()
     debug: bool = False
+    name: str = ""
+    """The one given with --pod-name."""
+    given: Given = Given()
+    """What the service manager handed over. Its sockets come with the plan, after all other descriptors."""
 
 
 class EnterPlan(NamedTuple):
@@ -89,7 +96,7 @@ class EnterPlan(NamedTuple):
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot,
+        AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, Given, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot,
         *mounts.STEPS, *kernelfs.STEPS,
     )
 }  # fmt: skip

@@ -11,6 +11,7 @@ from stage0 import config, grammar, options
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.options import Flag, Values
+from stage1.systemd import given
 
 _OF_SANDBOX = ("no-overlay", "private-users")
 FLAGS = {
@@ -99,7 +100,7 @@ def parse(
         raise UsageError("cannot run as unprivileged user", hint="run it as root")
     if name in ("run", "prepare") and not request.images and request.flags.get("pod-manifest") is None:
         raise UsageError("must provide at least one image or specify the pod manifest")
-    return request, settings
+    return request._replace(given=given.take(os.environ)), settings
 
 
 def _uuid(request: Request) -> str:
