@@ -26,7 +26,7 @@ from stage1 import flavour as flavours
 from stage1 import poddir
 
 _LOCK_MODE = 0o640
-_OF_APP = ("rootfs", "overlay", "status", "started", "restarts", "appsinfo")
+_OF_APP = ("rootfs", "overlay", "status", "started", "restarts", "sockets", "appsinfo")
 """Directories of the pod in which everything of an app bears its name; what tells about it comes last."""
 
 

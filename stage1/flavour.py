@@ -12,12 +12,14 @@ from aci.image_manifest import App, Isolator
 from common.errors import UsageError
 from common.records import NamedTuple
 from stage1.network.plan import Names, Network, Port
-from stage1.plan import ON_ANY_FAILURE, Restart
+from stage1.plan import ON_ANY_FAILURE, Health, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
 
 BUILTIN = {"fly": "stage1.fly", "nspawn": "stage1.nspawn"}
 ENTRY_POINTS = "rkpy.stage1"
+NOTIFIES = "appc.io/executor/supports-systemd-notify"
+"""The annotation, rkt's, of images and apps that speak the protocol of sd_notify(3)."""
 
 
 class Mount(NamedTuple):
@@ -69,6 +71,9 @@ class PreparedApp(NamedTuple):
     devices: tuple[Device, ...] = ()
     from_oci: bool = False
     """The image is an OCI image: its /etc/hosts is a placeholder, as every engine for such images takes it."""
+    notifies: bool = False
+    """It tells how it fares by the protocol of sd_notify(3)."""
+    health: Health | None = None
 
 
 class PreparedPod(NamedTuple):
@@ -123,6 +128,8 @@ class PreparedPod(NamedTuple):
     """What the apps' files about names are to say; concerns pods without networks too."""
     given: Given = Given()
     """What the service manager handed to this process."""
+    ready: str = ""
+    """What being ready means, one of `plan.READINESS`; empty leaves it to the apps."""
     bandwidth: int = 0
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
 

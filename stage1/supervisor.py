@@ -11,6 +11,7 @@ The monitor says (descriptors in brackets):
     stop APP, kill APP, restart APP, remove APP
     signal NUMBER      to the main process of every app
     terminate          stop the pod; SIGTERM means the same
+    ping               answered by a pong
 The supervisor says:
     started APP PID [pidfd]           PID as the pod sees it
     terminal APP [master]
@@ -21,6 +22,7 @@ The supervisor says:
     idle APP           it is not started, or not started again: it was stopped before
     ready              every app of the beginning has been started
     over STATUS        the pod is over
+    pong               it was asked for
 """
 
 from __future__ import annotations
@@ -130,6 +132,8 @@ class Supervisor:
         elif verb == "sealed":
             self._sealed = True
             self._review()
+        elif verb == "ping":
+            self._tell("pong")
         elif verb == "signal":
             for app in self._apps.values():
                 if app.started:
