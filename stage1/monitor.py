@@ -28,6 +28,7 @@ from stage1.streams import AppStreams, Foreground, Streams, when_all_written
 from stage1.terminal import Keyboard
 
 if TYPE_CHECKING:
+    from stage1.systemd.membership import Membership
     from stage1.systemd.service import Service
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
@@ -71,7 +72,7 @@ class Monitor:
         self._plan = plan
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
-        self._registrar = registrar
+        self._membership = _membership(command, plan, registrar)
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
@@ -89,7 +90,11 @@ class Monitor:
         """The pod's exit status. LaunchError when it cannot be started; nothing of it is left then."""
         self._hide()
         plan = self._plan
-        self._cgroup = PodCgroup.create(plan.directory, plan.uuid, plan.limits, self._owner(), plan.worker)
+        scope = self._membership is not None and self._membership.join()
+        helpers = [pid for pid in (plan.worker, plan.registrar) if pid]
+        self._cgroup = PodCgroup.create(
+            plan.directory, plan.uuid, plan.limits, self._owner(), helpers=helpers, scope=scope
+        )
         try:
             self._supervisor = self._clone()
             self._loop = Loop()
@@ -156,6 +161,8 @@ class Monitor:
                 self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
+        if self._membership is not None:
+            self._membership.watch(self._loop, self._ask_to_end)
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
         self._loop.add(self._supervisor.channel.fileno(), select.EPOLLIN, lambda _events: self._hear())
         if self._plan.given.notify or self._plan.ready != READY_STARTED or any(map(_speaks, self._plan.apps)):
@@ -174,6 +181,9 @@ class Monitor:
 
     def _terminate(self, number: int) -> None:
         self._asked = number
+        self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
         if self._service is not None:
             self._service.stopping()
         self._tell("terminate")
@@ -222,6 +232,8 @@ class Monitor:
             pass  # The engine's child, and not ours.
 
     def _start_all(self) -> None:
+        if self._membership is not None:
+            self._membership.announce(self._supervisor.pid)
         for app in self._apps.values():
             self._start(app)
         self._tell("sealed")
@@ -322,9 +334,7 @@ class Monitor:
         app.streams.set_terminal(fds.pop())
         if self._plan.interactive and self._keyboard is None:
             streams = app.streams
-            self._keyboard = Keyboard(
-                self._loop, lambda: streams.input, resize=streams.resize, leave=lambda: self._tell("terminate")
-            )
+            self._keyboard = Keyboard(self._loop, lambda: streams.input, resize=streams.resize, leave=self._ask_to_end)
         elif self._keyboard is not None:
             self._keyboard.update_size()
 
@@ -473,6 +483,8 @@ class Monitor:
                 os.unlink(f"{self._plan.directory}/{name}")
             except FileNotFoundError:
                 pass
+        if self._membership is not None:
+            self._membership.leave()
         if self._plan.worker:
             self._let_go_of_worker()
             self._detach_from_networks()
@@ -538,6 +550,14 @@ class Monitor:
 def _speaks(plan: AppPlan) -> bool:
     """Whether an app has something to tell that the pod's being ready depends on."""
     return "notify" in plan.sockets or plan.health is not None
+
+
+def _membership(command: str, plan: PodPlan, registrar: channel.Channel | None) -> Membership | None:
+    if registrar is None:
+        return None
+    from stage1.systemd.membership import Membership
+
+    return Membership(command, plan.directory, registrar, plan.registrar)
 
 
 def _require_running(app: _App) -> AppStreams:
