@@ -35,6 +35,7 @@ FLAVOURS = frozenset({"nspawn"})
 _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from stage1.boot import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_CLEAN = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _MAX_FD = 2**31 - 1
 _ATTENTION = 1000
 """Milliseconds that whoever reads our standard error has to make room."""
@@ -216,8 +217,20 @@ def main() -> NoReturn:
     except OSError as error:
         complain(job, located(error))
         status = EXIT_FAILURE
+    if job == "run":
+        _end_like(status)
     # Without taking the interpreter apart, which takes longer than the kernel's clearing up.
     os._exit(status)
+
+
+def _end_like(status: int) -> None:
+    """Of the signal that ended the app, where it is one by which a process is asked to end. A shell sees no difference,
+    but a service manager: such an end is no failure ("SuccessExitStatus=" in systemd.service(5))."""
+    number = status - 128
+    if number in _CLEAN:
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.kill(os.getpid(), number)
 
 
 def _do(job: str, source: Channel, engine: int) -> int:

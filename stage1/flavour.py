@@ -182,9 +182,9 @@ class Flavour(Protocol):
 
 
 class Changes(Protocol):
-    """What a flavour module may provide beyond `Flavour`: any of these; `rkpy app` and `rkpy attach` say where one is
-    missing. `directory` is the pod's, which runs; `app` is an app of its manifest. An app may be in the manifest that
-    the flavour was never told of, because somebody was killed in between: removing it is a success."""
+    """What a flavour module may provide beyond `Flavour`: any of these; `rkpy app`, `rkpy attach` and `rkpy kill` say
+    where one is missing. `directory` is the pod's, which runs; `app` is an app of its manifest. An app may be in the
+    manifest that the flavour was never told of, because somebody was killed in between: removing it is a success."""
 
     def app_add(self, pod: PreparedPod, app: PreparedApp) -> None:
         """Take in `app`, the last of `pod`, without starting it. Raising takes it out of the manifest again."""
@@ -208,6 +208,10 @@ class Changes(Protocol):
 
     def app_states(self, directory: str) -> dict[str, str]:
         """By app: "created", "running" or "exited". Apps that are left out are told by their files."""
+        ...
+
+    def send_signal(self, directory: str, app: str, number: int) -> None:
+        """Signal the main process of an app, of every app when `app` is empty. Of them there is one at least."""
         ...
 
     def attach(self, directory: str, app: str, mode: str) -> int:

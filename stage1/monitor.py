@@ -393,6 +393,8 @@ class Monitor:
     def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if op == "states":
             return {"states": {app.plan.name: app.state for app in self._apps.values()}}
+        if op == "signal":
+            return self._signal(asked["signal"], name)
         if op == "add":
             return self._add(loads(channel.read_memory_file(fds.pop())))
         app = self._apps.get(name)
@@ -410,6 +412,15 @@ class Monitor:
         elif op in ("stop", "kill", "restart"):
             _require_running(app)
             self._tell(f"{op} {name}")
+        return {}
+
+    def _signal(self, number: int, name: str) -> dict[str, Any]:
+        """To the main process of every app, or of one, which has to run then."""
+        if name:
+            if name not in self._apps:
+                raise PodError(f'no app "{name}" in the pod')
+            _require_running(self._apps[name])
+        self._tell(f"signal {number:d} {name}".rstrip())
         return {}
 
     def _attach(self, app: _App, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:

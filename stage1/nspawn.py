@@ -357,6 +357,11 @@ def gc(directory: str) -> None:
             raise NetworkError("; ".join(problems), hint="rkpy rm --force removes the pod all the same")
 
 
+def send_signal(directory: str, app: str, number: int) -> None:
+    """To the main process of an app; without a name, of every app."""
+    control.request(directory, {"op": "signal", "app": app, "signal": number})
+
+
 # --- pods that change
 
 

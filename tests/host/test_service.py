@@ -226,3 +226,68 @@ def test_a_volume_in_the_way_is_refused(ground: Ground, image: str, tmp_path: Pa
     pod: list[Any] = [f"--volume=run,kind=host,source={tmp_path}", "--mount=volume=run,target=/run/systemd"]
     line = ground.rkpy.refused(*ground.words(variant, *pod), *app(image, flags=(NOTIFIES,)))
     assert 'volume "run" cannot be mounted on "/run/systemd"' in line
+
+
+@every(SUPERVISED)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_pod_that_is_asked_to_end_ends_like_its_app(variant: Variant, ground: Ground, number: signal.Signals) -> None:
+    words = ground.words(variant)
+    app = ground.app("sleep 1000", f"--stop-signal={number.name}")
+    with service(ground, words, [app]) as running:
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        os.kill(running.process.pid, signal.SIGTERM)
+        assert running.process.wait(timeout=flavours.DEADLINE) == -number, "a death by signal, and no exit status"
+
+
+@every(SUPERVISED)
+@pytest.mark.parametrize("offset", [3, 4, 5, 6, signal.SIGINT - signal.SIGRTMIN])
+def test_what_machined_sends_to_the_leader_ends_the_pod(
+    variant: Variant, ground: Ground, image: str, offset: int
+) -> None:
+    with service(ground, ground.words(variant), [app(image)]) as running:
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        os.kill(int(ground.status(running.uuid)["pid"]), signal.SIGRTMIN + offset)
+        assert servicemanager.status(running.process) == 0
+
+
+@every()
+def test_kill_signals_apps(variant: Variant, ground: Ground, image: str) -> None:
+    with service(ground, ground.words(variant), [app(image, "print:up")]) as running:
+        assert running.line() == "up"
+        assert ground.rkpy.ok("kill", "--signal=sighup", running.uuid) == f'"{running.uuid}"\n'
+        assert running.line() == "no NOTIFY_SOCKET"
+        assert running.line() == "no NOTIFY_SOCKET"
+        assert running.line() == "reloaded"
+        ground.rkpy.ok("kill", "-s", "15", "--app=app", running.uuid)
+        assert servicemanager.status(running.process) == 0
+
+
+@every(SEVERAL)
+def test_kill_signals_one_app(variant: Variant, ground: Ground, image: str) -> None:
+    apps = [app(image, "print:up", flags=(f"--name={name}",)) for name in ("one", "two")]
+    with service(ground, ground.words(variant, "--exit-policy=until-all"), apps) as running:
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("kill", "--app=two", running.uuid)
+        until(lambda: ground.status(running.uuid)["state"] == "running")
+        until(lambda: (ground.rkpy.data / f"pods/run/{running.uuid}/status/two").exists())
+        assert 'app "two" is not running' in ground.rkpy("kill", "--app=two", running.uuid).err
+        ground.rkpy.ok("kill", "--signal=TERM", "--app=one", running.uuid)
+        assert servicemanager.status(running.process) == 137
+
+
+@every()
+def test_kill_ends_the_pod(variant: Variant, ground: Ground) -> None:
+    with service(ground, ground.words(variant), [ground.app("sleep 1000", "--restart=always")]) as running:
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("kill", running.uuid)
+        assert servicemanager.status(running.process) == 137
+        line = ground.rkpy("kill", running.uuid)
+        assert line.status == 254
+        assert "isn't currently running" in line.err
+
+
+@pytest.mark.parametrize("words", [["--signal=NOPE", "x"], ["--signal=0", "x"], [], ["no-such-pod"]])
+def test_kill_refuses(ground: Ground, words: list[str]) -> None:
+    done = ground.rkpy("kill", *words)
+    assert done.status == 254
+    assert "Traceback" not in done.err
