@@ -19,7 +19,7 @@ from common.records import NamedTuple
 from stage1 import boot, mounts, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.limits import Limits
-from stage1.plan import ON_ANY_FAILURE
+from stage1.plan import HEALTHY, ON_ANY_FAILURE
 from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
@@ -106,6 +106,8 @@ def check(pod: PreparedPod) -> list[str]:
         warnings.append(
             f'fly ignores --restart={app.restart.policy} of app "{app.name}": nothing stays to start it again'
         )
+    if app.health is not None:
+        warnings.append(f'fly ignores the health check of app "{app.name}": nothing stays to look after it')
     if pod.exit_policy != ON_ANY_FAILURE:
         warnings.append(f"fly ignores --exit-policy={pod.exit_policy}: the pod ends with its only app")
     warnings += [
@@ -122,6 +124,8 @@ def _refuse(pod: PreparedPod) -> None:
         raise UsageError(f"fly runs one app per pod, not {len(pod.apps)}", hint="use another --stage1")
     if not pod.apps[0].app.exec:
         raise UsageError(f'app "{pod.apps[0].name}" has nothing to execute', hint="name a program with --exec")
+    if pod.ready == HEALTHY:
+        raise UsageError("fly cannot wait until an app is healthy: nothing stays to look", hint="use another --stage1")
     if pod.ipc == "private":
         raise UsageError("fly has no IPC namespaces", hint="leave out --ipc=private, or use another --stage1")
     if pod.private_users:

@@ -6,6 +6,7 @@
    show:NAME       print NAME=VALUE of the environment, or NAME
    print:TEXT      a line on standard output
    wait:PATH       until there is such a file
+   need:PATH       end with status 1 and a word about it unless there is such a file
    sleep:MS
    ignore:NUMBER   a signal
    exit:STATUS
@@ -86,6 +87,7 @@ int main(int count, char **steps) {
         else if (!strncmp(step, "show:", 5)) getenv(rest) ? printf("%s=%s\n", rest, getenv(rest)) : puts(rest);
         else if (!strncmp(step, "print:", 6)) puts(rest);
         else if (!strncmp(step, "wait:", 5)) while (access(rest, F_OK)) nap(10);
+        else if (!strncmp(step, "need:", 5)) { if (access(rest, F_OK)) { printf("no\n%s\n", rest); return 1; } }
         else if (!strncmp(step, "sleep:", 6)) nap(atol(rest));
         else if (!strncmp(step, "ignore:", 7)) signal(atoi(rest), SIG_IGN);
         else if (!strncmp(step, "exit:", 5)) return atoi(rest);
