@@ -7,8 +7,9 @@ It hears, from the engine and then from the monitor (descriptors in brackets):
     pod [registration]  a Registration
     machine LEADER      the pod's leader exists and is attached to its networks; only for pods that are machines
 It says, to the monitor (under fly, to the engine):
-    scoped UNIT [bus]   the monitor is in its scope. The bus's socket is where systemd asks for the scope to be stopped
-    kept [bus]          it stays in the unit it was started in
+    scoped UNIT SYSTEMD [bus call]    the monitor is in its scope. By the bus's socket systemd, under that unique name,
+                        asks for the scope to be stopped; the call, a memory file, says that nobody listens any more
+    kept UNIT [bus]     it stays in the unit it was started in
     apart TEXT          there is no scope, for this reason; nothing follows
     machine NAME [call] registered with machined; the call, a memory file, takes it back
     unknown TEXT        not registered with machined, for this reason
@@ -93,13 +94,15 @@ def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, machine:
     from stage1.plan import dumps
 
     disk = cgroup.disk(pod.directory)
+    keep = units.stays(pod.keep_unit)
     registration = Registration(
         uuid=pod.uuid,
         name=pod.name,
         directory=pod.directory,
         root=poddir.rootfs(pod.directory, pod.apps[0].name) if len(pod.apps) == 1 else pod.directory,
-        keep=units.stays(pod.keep_unit),
-        machine=machine and pod.register,
+        keep=keep,
+        # machined finds a machine's unit by its leader's cgroup, which is nowhere in a unit that is not ours to divide.
+        machine=machine and pod.register and (not keep or cgroup.find().delegated),
         stop_timeout=pod.stop_timeout,
         limits=limits,
         disk=f"/dev/block/{disk}" if disk else "",
@@ -144,7 +147,13 @@ def _work(source: Channel, parent: int) -> None:
     unit = "" if pod.keep else make_scope(connection, pod, parent)
     connection.ignore(JOBS)
     connection.listen(_SYSTEMDS)
-    if _send(source, f"scoped {unit} {systemd}" if unit else "kept", (connection.socket.fileno(),)) and pod.machine:
+    connected = connection.socket.fileno()
+    if unit:
+        giving_up = channel.memory_file(bus.call_without_answer(SYSTEMD, "AbandonScope", "s", (unit,)))
+        said = _send(source, f"scoped {unit} {systemd}", (connected, giving_up))
+    else:
+        said = _send(source, f"kept {units.own()}", (connected,))
+    if said and pod.machine:
         # The monitor reads what comes from that connection; ours is another from now on.
         connection.close()
         _register(Bus(timeout=TIMEOUT), pod, source)

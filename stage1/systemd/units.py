@@ -44,7 +44,8 @@ def warnings(keep_unit: bool) -> list[str]:
     """What is not as one would expect of a unit a pod stays in."""
     if not stays(keep_unit) or cgroup.find().delegated:
         return []
-    return [f"{own() or 'this unit'} does not bound the pod, whose cgroup is not in it; Delegate=yes changes that"]
+    unit = own() or "this unit"
+    return [f"{unit} does not bound the pod, which machined will not know either; Delegate=yes changes both"]
 
 
 def scope(uuid: str, name: str) -> list[str]:
