@@ -44,6 +44,13 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
 
 def prepare_pod(request: Request, settings: Config, name: str) -> int:
     """`rkpy prepare`: everything up to the start; prints the UUID."""
+    with prepared_pod(request, settings, name) as pod:
+        sys.stdout.write(f"{pod.uuid}\n")
+    return 0
+
+
+def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
+    """A pod of what `request` asks for, in the state `prepared`."""
     flavour = flavours.load(name)
     store = Store(settings.store)
     with store.lock():
@@ -56,8 +63,7 @@ def prepare_pod(request: Request, settings: Config, name: str) -> int:
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
-    sys.stdout.write(f"{pod.uuid}\n")
-    return 0
+    return pod
 
 
 def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
@@ -218,7 +224,7 @@ def _checked(
         prepared = networking.settle(prepared, manifest, flags, settings)
     for warning in flavour.check(prepared):
         warn(warning)
-    _save_uuid(flags.get("uuid-file-save"), pod.uuid)
+    save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
 
 
@@ -239,7 +245,8 @@ def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
     flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
 
 
-def _save_uuid(path: str | None, uuid: str) -> None:
+def save_uuid(path: str | None, uuid: str) -> None:
+    """Write it where `--uuid-file-save` says. Raises PodError."""
     if path is None:
         return
     try:

@@ -437,7 +437,10 @@ def _set(path: str, setting: _Setting) -> tuple[str, str]:
 
 def _see(path: str, setting: _Setting) -> tuple[str, str]:
     """What the kernel made of a limit that was written: it rounds to pages, and cuts what is beyond its range."""
-    got = _effective(setting, _read(f"{path}/{setting.file}"))
+    text = _read(f"{path}/{setting.file}")
+    if not text:
+        return NOT_ENFORCEABLE, f"{setting.file} is not set"
+    got = _effective(setting, text)
     if got == setting.value:
         return ENFORCED, f"{setting.file} = {got}"
     return ADJUSTED, f"{setting.file} = {got}, not {setting.value}"

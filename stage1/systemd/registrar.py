@@ -44,6 +44,7 @@ _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 """A terminal sends them to us too; it is the monitor that decides, and lets go of our channel when we are to end."""
 JOBS = f"type='signal',sender='{SYSTEMD[0]}',interface='{SYSTEMD[2]}',member='JobRemoved'"
 _SYSTEMDS = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{SYSTEMD[0]}'"
+_START = "ssa(sv)a(sa(sv))"
 _UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 _MACHINE_EXISTS = "org.freedesktop.machine1.MachineExists"
 _MACHINE = "org.freedesktop.machine1.Machine"
@@ -169,23 +170,27 @@ def make_scope(connection: Bus, pod: Registration, pid: int) -> str:
         *units.of_scope(pid, connection.name if pod.machine else "", pod.stop_timeout),
         *units.resources(pod.limits, pod.disk),
     ]
-    names = units.scope(pod.uuid, pod.name)
-    for unit in names:
+    unit, job = start(connection, units.names(pod.uuid, pod.name, "scope"), properties)
+    require_done(connection, unit, job)
+    return unit
+
+
+def start(connection: Bus, names: list[str], properties: list[Property]) -> tuple[str, str]:
+    """Have a transient unit started, by the first of `names` that is free: its name and the job. Raises
+    SystemdError."""
+    packed = [[name, bus.variant(signature, value)] for name, signature, value in properties]
+    while True:
+        unit = names.pop(0)
         try:
-            start(connection, unit, properties)
+            return unit, connection.call(SYSTEMD, "StartTransientUnit", _START, (unit, "fail", packed, []))[0]
         except SystemdError as error:
             # One of that name lies about, or somebody else's pod has it.
-            if error.name != _UNIT_EXISTS or unit == names[-1]:
+            if error.name != _UNIT_EXISTS or not names:
                 raise
-        else:
-            return unit
-    raise SystemdError("no scope")
 
 
-def start(connection: Bus, unit: str, properties: list[Property]) -> None:
-    """Start a transient unit and wait until it is there; the connection hears of JOBS. Raises SystemdError."""
-    packed = [[name, bus.variant(signature, value)] for name, signature, value in properties]
-    job = connection.call(SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", packed, []))[0]
+def require_done(connection: Bus, unit: str, job: str) -> None:
+    """Wait for the end of a job; the connection hears of JOBS. Raises SystemdError when it has failed."""
     result = connection.wait(lambda signal: signal.member == "JobRemoved" and signal.body[1] == job).body[3]
     if result != "done":
         raise SystemdError(f"systemd could not start {unit}: {result}")
