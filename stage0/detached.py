@@ -4,7 +4,6 @@ rkpy's for that and never will be: systemd is one."""
 from __future__ import annotations
 
 import sys
-
 from collections.abc import Iterator
 
 from common.errors import PodError, SystemdError, UsageError
@@ -39,7 +38,9 @@ def again(verb: str, request: Request, settings: Config, uuid: str) -> int:
 
 def _require_systemd(request: Request) -> None:
     if not given.booted():
-        raise UsageError("--detach: systemd is not running here, and rkpy has no daemon", hint="leave it out, and use &")
+        raise UsageError(
+            "--detach: systemd is not running here, and rkpy has no daemon", hint="leave it out, and use &"
+        )
     if request.flags.boolean("interactive"):
         raise UsageError("--interactive: a detached pod has no terminal", hint="rkpy attach connects to its apps")
 

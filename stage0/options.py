@@ -28,6 +28,8 @@ class Flag(NamedTuple):
     default: str = ""
     bare: str = ""
     """What an "optional" flag means without a value."""
+    values: tuple[str, ...] = ()
+    """The words it takes, if these are all it takes."""
 
 
 class Values:

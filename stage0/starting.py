@@ -80,10 +80,14 @@ def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
 
 
 def start(request: Request, settings: Config, uuid: str) -> NoReturn:
-    """`rkpy start`."""
+    """`rkpy start`. A pod that is prepared has its first run so, that a unit may say the same each time."""
     from stage0 import again
 
     pods = Pods(settings.pods)
+    with pods.find(uuid) as found:
+        prepared_only = found.directory == PREPARED
+    if prepared_only:
+        run_prepared(request, settings, uuid)
     pod = again.take(pods, uuid)
     flavour = flavours.load(pod.flavour())
     prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
