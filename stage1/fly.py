@@ -252,6 +252,13 @@ def stop(directory: str, *, force: bool) -> None:
         send(pid, started, signal.SIGKILL if force else signal.SIGTERM)
 
 
+def send_signal(directory: str, app: str, number: int) -> None:
+    """To the leader, which is the only app."""
+    leader = poddir.read_leader(directory)
+    if leader is None or leader.boot_id != poddir.boot_id() or not send(leader.pid, leader.start_time, number):
+        raise PodError("the pod isn't currently running")
+
+
 def members(directory: str, leader: poddir.Leader) -> Iterator[tuple[int, int]]:
     """PIDs and start times of the pod's living processes. Goes on until a look at all processes finds no new one, so
     that a pod that forks while it is being killed does not get away."""
