@@ -54,6 +54,7 @@ VERBS = {
     "install-units": Verb(
         "install_units", "Install units, manual pages and completion where the system looks for them"
     ),
+    "kill": Verb("kill", "Send a signal to the apps of a pod"),
     "list": Verb("list", "List pods"),
     "logs": Verb("logs", "Show what the apps of a rkpy pod have written"),
     "man": Verb("man", "Write the manual pages"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from common.errors import UsageError
 from common.records import NamedTuple
@@ -139,7 +139,12 @@ def absolute(words: Sequence[str]) -> tuple[str, ...]:
 
 def global_words(flags: Values) -> tuple[str, ...]:
     """The global flags that were typed, as words."""
-    return tuple(_flag(flag, value) for flag in options.GLOBAL if (value := flags.get(flag.name)) is not None)
+    return words(flags, options.GLOBAL)
+
+
+def words(flags: Values, table: Iterable[Flag], *, but: Container[str] = ()) -> tuple[str, ...]:
+    """What was typed of the flags of `table`, except those named in `but`, as words."""
+    return tuple(_flag(flag, value) for flag in table if flag.name not in but for value in flags.all(flag.name))
 
 
 def _flag(flag: Flag, value: str) -> str:

@@ -12,7 +12,7 @@ SEARCHED = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin
 def command(root: str = "") -> tuple[str, ...]:
     """`rkpy`, if that is what systemd finds by this name, else by an absolute path. Below `root`, if there is one, any
     program called rkpy is taken for it."""
-    own = _own()
+    own = absolute()
     for directory in SEARCHED:
         candidate = f"{root}{directory}/rkpy"
         if os.access(candidate, os.X_OK):
@@ -20,7 +20,8 @@ def command(root: str = "") -> tuple[str, ...]:
     return own
 
 
-def _own() -> tuple[str, ...]:
+def absolute() -> tuple[str, ...]:
+    """By an absolute path, wherever it is."""
     script = os.path.abspath(sys.argv[0])
     return (sys.executable, script) if script.endswith(".py") else (script,)
 
