@@ -12,7 +12,7 @@ from functools import cache
 
 from common.errors import RkpyError
 from common.records import NamedTuple
-from stage0 import config, main, options
+from stage0 import config, main, options, reference
 from stage0 import help as helping
 from stage0.config import Config
 from stage0.options import BOOL, LIST, OPTIONAL, STRING, Flag, Values
@@ -85,6 +85,7 @@ _STATES = {
     "attach": _RUNNING, "enter": _RUNNING, "net check": _RUNNING, "stop": _RUNNING,
 }  # fmt: skip
 """In which states a command takes pods; the others take all."""
+_PATH_SCHEMES = ("file", *reference.ARCHIVES)
 _PLACES = {"net inspect": ("NAME", True), "systemd": ("UUID|IMAGE", True)}
 
 
@@ -96,14 +97,20 @@ def answer(words: Sequence[str]) -> int:
     with suppress(RkpyError, OSError, ValueError):
         if form == "bash" and len(rest) == 2:
             before, current = split(rest[1])
-            found = complete(before[1:], current)
-            # What stands before the last of these characters is not bash's word any more.
-            cut = max(current.rfind(char) + 1 for char in "=:" if char in rest[0]) if set("=:") & set(rest[0]) else 0
+            found, cut = _for_bash(complete(before[1:], current), current, rest[0])
         elif form == "words" and rest:
             found = complete(rest[:-1], rest[-1])
     lines = [found.paths or "words", *(f"{word[cut:]}\t{_plain(about)}" for word, about in found.words)]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
+
+
+def _for_bash(found: Answer, current: str, breaks: str) -> tuple[Answer, int]:
+    """What stands before the last of COMP_WORDBREAKS (bash(1)) is not bash's word any more: how much of it, too."""
+    cut = max((current.rfind(char) + 1 for char in "=:" if char in breaks), default=0)
+    scheme, colon, _ = current.partition(":")
+    of_an_image = cut and colon and not current.startswith("-") and scheme not in _PATH_SCHEMES
+    return found._replace(paths="") if of_an_image else found, cut
 
 
 def _plain(about: str) -> str:
@@ -120,9 +127,13 @@ def split(line: str) -> tuple[list[str], str]:
 
 
 def _unquoted(word: str) -> str:
-    return re.sub(
-        r"""'([^']*)'?|"((?:\\.|[^"\\])*)"?|\\(.)""", lambda found: "".join(filter(None, found.groups())), word
-    )
+    """A word without its quotes, which may be open: bash(1), "QUOTING"."""
+    return re.sub(r"""'([^']*)'?|"((?:\\.|[^"\\])*)"?|\\(.)""", _inside, word, flags=re.DOTALL)
+
+
+def _inside(found: re.Match[str]) -> str:
+    single, double, escaped = found.groups()
+    return re.sub(r"""\\(["$`\\])""", r"\1", double) if double is not None else single or escaped or ""
 
 
 def complete(words: Sequence[str], current: str) -> Answer:
