@@ -213,6 +213,10 @@ def _checked(
     )
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
+    if request.given.sockets or any(port.socket_activated for app in prepared.apps for port in app.app.ports):
+        from stage0 import activation
+
+        prepared, manifest = activation.settle(prepared, manifest)
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
     for warning in flavour.check(prepared):

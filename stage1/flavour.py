@@ -12,7 +12,7 @@ from aci.image_manifest import App, Isolator
 from common.errors import UsageError
 from common.records import NamedTuple
 from stage1.network.plan import Names, Network, Port
-from stage1.plan import ON_ANY_FAILURE, Restart
+from stage1.plan import ON_ANY_FAILURE, HandedSocket, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
 
@@ -69,6 +69,8 @@ class PreparedApp(NamedTuple):
     devices: tuple[Device, ...] = ()
     from_oci: bool = False
     """The image is an OCI image: its /etc/hosts is a placeholder, as every engine for such images takes it."""
+    sockets: tuple[HandedSocket, ...] = ()
+    """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
 
 
 class PreparedPod(NamedTuple):

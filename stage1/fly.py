@@ -22,6 +22,7 @@ from stage1.plan import ON_ANY_FAILURE
 from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
+from stage1.systemd.given import FIRST_SOCKET
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
 NETWORKS = False
@@ -88,11 +89,6 @@ def check(pod: PreparedPod) -> list[str]:
         for handler in app.app.event_handlers
         if handler.name != "pre-start"
     ]
-    warnings += [
-        f'fly ignores socket activation of port "{port.name}" of app "{app.name}"'
-        for port in app.app.ports
-        if port.socket_activated
-    ]
     warnings += [f'fly ignores network "{name}": apps use the host\'s' for name in pod.net or () if name != "host"]
     warnings += [f'fly ignores --port of "{name}": apps listen on the host itself' for name in pod.ports]
     warnings += [f"fly ignores {option}: apps have the image's files or the host's" for option in pod.name_options]
@@ -155,7 +151,7 @@ def run(pod: PreparedPod) -> NoReturn:
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
-    launch(spec)
+    launch(spec, sockets=[(socket.name, FIRST_SOCKET + socket.number) for socket in app.sockets])
 
 
 def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int, ...]) -> LaunchSpec:

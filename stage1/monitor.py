@@ -207,6 +207,10 @@ class Monitor:
     def _start_all(self) -> None:
         for app in self._apps.values():
             self._start(app)
+        # What else held a connection would keep it from its end.
+        for fd in self._sockets:
+            os.close(fd)
+        self._sockets = ()
         self._tell("sealed")
         self._report_limits()
 
@@ -239,9 +243,10 @@ class Monitor:
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
-            fds = (opened[0], *stdio, *opened[1:])
+            sockets = (self._sockets[socket.number] for socket in plan.sockets)
+            fds = (*opened[:1], *stdio, *opened[1:2], *sockets, *opened[2:])
             if len(fds) > channel.MAX_FDS:
-                raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
+                raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
             self._tell("start", fds)
         finally:
             for fd in (*opened, null):

@@ -165,11 +165,6 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
     launch, warnings = _launch_spec(pod, app)
     as_root = launch._replace(user="0", group="0", supplementary_gids=(), working_directory="/")
     handlers = {handler.name: (as_root._replace(argv=handler.exec),) for handler in app.app.event_handlers}
-    warnings += [
-        f'nspawn ignores socket activation of port "{port.name}" of app "{app.name}"'
-        for port in app.app.ports
-        if port.socket_activated
-    ]
     made = AppPlan(
         name=app.name,
         root=_root(pod, app),
@@ -181,6 +176,7 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         restart=app.restart,
         stop_signal=app.stop_signal,
         limits=resources.of_app(app.app.isolators),
+        sockets=app.sockets,
     )
     return made, warnings
 

@@ -30,6 +30,16 @@ class Restart(NamedTuple):
     """How many times at most; 0 for no limit."""
 
 
+class HandedSocket(NamedTuple):
+    """A descriptor of the service manager's that an app gets (sd_listen_fds(3))."""
+
+    number: int
+    """Which one, in `Given.sockets`."""
+    name: str
+    once: bool = False
+    """For the app's first start only: a connection, which must end when the app closes it."""
+
+
 class AppPlan(NamedTuple):
     """One app."""
 
@@ -46,6 +56,8 @@ class AppPlan(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     limits: Limits = Limits()
+    sockets: tuple[HandedSocket, ...] = ()
+    """In the order of the app's descriptors 3, 4, …"""
 
 
 class PodPlan(NamedTuple):
@@ -96,8 +108,8 @@ class EnterPlan(NamedTuple):
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, Given, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot,
-        *mounts.STEPS, *kernelfs.STEPS,
+        AppPlan, PodPlan, EnterPlan, Restart, HandedSocket, Streams, Limits, Given, LaunchSpec,
+        rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS,
     )
 }  # fmt: skip
 _OF_NETWORKS = ("NetworkPlan", "Network", "Names", "Port")

@@ -5,7 +5,7 @@ the pod's lock, decides by what it was told, and ends with the pod: the kernel t
 namespace (pid_namespaces(7)).
 
 The monitor says (descriptors in brackets):
-    start APP [plan stdin stdout stderr cgroup mounts…]    cgroup is /dev/null where there are no cgroups
+    start [plan stdin stdout stderr cgroup sockets… mounts…]    cgroup is /dev/null where there are no cgroups
     sealed             all apps of the beginning were named
     cleared APP [cgroup]    nothing is left of the app that ended; what follows happens in a new cgroup
     stop APP, kill APP, restart APP, remove APP
@@ -39,6 +39,7 @@ from stage1 import apptree, channel, footprint, namespaces, policy, terminal
 from stage1.channel import Channel
 from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
+from stage2 import listening
 from stage2.launch import LaunchSpec, forget_keys, launch, run_and_wait
 
 MAX_ERROR = 4096
@@ -48,11 +49,13 @@ MAX_ERROR = 4096
 class _App:
     """One app and its main process."""
 
-    def __init__(self, plan: AppPlan, streams: list[int], cgroup: int, mounts: list[int]) -> None:
+    def __init__(self, plan: AppPlan, streams: list[int], cgroup: int, fds: list[int]) -> None:
         self.plan = plan
         self.streams = streams
         self.cgroup = cgroup
-        self.mounts = mounts
+        self.sockets = [(socket, fds.pop(0)) for socket in plan.sockets]
+        """Those the app gets at its next start."""
+        self.mounts = fds
         """Descriptors for the first start, which makes the app's mount namespace of them."""
         self.namespace = -1
         """The app's mount namespace, once it is furnished."""
@@ -82,8 +85,15 @@ class _App:
         """Whether something of it runs or will."""
         return bool(self.pid or self.clearing or self.handlers or self.timer)
 
+    def spend(self) -> None:
+        """Let go of what only the first start needs, which has it now."""
+        for fd in (*self.mounts, *(fd for socket, fd in self.sockets if socket.once)):
+            os.close(fd)
+        self.mounts = []
+        self.sockets = [(socket, fd) for socket, fd in self.sockets if not socket.once]
+
     def close(self) -> None:
-        for fd in (*self.streams, self.cgroup, *self.mounts, self.namespace):
+        for fd in (*self.streams, self.cgroup, *(fd for _, fd in self.sockets), *self.mounts, self.namespace):
             if fd >= 0:
                 os.close(fd)
 
@@ -233,9 +243,7 @@ class Supervisor:
             _become(app, theirs, self._plan.window)
         theirs.close()
         app.pid, app.pidfd, app.report = pid, pidfd, ours
-        for fd in app.mounts:
-            os.close(fd)
-        app.mounts = []
+        app.spend()
         self._loop.add(ours.fileno(), select.EPOLLIN, lambda _events: self._listen(app, pid))
 
     def _listen(self, app: _App, pid: int) -> None:
@@ -382,11 +390,13 @@ def _kill(pid: int, number: int) -> None:
 
 def _become(app: _App, report: Channel, window: tuple[int, int]) -> NoReturn:
     """Enter or make the app's mount namespace, take its streams, and execute it; or say why not."""
+    sockets = [(socket.name, fd) for socket, fd in app.sockets]
     try:
+        report = report.above(listening.FIRST + len(sockets))
         _prepare(app, report, window)
         for handler in app.plan.pre_start:
             run_and_wait(handler, "pre-start handler")
-        launch(app.plan.launch, report=report.fileno())
+        launch(app.plan.launch, report=report.fileno(), sockets=sockets)
     except LaunchError as error:
         _give_up(report, error.exit_status, str(error))
     except OSError as error:

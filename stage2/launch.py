@@ -12,7 +12,7 @@ from typing import NoReturn
 from common import syscalls
 from common.errors import LaunchError, reason
 from common.records import NamedTuple
-from stage2 import capabilities, environment, identity, program
+from stage2 import capabilities, environment, identity, listening, program
 
 MAX_FD = 2**31 - 1
 _RLIMIT_NAMES = (
@@ -50,21 +50,25 @@ class LaunchSpec(NamedTuple):
     """Descriptors 0 to 2 are the app's own pipes or terminal, so that its user may open them again by name."""
 
 
-def launch(spec: LaunchSpec, *, report: int = -1) -> NoReturn:
+def launch(spec: LaunchSpec, *, report: int = -1, sockets: listening.Sockets = ()) -> NoReturn:
     """Execute the app in this process. LaunchError says why that was not possible; its exit status is the shell's 127
     for a missing program and 126 for one that cannot be executed.
 
-    Closes descriptors, so a caller that catches the error must not use its own; 0, 1, 2 and `report` stay, the latter
-    until the app is executed."""
+    The app finds `sockets`, names and descriptors, as `stage2.listening` has it; `report` lies above them. Closes
+    descriptors, so a caller that catches the error must not use its own; 0, 1, 2 and `report` stay, the latter until
+    the app is executed."""
     sys.stdout.flush()
     sys.stderr.flush()
     # Before any path of the image's choosing is walked: through /proc/self/fd a directory of the host left open would
     # be a way out of the root (CVE-2024-21626).
-    _close_all_but((*spec.keep_fds, report))
+    raised = listening.raised(sockets)
+    _close_all_but((*spec.keep_fds, *raised, report))
+    listening.place(raised)
     for fd in spec.keep_fds:
         os.set_inheritable(fd, True)
     who = identity.resolve(spec.user, spec.group, spec.supplementary_gids)
     variables = environment.build(spec.app_name, spec.environment, who, _terminal())
+    variables.update(listening.variables(sockets))
     _reset_signals()
     os.umask(0o022)
     # While we still may: raising a limit takes a privilege of the host's, giving a descriptor away one of ours.
