@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from common import files, syscalls
 from common.errors import PodError, UsageError, reason
 from stage1 import kernelfs, mounts, poddir
+from stage1.credentials import TARGET, VARIABLE, Credentials
 from stage1.flavour import Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import ONLY_CGROUP, PROC, SYS
 
@@ -61,8 +62,15 @@ def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mou
     if pod.ipc != "parent":
         yield kernelfs.FileSystem("mqueue", "/dev/mqueue", kernelfs.QUIET)
     yield from _names(pod, app)
+    if pod.credentials >= 0:
+        yield Credentials(poddir.credentials(pod.directory), pod.private_range[0])
     if app.read_only_root:
         yield from map(kernelfs.Writable, WRITABLE)
+
+
+def credentials_variable(pod: PreparedPod) -> tuple[tuple[str, str], ...]:
+    """What tells the apps where their credentials are, if they have any."""
+    return ((VARIABLE, TARGET),) if pod.credentials >= 0 else ()
 
 
 def _terminals(pod: PreparedPod) -> kernelfs.FileSystem:

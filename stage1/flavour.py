@@ -125,6 +125,8 @@ class PreparedPod(NamedTuple):
     """What the apps' files about names are to say; concerns pods without networks too."""
     given: Given = Given()
     """What the service manager handed to this process."""
+    credentials: int = -1
+    """A detached mount of the pod's credentials (`stage1.credentials.pack`); -1 when it has none."""
     register: bool = True
     """Whether the pod is to be known to systemd's machined."""
     keep_unit: bool = False

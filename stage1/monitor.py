@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from common.records import NamedTuple
-from stage1 import apptree, boot, channel, control, footprint, namespaces, poddir, supervisor
+from stage1 import apptree, boot, channel, control, credentials, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
@@ -65,6 +65,7 @@ class Monitor:
         plan: PodPlan,
         worker: channel.Channel | None = None,
         registrar: channel.Channel | None = None,
+        credentials: int = -1,
         sockets: tuple[int, ...] = (),
     ) -> None:
         self._command = command
@@ -72,6 +73,7 @@ class Monitor:
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
         self._membership = _membership(command, plan, registrar)
+        self._credentials = credentials
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
@@ -119,6 +121,8 @@ class Monitor:
             _protect_null()
         except OSError as error:
             raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
+        if self._plan.credentials:
+            credentials.show(self._credentials, poddir.credentials(self._plan.directory))
 
     def _clone(self) -> _Supervisor:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""

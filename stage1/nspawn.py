@@ -79,6 +79,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
         net=("host",) if net else ("none",),
         networks=(),
         names=_recorded_names(pod.directory),
+        credentials=_recorded_credentials(pod.directory),
         ipc="parent" if ipc else "private",
     )
 
@@ -161,6 +162,7 @@ def plan(pod: PreparedPod) -> PodPlan:
         debug=pod.debug,
         name=pod.name,
         given=pod.given,
+        credentials=pod.credentials >= 0,
     )
 
 
@@ -201,7 +203,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
     spec = LaunchSpec(
         app_name=app.name,
         argv=section.exec,
-        environment=section.environment,
+        environment=(*section.environment, *app_steps.credentials_variable(pod)),
         user=section.user,
         group=section.group,
         supplementary_gids=section.supplementary_gids,
@@ -239,6 +241,9 @@ def run(pod: PreparedPod) -> NoReturn:
     if registrar is not None:
         keep.append(registrar.channel.fileno())
         made = made._replace(registrar=registrar.pid)
+    if made.credentials:
+        files.make_directory(poddir.credentials(pod.directory), 0o700)
+        keep.append(pod.credentials)
     keep += range(FIRST_SOCKET, FIRST_SOCKET + len(made.given.sockets))
     boot.execute("run", dumps(made), keep=keep)
 
@@ -274,6 +279,14 @@ def _recorded_names(directory: str) -> Names:
     except (OSError, ValueError) as error:
         raise PodError(f"cannot tell what the pod's files about names are to say: {error}") from error
     return names if isinstance(names, Names) else Names("")
+
+
+def _recorded_credentials(directory: str) -> int:
+    """For apps that are added later: whether there are some. They are the monitor's to see."""
+    try:
+        return os.open(poddir.credentials(directory), os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return -1
 
 
 def _describe(app: AppPlan) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.records import NamedTuple
 from stage1 import kernelfs, mounts, rootfs
+from stage1.credentials import Credentials
 from stage1.limits import Limits
 from stage1.streams import Streams
 from stage1.systemd.given import Given
@@ -91,6 +92,8 @@ class PodPlan(NamedTuple):
     """The one given with --pod-name."""
     given: Given = Given()
     """What the service manager handed over. Its sockets come with the plan, after all other descriptors."""
+    credentials: bool = False
+    """Whether a mount of the pod's credentials comes with the plan, before the sockets."""
 
 
 class EnterPlan(NamedTuple):
@@ -109,7 +112,7 @@ _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         AppPlan, PodPlan, EnterPlan, Restart, HandedSocket, Streams, Limits, Given, LaunchSpec,
-        rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS,
+        rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS, Credentials,
     )
 }  # fmt: skip
 _ELSEWHERE = {

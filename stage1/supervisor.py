@@ -393,10 +393,10 @@ def _become(app: _App, report: Channel, window: tuple[int, int]) -> NoReturn:
     sockets = [(socket.name, fd) for socket, fd in app.sockets]
     try:
         report = report.above(listening.FIRST + len(sockets))
-        _prepare(app, report, window)
+        credentials = _prepare(app, report, window)
         for handler in app.plan.pre_start:
             run_and_wait(handler, "pre-start handler")
-        launch(app.plan.launch, report=report.fileno(), sockets=sockets)
+        launch(app.plan.launch, report=report.fileno(), sockets=sockets, credentials=credentials)
     except LaunchError as error:
         _give_up(report, error.exit_status, str(error))
     except OSError as error:
@@ -414,8 +414,8 @@ def _give_up(report: Channel, status: int, text: str) -> NoReturn:
         os._exit(status)
 
 
-def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
-    _enter_namespace(app, report)
+def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> int:
+    credentials = _enter_namespace(app, report)
     os.setsid()
     streams = app.plan.streams
     if "tty" in streams:
@@ -428,19 +428,22 @@ def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
     for fd, word in enumerate(streams):
         if word != "tty":
             os.dup2(app.streams[fd], fd)
+    return credentials
 
 
-def _enter_namespace(app: _App, report: Channel) -> None:
-    """The first start makes the app's mount namespace, later ones find it as the app left it."""
+def _enter_namespace(app: _App, report: Channel) -> int:
+    """The first start makes the app's mount namespace, later ones find it as the app left it. Returns the mount of its
+    credentials where these are still to be given to its user, else -1."""
     _part()
     if app.namespace >= 0:
         syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
-        return
+        return -1
     syscalls.unshare(syscalls.CLONE_NEWNS)
     namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    apptree.furnish(app.plan, app.mounts)
+    credentials = apptree.furnish(app.plan, app.mounts)
     report.send("namespace", (namespace,))
     os.close(namespace)
+    return credentials
 
 
 def _part() -> None:
