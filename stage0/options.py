@@ -115,6 +115,8 @@ RUNTIME = (
     Flag("dns-domain", STRING, "DNS domain"),
     Flag("hosts-entry", LIST, "entry for /etc/hosts in the form IP=HOST, or host for the host's file"),
     Flag("hostname", STRING, "host name of the pod", "rkpy-UUID"),
+    Flag("load-credential", LIST, "credential for the apps in the form ID:PATH"),
+    Flag("set-credential", LIST, "credential for the apps in the form ID:VALUE"),
     Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
     Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),
     Flag("detach", BOOL, "have systemd run the pod, and print its UUID once it is up"),

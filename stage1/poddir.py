@@ -14,6 +14,7 @@
     control                   the socket of the pod's monitor
     limits                    what became of the limits asked for, one a line: "APP NAME VERDICT: DETAIL"
     volumes/APP.POINT         what a mount point of the app's image without a volume was given
+    credentials               empty; where the pod has its credentials, in mount namespaces of its own
     etc/{hosts,hostname}      for apps whose image has none
     status/APP                how the app ended, see `read_ending`
     started/APP               "PID STARTTIME" of the app's process; its mtime is when the app was started last
@@ -77,6 +78,10 @@ def implicit_volumes(pod: str, app: str) -> list[str]:
         return [name for name in os.listdir(f"{pod}/volumes") if name.startswith(f"{app}.")]
     except FileNotFoundError:
         return []
+
+
+def credentials(pod: str) -> str:
+    return f"{pod}/credentials"
 
 
 def etc(pod: str, name: str) -> str:
