@@ -45,6 +45,13 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
 
 def prepare_pod(request: Request, settings: Config, name: str) -> int:
     """`rkpy prepare`: everything up to the start; prints the UUID."""
+    with prepared_pod(request, settings, name) as pod:
+        sys.stdout.write(f"{pod.uuid}\n")
+    return 0
+
+
+def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
+    """A pod of what `request` asks for, in the state `prepared`."""
     flavour = flavours.load(name)
     store = Store(settings.store)
     with store.lock():
@@ -57,8 +64,7 @@ def prepare_pod(request: Request, settings: Config, name: str) -> int:
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
-    sys.stdout.write(f"{pod.uuid}\n")
-    return 0
+    return pod
 
 
 def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
@@ -76,11 +82,15 @@ def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
 
 
 def start(request: Request, settings: Config, uuid: str) -> NoReturn:
-    """`rkpy start`."""
+    """`rkpy start`. A pod that is prepared has its first run so, that a unit may say the same each time."""
     from stage0 import again
 
     announce.begin(request.given)
     pods = Pods(settings.pods)
+    with pods.find(uuid) as found:
+        prepared_only = found.directory == PREPARED
+    if prepared_only:
+        run_prepared(request, settings, uuid)
     pod = again.take(pods, uuid)
     flavour = flavours.load(pod.flavour())
     prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
@@ -218,14 +228,31 @@ def _checked(
         given=request.given,
     )
     prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
+    prepared = prepared._replace(credentials=_credentials(request))
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
+    if request.given.sockets or any(port.socket_activated for app in prepared.apps for port in app.app.ports):
+        from stage0 import activation
+
+        prepared, manifest = activation.settle(prepared, manifest)
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
     for warning in flavour.check(prepared):
         warn(warning)
-    _save_uuid(flags.get("uuid-file-save"), pod.uuid)
+    save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
+
+
+def _credentials(request: Request) -> int:
+    """As a mount, for the flavour; -1 when there are none."""
+    flags, directory = request.flags, request.given.credentials
+    if not directory and flags.get("load-credential") is None and flags.get("set-credential") is None:
+        return -1
+    from stage0 import credentials
+    from stage1.credentials import pack
+
+    found = credentials.collect(directory, flags)
+    return pack(found) if found else -1
 
 
 def _hostname(flags: Values) -> str:
@@ -246,7 +273,8 @@ def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
     flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
 
 
-def _save_uuid(path: str | None, uuid: str) -> None:
+def save_uuid(path: str | None, uuid: str) -> None:
+    """Write it where `--uuid-file-save` says. Raises PodError."""
     if path is None:
         return
     try:

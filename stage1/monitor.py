@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from common.records import NamedTuple
-from stage1 import apptree, boot, channel, control, footprint, namespaces, poddir, supervisor
+from stage1 import apptree, boot, channel, control, credentials, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
@@ -66,6 +66,7 @@ class Monitor:
         plan: PodPlan,
         worker: channel.Channel | None = None,
         registrar: channel.Channel | None = None,
+        credentials: int = -1,
         sockets: tuple[int, ...] = (),
     ) -> None:
         self._command = command
@@ -73,6 +74,7 @@ class Monitor:
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
         self._membership = _membership(command, plan, registrar)
+        self._credentials = credentials
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
@@ -122,6 +124,8 @@ class Monitor:
             _protect_null()
         except OSError as error:
             raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
+        if self._plan.credentials:
+            credentials.show(self._credentials, poddir.credentials(self._plan.directory))
 
     def _clone(self) -> _Supervisor:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""
@@ -236,6 +240,10 @@ class Monitor:
             self._membership.announce(self._supervisor.pid)
         for app in self._apps.values():
             self._start(app)
+        # What else held a connection would keep it from its end.
+        for fd in self._sockets:
+            os.close(fd)
+        self._sockets = ()
         self._tell("sealed")
         self._report_limits()
 
@@ -270,9 +278,10 @@ class Monitor:
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
-            fds = (opened[0], *stdio, *opened[1:])
+            sockets = (self._sockets[socket.number] for socket in plan.listening)
+            fds = (*opened[:1], *stdio, *opened[1:2], *sockets, *opened[2:])
             if len(fds) > channel.MAX_FDS:
-                raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
+                raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
             self._tell("start", fds)
         finally:
             for fd in (*opened, null):

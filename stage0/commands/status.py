@@ -117,6 +117,10 @@ def _lines(pod: PodInfo) -> list[tuple[str, object]]:
     lines.append(("networks", podnets.describe(pod.networks)))
     if pod.pid is not None:
         lines.append(("pid", pod.pid))
+    if pod.unit:
+        lines.append(("unit", pod.unit))
+    if pod.machine:
+        lines.append(("machine", pod.machine))
     for app in pod.apps:
         if app.health:
             lines.append((f"app-{app.name}-health", app.health))
