@@ -16,7 +16,7 @@ import pytest
 from aci.store import Store
 from tests import servers
 from tests.host import flavours, servicemanager
-from tests.host.flavours import SEVERAL, SUPERVISED, Ground, Variant, every, until
+from tests.host.flavours import FLY, SEVERAL, SUPERVISED, Ground, Variant, every, until
 from tests.host.servicemanager import Manager, service
 from tests.images import make_aci, manifest
 
@@ -190,16 +190,17 @@ def test_reloads_of_a_single_app_are_passed_on(variant: Variant, ground: Ground,
 
 
 @every(SUPERVISED)
-def test_extensions_are_passed_on_while_it_starts_and_stops(
-    variant: Variant, ground: Ground, image: str, host: Manager
+def test_extensions_are_passed_on_while_it_starts(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
-    steps = ("say:EXTEND_TIMEOUT_USEC=1000000", "say:READY=1", "barrier", "say:EXTEND_TIMEOUT_USEC=2000000", "print:x")
-    with service(
-        ground, ground.words(variant), [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address
-    ) as running:
+    wait = go(tmp_path / "go")
+    steps = ("say:EXTEND_TIMEOUT_USEC=1000000", "say:READY=1", wait, "say:EXTEND_TIMEOUT_USEC=2000000", "barrier")
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    with service(ground, words, [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address) as running:
         host.until("READY", "1")
-        assert (running.line(), running.line()) == ("barrier", "x")
-        ground.rkpy.ok("status", running.uuid)
+        (tmp_path / "go" / "GO").touch()
+        assert running.line() == "barrier"
+        time.sleep(0.2)  # longer than it takes to pass something on
         assert host.values("EXTEND_TIMEOUT_USEC") == ["1000000"]
 
 
@@ -506,3 +507,101 @@ def test_checks_that_make_no_sense_are_refused(ground: Ground, image: str, flags
     own = [flag for flag in flags if flag not in pod]
     assert says in ground.rkpy.refused(*ground.words(variant, *pod), *app(image, flags=tuple(own)))
     assert not [path for path in ground.rkpy.pods() if "/prepare/" in str(path)]
+
+
+@every(FLY)
+def test_under_fly_the_pod_is_ready_when_the_app_begins(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    with service(
+        ground, ground.words(variant), [app(image, "show:NOTIFY_SOCKET", "exit:0")], NOTIFY_SOCKET=host.address
+    ) as running:
+        assert host.until("READY", "1").pid == running.process.pid
+        assert running.line() == "NOTIFY_SOCKET"
+
+
+@every(FLY)
+@pytest.mark.parametrize("abstract", [False, True])
+def test_under_fly_the_app_speaks_for_itself(
+    variant: Variant, ground: Ground, image: str, tmp_path: Path, abstract: bool
+) -> None:
+    steps = ("show:NOTIFY_SOCKET", "show:WATCHDOG_USEC", "say:STATUS=mine", "say:READY=1", "exit:0")
+    address = f"@rkpy-fly-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with (
+        servicemanager.manager(tmp_path, address) as host,
+        service(
+            ground, ground.words(variant), [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=address,
+            WATCHDOG_USEC="5000000",
+        ) as running,
+    ):  # fmt: skip
+        assert running.line() == f"NOTIFY_SOCKET={address if abstract else '/run/systemd/notify'}"
+        assert running.line() == "WATCHDOG_USEC=5000000"
+        assert host.until("READY", "1").pid == running.process.pid
+        assert host.values("READY") == ["1"]
+        assert "mine" in host.values("STATUS")
+
+
+@every(FLY)
+def test_under_fly_nobody_could_look(variant: Variant, ground: Ground, image: str) -> None:
+    flags = ('--health-cmd=["/bin/service", "exit:0"]',)
+    words = ground.words(variant, "--ready=healthy")
+    assert "fly cannot wait until an app is healthy" in ground.rkpy.refused(*words, *app(image, flags=flags))
+    done = ground.rkpy(*ground.words(variant), *app(image, "exit:0", flags=flags))
+    assert done.status == 0
+    assert "fly ignores the health check" in done.err
+
+
+@every(SUPERVISED)
+def test_the_watchdog_hears_of_a_supervisor_that_is_alive(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    with service(
+        ground, ground.words(variant), [app(image, "show:WATCHDOG_USEC")], NOTIFY_SOCKET=host.address,
+        WATCHDOG_USEC="300000",
+    ) as running:  # fmt: skip
+        assert running.line() == "WATCHDOG_USEC", "it is the pod's"
+        until(lambda: len(host.values("WATCHDOG")) >= 4)
+        assert set(host.values("WATCHDOG")) == {"1"}
+        leader = int(ground.status(running.uuid)["pid"])
+        os.kill(leader, signal.SIGSTOP)
+        try:
+            time.sleep(0.5)  # what was under way
+            before = len(host.values("WATCHDOG"))
+            time.sleep(1)
+            assert len(host.values("WATCHDOG")) == before
+        finally:
+            os.kill(leader, signal.SIGCONT)
+        until(lambda: len(host.values("WATCHDOG")) > before)
+
+
+@every(SEVERAL)
+def test_the_watchdog_hears_of_apps_that_tell(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    wait = go(tmp_path / "go")
+    lively = ("show:WATCHDOG_USEC", "show:WATCHDOG_PID", "say:READY=1", "every:50:WATCHDOG=1")
+    apps = [
+        app(image, *lively, flags=("--name=one", NOTIFIES)),
+        app(image, "say:READY=1", wait, "every:50:WATCHDOG=1", flags=("--name=two", NOTIFIES)),
+        app(image, flags=("--name=three",)),
+    ]
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    with service(ground, words, apps, NOTIFY_SOCKET=host.address, WATCHDOG_USEC="300000") as running:
+        assert {running.line().split()[-1], running.line().split()[-1]} == {"WATCHDOG_USEC=300000", "WATCHDOG_PID"}
+        host.until("READY", "1")
+        time.sleep(0.5)
+        before = len(host.values("WATCHDOG"))
+        time.sleep(1)
+        assert len(host.values("WATCHDOG")) == before, "one of them is silent"
+        (tmp_path / "go" / "GO").touch()
+        until(lambda: len(host.values("WATCHDOG")) > before + 3)
+
+
+@every(SUPERVISED)
+def test_an_app_can_have_the_watchdog_bite(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
+    steps = ("say:READY=1", "say:WATCHDOG=trigger")
+    with service(
+        ground, ground.words(variant), [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address,
+        WATCHDOG_USEC="60000000",
+    ):  # fmt: skip
+        host.until("WATCHDOG", "trigger")

@@ -14,6 +14,7 @@
    At the end it waits for signals: SIGHUP is a reload, SIGTERM a good end. */
 #define _GNU_SOURCE
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,11 +34,12 @@ static void say(const char *text, int fd) {
     char data[300000];
     if (!path) { puts("no NOTIFY_SOCKET"); return; }
     snprintf(to.sun_path, sizeof to.sun_path, "%s", path);
+    if (path[0] == '@') to.sun_path[0] = '\0';
     snprintf(data, sizeof data, "%s", text);
     for (char *c = data; *c; c++) if (*c == '|') *c = '\n';
     struct iovec part = {data, strlen(data)};
     union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } extra = {0};
-    struct msghdr message = {.msg_name = &to, .msg_namelen = sizeof to, .msg_iov = &part, .msg_iovlen = 1};
+    struct msghdr message = {.msg_name = &to, .msg_namelen = offsetof(struct sockaddr_un, sun_path) + strlen(path), .msg_iov = &part, .msg_iovlen = 1};
     if (fd >= 0) {
         message.msg_control = &extra;
         message.msg_controllen = sizeof extra;
