@@ -12,7 +12,7 @@ from aci.image_manifest import App, Isolator
 from common.errors import UsageError
 from common.records import NamedTuple
 from stage1.network.plan import Names, Network, Port
-from stage1.plan import ON_ANY_FAILURE, Restart
+from stage1.plan import AUTO, ON_ANY_FAILURE, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
 
@@ -69,6 +69,8 @@ class PreparedApp(NamedTuple):
     devices: tuple[Device, ...] = ()
     from_oci: bool = False
     """The image is an OCI image: its /etc/hosts is a placeholder, as every engine for such images takes it."""
+    image_name: str = ""
+    """With its version, as far as the manifest has them."""
 
 
 class PreparedPod(NamedTuple):
@@ -125,6 +127,8 @@ class PreparedPod(NamedTuple):
     """What the service manager handed to this process."""
     bandwidth: int = 0
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
+    log_driver: str = AUTO
+    """Where the apps' output is to be kept, one of LOG_DRIVERS."""
 
 
 class EnterRequest(NamedTuple):

@@ -14,7 +14,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
@@ -23,9 +23,12 @@ from stage1 import apptree, boot, channel, control, footprint, namespaces, poddi
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
-from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.streams import AppStreams, Foreground, Streams, when_all_written
+from stage1.plan import JOURNALD, AppPlan, PodPlan, dumps, loads
+from stage1.streams import AppStreams, Foreground, Log, Streams, when_all_written
 from stage1.terminal import Keyboard
+
+if TYPE_CHECKING:
+    from stage1.journallog import PodJournal
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -89,7 +92,12 @@ class Monitor:
             self._supervisor = self._clone()
             self._loop = Loop()
             footprint.keep_small(self._loop)
-            self._foreground = Foreground(self._loop, prefixed=len(self._apps) != 1 or self._plan.mutable)
+            self._journal = self._open_journal()
+            self._foreground = Foreground(
+                self._loop,
+                prefixed=len(self._apps) != 1 or self._plan.mutable,
+                silent=self._plan.given.journal if self._plan.log_driver == JOURNALD else (),
+            )
             try:
                 self._supervise()
             finally:
@@ -98,6 +106,13 @@ class Monitor:
         finally:
             self._cgroup.remove()
         return EXIT_FAILURE if self._status is None else self._status
+
+    def _open_journal(self) -> PodJournal | None:
+        if not self._plan.journal:
+            return None
+        from stage1.journallog import PodJournal
+
+        return PodJournal(self._loop, self._plan)
 
     def _owner(self) -> tuple[int, int] | None:
         first, count = self._plan.private_range
@@ -258,10 +273,14 @@ class Monitor:
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         if not self._plan.interactive or "tty" in plan.streams:
-            log = LogFile(self._plan.directory, plan.name)
-            return AppStreams(self._loop, plan.name, plan.streams, log=log, foreground=self._foreground)
+            return AppStreams(self._loop, plan.name, plan.streams, log=self._log(plan), foreground=self._foreground)
         modes = Streams(stdin="stream")
         return AppStreams(self._loop, plan.name, modes, foreground=self._foreground, of_caller=True)
+
+    def _log(self, plan: AppPlan) -> Log:
+        if self._plan.log_driver == JOURNALD and self._journal is not None:
+            return self._journal.log(plan)
+        return LogFile(self._plan.directory, plan.name)
 
     # --- what the supervisor says
 
@@ -285,6 +304,8 @@ class Monitor:
 
     def _is_ready(self) -> None:
         os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
+        if self._journal is not None:
+            self._journal.pod_started()
         gc.enable()
 
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
@@ -292,6 +313,8 @@ class Monitor:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
+        if self._journal is not None:
+            self._journal.app_started(app.plan, pid)
 
     def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
         if app.streams is None or not fds:
@@ -319,6 +342,8 @@ class Monitor:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
         self._write_status(app, [*words, *(["stopped"] if stopped else [])])
+        if self._journal is not None:
+            self._journal.app_ended(app.plan, status, number, oom=oom, asked=bool(stopped))
         if again:
             app.state = RUNNING
         elif app.streams is not None and not app.plan.post_stop:
@@ -433,6 +458,8 @@ class Monitor:
                 app.streams.drain()
             if killed and app.state == RUNNING:
                 self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
+                if self._journal is not None:
+                    self._journal.app_ended(app.plan, _KILLED, int(signal.SIGKILL), oom=False, asked=True)
             if app.streams is not None:
                 app.streams.close()
         for name in (poddir.STARTING, poddir.CONTROL):
@@ -445,6 +472,8 @@ class Monitor:
             self._detach_from_networks()
             if not self._attached and self._status == 0:
                 self._status = 128 + self._asked  # No app was run.
+        if self._journal is not None:
+            self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
@@ -495,11 +524,14 @@ class Monitor:
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""
         streams = [app.streams for app in self._apps.values() if app.streams is not None]
-        when_all_written([self._foreground, *streams], self._loop.stop)
+        journals = [] if self._journal is None else [self._journal]
+        when_all_written([self._foreground, *streams, *journals], self._loop.stop)
         for number in _ENDING:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+        if self._journal is not None and (losses := self._journal.losses()):
+            boot.complain(self._command, losses)
 
 
 def _require_running(app: _App) -> AppStreams:

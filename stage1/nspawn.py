@@ -14,9 +14,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from aci.isolators import NETWORK_BANDWIDTH
-from common import files
+from common import files, journal
 from common.errors import NetworkError, PodError, UsageError
-from stage1 import app_steps, boot, cgroup, control, implicit, poddir, resources, restrictions
+from stage1 import app_steps, boot, cgroup, control, implicit, logdriver, poddir, resources, restrictions
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
@@ -47,6 +47,7 @@ def check(pod: PreparedPod) -> list[str]:
     volume that cannot be mounted."""
     pod = _as_it_runs(pod)
     _refuse(pod)
+    logdriver.choose(pod.log_driver, there=journal.is_there())
     warnings = []
     if pod.published:
         from stage1.network import ports
@@ -138,6 +139,7 @@ def _unenforceable(pod: PreparedPod) -> list[str]:
 
 def plan(pod: PreparedPod) -> PodPlan:
     """`pod` with every decision taken."""
+    there = journal.is_there()
     return PodPlan(
         uuid=pod.uuid,
         directory=pod.directory,
@@ -157,6 +159,8 @@ def plan(pod: PreparedPod) -> PodPlan:
         debug=pod.debug,
         name=pod.name,
         given=pod.given,
+        log_driver=logdriver.choose(pod.log_driver, there=there),
+        journal=there,
     )
 
 
@@ -181,6 +185,8 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         restart=app.restart,
         stop_signal=app.stop_signal,
         limits=resources.of_app(app.app.isolators),
+        image_id=app.image_id,
+        image_name=app.image_name,
     )
     return made, warnings
 
@@ -219,6 +225,7 @@ def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
     made = plan(pod)
     app_steps.write_names(pod.directory, made.hostname)
+    logdriver.record(pod.directory, made.log_driver)
     if pod.name_options:
         _record_names(pod)
     for app, planned in zip(pod.apps, made.apps, strict=True):

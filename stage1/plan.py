@@ -21,6 +21,10 @@ ON_ANY_FAILURE, ON_ANY, UNTIL_ALL = EXIT_POLICIES = ("on-any-failure", "on-any",
 """What ends a pod before all its apps have ended: an app that fails (as rkt has it), any app that ends, or nothing."""
 
 
+LOG_DRIVERS = AUTO, JOURNALD, FILE = ("auto", "journald", "file")
+"""Where the apps' output is kept: in the journal, in files of the pod directory, or in these if there is no journal."""
+
+
 class Restart(NamedTuple):
     """When the supervisor starts an app again after it has ended."""
 
@@ -46,6 +50,8 @@ class AppPlan(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     limits: Limits = Limits()
+    image_id: str = ""
+    image_name: str = ""
 
 
 class PodPlan(NamedTuple):
@@ -79,6 +85,9 @@ class PodPlan(NamedTuple):
     """The one given with --pod-name."""
     given: Given = Given()
     """What the service manager handed over. Its sockets come with the plan, after all other descriptors."""
+    log_driver: str = FILE
+    journal: bool = False
+    """Whether there is a journal, for events if for nothing else."""
 
 
 class EnterPlan(NamedTuple):

@@ -22,6 +22,7 @@
     private-users             "SHIFT:COUNT": the host IDs of the pod's user namespace, when it has one
     apps-lock                 locked while the set of apps of a running pod is changed
     logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
+    log-driver                "journald" or "file": where the apps' output is kept
 
 The layout is documented for users in docs/on-disk-format.md.
 """
@@ -44,6 +45,7 @@ LIMITS = "limits"
 NAME = "name"
 PRIVATE_USERS = "private-users"
 APPS_LOCK = "apps-lock"
+LOG_DRIVER = "log-driver"
 
 
 def app_info(pod: str, app: str, name: str) -> str:
@@ -258,6 +260,17 @@ def read_private_range(pod: str) -> tuple[int, int] | None:
 def read_name(pod: str) -> str:
     """The pod's name; empty when it has none."""
     words = _words(f"{pod}/{NAME}")
+    return words[0] if words else ""
+
+
+def write_log_driver(pod: str, driver: str) -> None:
+    """Record where the apps' output is kept; written whole or not at all."""
+    _write_text(f"{pod}/{LOG_DRIVER}", driver)
+
+
+def read_log_driver(pod: str) -> str:
+    """What was recorded; empty when nothing was."""
+    words = _words(f"{pod}/{LOG_DRIVER}")
     return words[0] if words else ""
 
 
