@@ -50,6 +50,7 @@ VERBS = {
     ),
     "image rm": Verb("image", "Remove images from the local store", attribute="rm"),
     "image verify": Verb("image", "Verify one or more rendered images in the local store", attribute="verify"),
+    "kill": Verb("kill", "Send a signal to the apps of a pod"),
     "list": Verb("list", "List pods"),
     "logs": Verb("logs", "Show what the apps of a rkpy pod have written"),
     "net check": Verb("net", "Check that pods still have of their networks what they were given", attribute="check"),

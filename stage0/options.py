@@ -87,6 +87,7 @@ BEHAVIOUR = (
     Flag("exit-policy", STRING, "what ends the pod: on-any-failure, on-any or until-all", "on-any-failure"),
     Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
     Flag("log-driver", STRING, "where the apps' output is kept: auto, journald or file", "auto"),
+    Flag("ready", STRING, "when the pod is ready: started, notify or healthy", "started"),
 )
 
 PREPARE = (
@@ -115,6 +116,8 @@ RUNTIME = (
     Flag("hostname", STRING, "host name of the pod", "rkpy-UUID"),
     Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
     Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),
+    Flag("keep-unit", BOOL, "stay in the unit of systemd that this was started in"),
+    Flag("register", BOOL, "register the pod with systemd-machined", "true"),
     Flag("uuid-file-save", STRING, "write the pod's UUID to this file"),
 )
 

@@ -16,12 +16,17 @@ from _socket import MSG_DONTWAIT, SCM_CREDENTIALS, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from common import journal
 from common.errors import reason
+from stage1.appsockets import JOURNAL
 from stage1.logs import LIMIT
 from stage1.loop import WRITE, Loop
 from stage1.plan import JOURNALD, AppPlan, PodPlan
+
+if TYPE_CHECKING:
+    from stage1.appjournal import AppJournal
 
 PATIENCE = 10.0
 """Seconds without a journal, or without it taking anything at the end, until entries are given up."""
@@ -34,9 +39,11 @@ _AT_ONCE = 512
 _GLANCE = 0.002
 _PRIORITIES = {"stdout": "6", "stderr": "3"}
 """As podman and docker have them."""
+NOT_FOR_ALL = b"1"
+"""What apps have instead of priority 0, which would be shown to everybody who is logged in (`ForwardToWall=`,
+journald.conf(5))."""
 _PREFIXES = {b"<%d>" % number: str(max(1, number)) for number in range(8)}
-"""What a line may begin with (sd-daemon(3)). No app has a priority of 0: that would be shown to everybody who is logged
-in (`ForwardToWall=`, journald.conf(5))."""
+"""What a line may begin with (sd-daemon(3))."""
 
 
 class Journal:
@@ -297,11 +304,26 @@ class PodJournal:
     def __init__(self, loop: Loop, plan: PodPlan, path: str = journal.SOCKET) -> None:
         self._plan = plan
         self._way = Journal(loop, path)
+        self._loop = loop
         self._path = path
+        self._listeners: dict[str, AppJournal] = {}
         self._pod = f'pod "{plan.name or plan.uuid}"'
 
     def log(self, app: AppPlan) -> JournalLog:
         return JournalLog(self._way, app_fields(self._plan, app))
+
+    def listen(self, app: AppPlan) -> None:
+        """Hear what the app has to say itself, if it has the sockets for that. Raises LaunchError."""
+        if JOURNAL not in app.sockets or app.name in self._listeners:
+            return
+        from stage1.appjournal import AppJournal
+
+        fields = app_fields(self._plan, app)
+        self._listeners[app.name] = AppJournal(self._loop, self._way, self._plan.directory, app.name, fields)
+
+    def removed(self, app: str) -> None:
+        if app in self._listeners:
+            self._listeners.pop(app).close()
 
     def pod_started(self) -> None:
         self._event(journal.STARTED, f"P{self._pod[1:]} started", {})
@@ -312,6 +334,8 @@ class PodJournal:
 
     def app_ended(self, app: AppPlan, status: int, number: int, *, oom: bool, asked: bool) -> None:
         """As `poddir.Ending` has it."""
+        if app.name in self._listeners:
+            self._listeners[app.name].drain()
         about = f'App "{app.name}" of {self._pod}'
         fields = image_fields(app) | _ending(status, number)
         if oom:
@@ -322,6 +346,9 @@ class PodJournal:
         self._event(journal.EXITED, f"{about} {how}", fields, priority)
 
     def pod_ended(self, status: int) -> None:
+        for name in tuple(self._listeners):
+            self._listeners[name].drain()
+            self.removed(name)
         self._event(journal.EXITED, f"P{self._pod[1:]} ended with status {status}", _ending(status, 0))
 
     def _event(self, message_id: str, message: str, fields: Mapping[str, str], priority: int = journal.INFO) -> None:

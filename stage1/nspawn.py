@@ -16,16 +16,18 @@ from typing import NoReturn
 from aci.isolators import NETWORK_BANDWIDTH
 from common import files, journal
 from common.errors import NetworkError, PodError, UsageError
-from stage1 import app_steps, boot, cgroup, control, implicit, logdriver, poddir, resources, restrictions
+from stage1 import app_steps, appsockets, boot, cgroup, control, implicit, logdriver, poddir, resources, restrictions
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
 from stage1.network.plan import Names, NetworkPlan
-from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
+from stage1.plan import HEALTHY, READY_NOTIFY, READY_STARTED, AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
-from stage1.systemd.given import FIRST_SOCKET
+from stage1.systemd import units
+from stage1.systemd.given import FIRST_SOCKET, booted
+from stage1.systemd.registrar import announce
 from stage1.terminal import get_size
 from stage2 import capabilities
 from stage2.launch import LaunchSpec
@@ -47,7 +49,7 @@ def check(pod: PreparedPod) -> list[str]:
     volume that cannot be mounted."""
     pod = _as_it_runs(pod)
     _refuse(pod)
-    logdriver.choose(pod.log_driver, there=journal.is_there())
+    pod = _with_log_driver(pod, journal.is_there())
     warnings = []
     if pod.published:
         from stage1.network import ports
@@ -63,7 +65,14 @@ def check(pod: PreparedPod) -> list[str]:
         warnings += implicit.warnings(pod, app)
         warnings += _dangers(pod, made)
         _require_sources(made)
+    if booted():
+        warnings += units.warnings(pod.keep_unit)
     return warnings + _unenforceable(pod)
+
+
+def _with_log_driver(pod: PreparedPod, there: bool) -> PreparedPod:
+    """With the one it will use; `there`: whether there is a journal. Raises LaunchError."""
+    return pod._replace(log_driver=logdriver.choose(pod.log_driver, there=there))
 
 
 def _as_it_runs(pod: PreparedPod) -> PreparedPod:
@@ -76,6 +85,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
         net=("host",) if net else ("none",),
         networks=(),
         names=_recorded_names(pod.directory),
+        log_driver=logdriver.of_pod(pod.directory),
         ipc="parent" if ipc else "private",
     )
 
@@ -116,6 +126,8 @@ def _refuse(pod: PreparedPod) -> None:
     for app in pod.apps:
         if not app.app.exec:
             raise UsageError(f'app "{app.name}" has nothing to execute', hint="name a program with --exec")
+    if pod.ready == HEALTHY and not any(app.health for app in pod.apps):
+        raise UsageError("--ready=healthy: no app has a health check", hint="give one --health-cmd")
     if pod.interactive and len(pod.apps) != 1:
         raise UsageError(f"--interactive takes exactly one app, not {len(pod.apps)}")
 
@@ -140,6 +152,7 @@ def _unenforceable(pod: PreparedPod) -> list[str]:
 def plan(pod: PreparedPod) -> PodPlan:
     """`pod` with every decision taken."""
     there = journal.is_there()
+    pod = _with_log_driver(pod, there)
     return PodPlan(
         uuid=pod.uuid,
         directory=pod.directory,
@@ -159,9 +172,14 @@ def plan(pod: PreparedPod) -> PodPlan:
         debug=pod.debug,
         name=pod.name,
         given=pod.given,
-        log_driver=logdriver.choose(pod.log_driver, there=there),
+        log_driver=pod.log_driver,
         journal=there,
+        ready=_readiness(pod),
     )
+
+
+def _readiness(pod: PreparedPod) -> str:
+    return pod.ready or (READY_NOTIFY if any(app.notifies for app in pod.apps) else READY_STARTED)
 
 
 def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
@@ -178,7 +196,7 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         name=app.name,
         root=_root(pod, app),
         steps=app_steps.steps(pod, app),
-        launch=launch,
+        launch=launch._replace(environment=(*launch.environment, *_told(pod, app))),
         pre_start=handlers.get("pre-start", ()),
         post_stop=handlers.get("post-stop", ()),
         streams=_streams(pod, app),
@@ -187,8 +205,18 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         limits=resources.of_app(app.app.isolators),
         image_id=app.image_id,
         image_name=app.image_name,
+        sockets=app_steps.sockets(pod, app),
+        health=app.health,
     )
     return made, warnings
+
+
+def _told(pod: PreparedPod, app: PreparedApp) -> list[tuple[str, str]]:
+    """Variables of an app that tells how it fares. No WATCHDOG_PID: it has PIDs of its own (sd_watchdog_enabled(3))."""
+    if not app_steps.notifies(pod, app):
+        return []
+    found = [("NOTIFY_SOCKET", f"{appsockets.TARGET}/{appsockets.NOTIFY}")]
+    return [*found, ("WATCHDOG_USEC", str(pod.given.watchdog))] if pod.given.watchdog else found
 
 
 def _streams(pod: PreparedPod, app: PreparedApp) -> Streams:
@@ -223,6 +251,9 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
 
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
+    registrar = boot.begin_registrar() if booted() else None
+    if registrar is not None:
+        announce(registrar, pod, resources.of_pod(pod.isolators), machine=True)
     made = plan(pod)
     app_steps.write_names(pod.directory, made.hostname)
     logdriver.record(pod.directory, made.log_driver)
@@ -240,6 +271,9 @@ def run(pod: PreparedPod) -> NoReturn:
             worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))), pod.lock_fd))
         keep.append(worker.channel.fileno())
         made = made._replace(worker=worker.pid)
+    if registrar is not None:
+        keep.append(registrar.channel.fileno())
+        made = made._replace(registrar=registrar.pid)
     keep += range(FIRST_SOCKET, FIRST_SOCKET + len(made.given.sockets))
     boot.execute("run", dumps(made), keep=keep)
 
@@ -335,6 +369,11 @@ def gc(directory: str) -> None:
         problems = detach(directory)
         if problems:
             raise NetworkError("; ".join(problems), hint="rkpy rm --force removes the pod all the same")
+
+
+def send_signal(directory: str, app: str, number: int) -> None:
+    """To the main process of an app; without a name, of every app."""
+    control.request(directory, {"op": "signal", "app": app, "signal": number})
 
 
 # --- pods that change
