@@ -226,6 +226,12 @@ def app_annotations(flags: Values, image: Mapping[str, str]) -> Pairs:
     return tuple(found.items())
 
 
+def with_image(app: RuntimeApp, image: Mapping[str, str]) -> RuntimeApp:
+    """`app` of a manifest that was given whole, with what its image says of itself where the app says nothing."""
+    taken = {name: image[name] for name in (NOTIFIES,) if name in image}
+    return app._replace(annotations=merged(tuple(taken.items()), app.annotations))
+
+
 def _flag(name: str, parse: Callable[[str], int], text: str) -> int:
     try:
         return parse(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from aci.store import ImageRecord, Store, Verification
 from common.errors import ImageError, TrustError, UsageError
-from stage0 import reference
+from stage0 import announce, reference
 from stage0.config import Config
 from stage0.grammar import ImageArguments
 from stage0.notices import warn
@@ -55,6 +55,7 @@ def _image(config: Config, store: Store, arguments: ImageArguments, policy: str,
     if wanted.kind in reference.FILES:
         from stage0 import events
 
+        announce.status(f"importing {arguments.reference}")
         imported = _import(config, store, wanted, signature)
         events.fetched(imported, wanted.value)
         if imported.manifest.dependencies:
@@ -115,6 +116,7 @@ def _fetch(
         hint = "this looks like a pod's UUID; see `rkpy list` and `rkpy run-prepared`"
         raise ImageError(f'discovery failed: no image "{wanted.value}" in the store', hint=hint)
     gc.enable()  # `rkpy.main` switched it off, but a fetch may run for long.
+    announce.status(f"fetching {arguments.reference}")
     keystore = Keystore(config.local_config, config.system_config)
     signature = arguments.flags.get("signature") or ""
     if wanted.kind == "docker":

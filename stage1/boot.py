@@ -100,6 +100,18 @@ def begin_registrar() -> Registrar:
     return _registrar
 
 
+def tell_manager(address: str, text: str) -> None:
+    """Have the process that was called say `text` to its service manager (`stage1.systemd.notify`), which may not
+    listen to others (NotifyAccess= in systemd.service(5))."""
+    if _begun is None:
+        from stage1.systemd import notify
+
+        notify.send(address, text)
+        return
+    with suppress(OSError):
+        _begun.send(f"tell {address}\n{text}")
+
+
 def ours() -> set[int]:
     """PIDs of all there is of us until the pod lives: this process, the one that is to be its monitor, the helpers."""
     found = {os.getpid()}
@@ -241,11 +253,22 @@ def _do(job: str, source: Channel, engine: int) -> int:
     from stage1 import plan
 
     text, fds = source.receive()
+    while text.startswith("tell "):
+        _pass_on(text)
+        text, fds = source.receive()
     source.close()
     status = ending.wait()
     if status or not text:
         return status
     return act(plan.loads(channel.read_memory_file(fds[0])), fds[1:])
+
+
+def _pass_on(text: str) -> None:
+    """What the engine wants the service manager to hear."""
+    from stage1.systemd import notify
+
+    address, _, message = text.removeprefix("tell ").partition("\n")
+    notify.send(address, message)
 
 
 class _Ending:

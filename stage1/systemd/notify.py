@@ -4,19 +4,15 @@ listens is no concern of a pod's."""
 from __future__ import annotations
 
 import os
-import struct
-from _socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_DGRAM, SOL_SOCKET
+from _socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_DGRAM
 from _socket import socket as Socket  # noqa: N812
 
-SCM_CREDENTIALS = 2
-"""linux/socket.h."""
 _ADDRESS = 107
 """Bytes of an address (unix(7))."""
 
 
-def send(address: str, text: str, *, pid: int = 0) -> bool:
-    """Send the lines `text` to `address`, a path or `@` and an abstract name; whether it was taken. `pid`: a process
-    that sends it in name, which takes CAP_SYS_ADMIN (unix(7), SCM_CREDENTIALS); it is sent plainly where that fails."""
+def send(address: str, text: str) -> bool:
+    """Send the lines `text` to `address`, a path or `@` and an abstract name; whether it was taken."""
     if not address:
         return False
     raw = os.fsencode(address)
@@ -27,12 +23,12 @@ def send(address: str, text: str, *, pid: int = 0) -> bool:
         return False
     try:
         if raw[:1] == b"@":
-            return _send(socket, data, b"\0" + raw[1:], pid)
+            return _send(socket, data, b"\0" + raw[1:])
         if len(raw) <= _ADDRESS:
-            return _send(socket, data, raw, pid)
+            return _send(socket, data, raw)
         place = os.open(os.path.dirname(raw), os.O_PATH | os.O_DIRECTORY)
         try:
-            return _send(socket, data, b"/proc/self/fd/%d/%s" % (place, os.path.basename(raw)), pid)
+            return _send(socket, data, b"/proc/self/fd/%d/%s" % (place, os.path.basename(raw)))
         finally:
             os.close(place)
     except OSError:
@@ -41,14 +37,6 @@ def send(address: str, text: str, *, pid: int = 0) -> bool:
         socket.close()
 
 
-def _send(socket: Socket, data: bytes, address: bytes, pid: int) -> bool:
-    flags = MSG_DONTWAIT | MSG_NOSIGNAL
-    if pid and pid != os.getpid():
-        credentials = struct.pack("3i", pid, os.geteuid(), os.getegid())
-        try:
-            socket.sendmsg([data], [(SOL_SOCKET, SCM_CREDENTIALS, credentials)], flags, address)
-            return True
-        except OSError:
-            pass
-    socket.sendto(data, flags, address)
+def _send(socket: Socket, data: bytes, address: bytes) -> bool:
+    socket.sendto(data, MSG_DONTWAIT | MSG_NOSIGNAL, address)
     return True

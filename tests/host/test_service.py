@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aci.store import Store
+from tests import servers
 from tests.host import flavours, servicemanager
 from tests.host.flavours import SEVERAL, SUPERVISED, Ground, Variant, every, until
 from tests.host.servicemanager import Manager, service
+from tests.images import make_aci, manifest
 
 NOTIFIES = "--annotation=appc.io/executor/supports-systemd-notify=true"
 
@@ -291,3 +296,84 @@ def test_kill_refuses(ground: Ground, words: list[str]) -> None:
     done = ground.rkpy("kill", *words)
     assert done.status == 254
     assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def published(ground: Ground, program: bytes) -> Iterator[Published]:
+    """The image on a server that sends it no faster than it is allowed to."""
+    path = ground.new("www") / "slow.aci"
+    section = {"exec": ["/bin/service"], "user": "0", "group": "0"}
+    files = {"bin/service": program, "weight": os.urandom(4 << 20)}
+    make_aci(str(path), manifest("example.com/slow", app=section), files)
+    with servers.site() as made:
+        yield Published(made, path.read_bytes())
+
+
+class Published:
+    """One image that is sent in drops as long as `dripping`, is withheld otherwise, and sent whole once `go`."""
+
+    def __init__(self, site: servers.Site, content: bytes) -> None:
+        self.site, self.content = site, content
+        self.dripping, self.go = threading.Event(), threading.Event()
+        site.pages["/slow.aci"] = self.page
+        self.url = site.url("/slow.aci")
+        self.environment = {"SSL_CERT_FILE": servers.authority().certificate}
+
+    def page(self, handler: servers.Handler) -> None:
+        handler.head(200, Content_Length=str(len(self.content)))
+        sent = 0
+        while not self.go.wait(0.05):
+            if self.dripping.is_set() and sent < len(self.content) // 2:
+                handler.wfile.write(self.content[sent : sent + 8192])
+                sent += 8192
+        handler.wfile.write(self.content[sent:])
+
+
+@every(SUPERVISED)
+def test_a_slow_fetch_asks_for_more_time(variant: Variant, ground: Ground, host: Manager, published: Published) -> None:
+    published.dripping.set()
+    words = ground.words(variant, "--no-store")
+    with service(ground, words, [[published.url]], NOTIFY_SOCKET=host.address, **published.environment) as running:
+        host.until("STATUS", f"fetching {published.url}")
+        until(lambda: len(host.values("EXTEND_TIMEOUT_USEC")) >= 5)
+        assert not host.values("READY")
+        published.go.set()
+        host.until("STATUS", "preparing the pod")
+        host.until("READY", "1")
+        assert {message.pid for message in host.heard} == {running.process.pid}, "systemd listens to nobody else"
+
+
+def test_a_server_that_keeps_silent_gets_no_more_time(ground: Ground, host: Manager, published: Published) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = ground.words(variant, "--no-store")
+    with service(ground, words, [[published.url]], NOTIFY_SOCKET=host.address, **published.environment):
+        host.until("STATUS", f"fetching {published.url}")
+        until(lambda: published.site.paths())
+        time.sleep(2.5)  # until all that went before has been told
+        before = len(host.values("EXTEND_TIMEOUT_USEC"))
+        time.sleep(2.5)
+        assert len(host.values("EXTEND_TIMEOUT_USEC")) == before
+        published.go.set()
+        host.until("READY", "1")
+
+
+def test_who_waits_for_the_store_asks_for_more_time(ground: Ground, image: str, host: Manager) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    store = Store(str(ground.rkpy.data / "cas"))
+    with ExitStack() as held:
+        held.enter_context(store.lock(exclusive=True))
+        with service(ground, ground.words(variant), [app(image)], NOTIFY_SOCKET=host.address):
+            host.until("STATUS", "waiting for another rkpy")
+            until(lambda: len(host.values("EXTEND_TIMEOUT_USEC")) >= 3)
+            held.close()
+            host.until("READY", "1")
+
+
+def test_a_fetch_that_is_asked_to_end_is_no_failure(ground: Ground, host: Manager, published: Published) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = ground.words(variant, "--no-store")
+    with service(ground, words, [[published.url]], NOTIFY_SOCKET=host.address, **published.environment) as running:
+        host.until("STATUS", f"fetching {published.url}")
+        os.kill(running.process.pid, signal.SIGTERM)
+        assert running.process.wait(timeout=flavours.DEADLINE) == -signal.SIGTERM
+    published.go.set()
