@@ -114,6 +114,8 @@ RUNTIME = (
     Flag("hostname", STRING, "host name of the pod", "rkpy-UUID"),
     Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
     Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),
+    Flag("keep-unit", BOOL, "stay in the unit of systemd that this was started in"),
+    Flag("register", BOOL, "register the pod with systemd-machined", "true"),
     Flag("uuid-file-save", STRING, "write the pod's UUID to this file"),
 )
 

@@ -211,6 +211,7 @@ def _checked(
         insecure=settings.insecure,
         given=request.given,
     )
+    prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
     if networking.has_networks(flavour):

@@ -28,6 +28,7 @@ from stage1.channel import Channel
 if TYPE_CHECKING:
     from stage1.network.worker import Worker
     from stage1.plan import PodPlan
+    from stage1.systemd.registrar import Registrar
 
 FLAVOURS = frozenset({"nspawn"})
 """Those whose pods start this way."""
@@ -41,16 +42,20 @@ _begun: Channel | None = None
 """In the engine after `begin`: where the plan goes."""
 _worker: Worker | None = None
 """The process that will attach the pod to its networks, once it was begun."""
+_registrar: Registrar | None = None
+"""The process that will register the pod with systemd, once it was begun."""
 
 
-def begin(job: str, *, networks: bool = False) -> None:
+def begin(job: str, *, networks: bool = False, systemd: bool = False) -> None:
     """Become the process that does `job`, as by `execute`, before there is a plan. Returns in a child, which goes on as
     the engine; when it ends without `execute`, its exit status is passed on. `networks`: there will be some, as far as
-    one can tell. LaunchError when that is not possible."""
+    one can tell; `systemd`: it is there. LaunchError when that is not possible."""
     global _begun
     sys.stdout.flush()
     sys.stderr.flush()
     try:
+        if systemd:
+            begin_registrar()
         if networks:
             begin_worker()
         interpreter = _interpreter()
@@ -84,14 +89,22 @@ def begin_worker() -> Worker:
     return _worker
 
 
+def begin_registrar() -> Registrar:
+    """The registrar (`stage1.systemd.registrar`), with the same proviso. Raises OSError."""
+    global _registrar
+    if _registrar is None:
+        from stage1.systemd import registrar
+
+        _registrar = registrar.begin()
+    return _registrar
+
+
 def ours() -> set[int]:
-    """PIDs of all there is of us until the pod lives: this process, the one that is to be its monitor, the worker."""
+    """PIDs of all there is of us until the pod lives: this process, the one that is to be its monitor, the helpers."""
     found = {os.getpid()}
     if _begun is not None:
         found.add(os.getppid())
-    if _worker is not None:
-        found.add(_worker.pid)
-    return found
+    return found | {helper.pid for helper in (_worker, _registrar) if helper is not None}
 
 
 def _interrupt_once(_number: int, _frame: object) -> None:

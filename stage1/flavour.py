@@ -123,6 +123,10 @@ class PreparedPod(NamedTuple):
     """What the apps' files about names are to say; concerns pods without networks too."""
     given: Given = Given()
     """What the service manager handed to this process."""
+    register: bool = True
+    """Whether the pod is to be known to systemd's machined."""
+    keep_unit: bool = False
+    """Whether it is to stay in the unit of systemd it was started in, whatever that is."""
     bandwidth: int = 0
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
 

@@ -14,7 +14,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
@@ -26,6 +26,9 @@ from stage1.loop import Loop
 from stage1.plan import AppPlan, PodPlan, dumps, loads
 from stage1.streams import AppStreams, Foreground, Streams, when_all_written
 from stage1.terminal import Keyboard
+
+if TYPE_CHECKING:
+    from stage1.systemd.membership import Membership
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -68,7 +71,7 @@ class Monitor:
         self._plan = plan
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
-        self._registrar = registrar
+        self._membership = _membership(command, plan, registrar)
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
@@ -84,7 +87,11 @@ class Monitor:
         """The pod's exit status. LaunchError when it cannot be started; nothing of it is left then."""
         self._hide()
         plan = self._plan
-        self._cgroup = PodCgroup.create(plan.directory, plan.uuid, plan.limits, self._owner(), plan.worker)
+        scope = self._membership is not None and self._membership.join()
+        helpers = [pid for pid in (plan.worker, plan.registrar) if pid]
+        self._cgroup = PodCgroup.create(
+            plan.directory, plan.uuid, plan.limits, self._owner(), helpers=helpers, scope=scope
+        )
         try:
             self._supervisor = self._clone()
             self._loop = Loop()
@@ -151,6 +158,8 @@ class Monitor:
                 self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
+        if self._membership is not None:
+            self._membership.watch(self._loop, lambda: self._tell("terminate"))
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
         self._loop.add(self._supervisor.channel.fileno(), select.EPOLLIN, lambda _events: self._hear())
         if self._worker is None:
@@ -205,6 +214,8 @@ class Monitor:
             pass  # The engine's child, and not ours.
 
     def _start_all(self) -> None:
+        if self._membership is not None:
+            self._membership.announce(self._supervisor.pid)
         for app in self._apps.values():
             self._start(app)
         self._tell("sealed")
@@ -440,6 +451,8 @@ class Monitor:
                 os.unlink(f"{self._plan.directory}/{name}")
             except FileNotFoundError:
                 pass
+        if self._membership is not None:
+            self._membership.leave()
         if self._plan.worker:
             self._let_go_of_worker()
             self._detach_from_networks()
@@ -500,6 +513,14 @@ class Monitor:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+
+
+def _membership(command: str, plan: PodPlan, registrar: channel.Channel | None) -> Membership | None:
+    if registrar is None:
+        return None
+    from stage1.systemd.membership import Membership
+
+    return Membership(command, plan.directory, registrar, plan.registrar)
 
 
 def _require_running(app: _App) -> AppStreams:

@@ -25,7 +25,9 @@ from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
-from stage1.systemd.given import FIRST_SOCKET
+from stage1.systemd import units
+from stage1.systemd.given import FIRST_SOCKET, booted
+from stage1.systemd.registrar import announce
 from stage1.terminal import get_size
 from stage2 import capabilities
 from stage2.launch import LaunchSpec
@@ -62,6 +64,8 @@ def check(pod: PreparedPod) -> list[str]:
         warnings += implicit.warnings(pod, app)
         warnings += _dangers(pod, made)
         _require_sources(made)
+    if booted():
+        warnings += units.warnings(pod.keep_unit)
     return warnings + _unenforceable(pod)
 
 
@@ -217,6 +221,9 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
 
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
+    registrar = boot.begin_registrar() if booted() else None
+    if registrar is not None:
+        announce(registrar, pod, resources.of_pod(pod.isolators), machine=True)
     made = plan(pod)
     app_steps.write_names(pod.directory, made.hostname)
     if pod.name_options:
@@ -233,6 +240,9 @@ def run(pod: PreparedPod) -> NoReturn:
             worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))), pod.lock_fd))
         keep.append(worker.channel.fileno())
         made = made._replace(worker=worker.pid)
+    if registrar is not None:
+        keep.append(registrar.channel.fileno())
+        made = made._replace(registrar=registrar.pid)
     keep += range(FIRST_SOCKET, FIRST_SOCKET + len(made.given.sockets))
     boot.execute("run", dumps(made), keep=keep)
 

@@ -100,8 +100,11 @@ _TYPES: dict[str, type[Any]] = {
         *mounts.STEPS, *kernelfs.STEPS,
     )
 }  # fmt: skip
-_OF_NETWORKS = ("NetworkPlan", "Network", "Names", "Port")
-"""Types of `stage1.network.plan`, which is not for processes that stay as long as the pod."""
+_ELSEWHERE = {
+    **dict.fromkeys(("NetworkPlan", "Network", "Names", "Port"), "stage1.network.plan"),
+    "Registration": "stage1.systemd.registrar",
+}
+"""Types of modules that are not for processes that stay as long as the pod."""
 
 
 def dumps(value: Any) -> bytes:
@@ -139,10 +142,10 @@ def _decode(value: Any) -> Any:
 
 
 def _type(name: object) -> type[Any]:
-    if name in _OF_NETWORKS:
-        from stage1.network import plan
+    if name in _ELSEWHERE:
+        import importlib
 
-        found: type[Any] = getattr(plan, str(name))
+        found: type[Any] = getattr(importlib.import_module(_ELSEWHERE[str(name)]), str(name))
         return found
     if not isinstance(name, str) or name not in _TYPES:
         raise ValueError(f"no part of a plan: {name!r}")

@@ -21,6 +21,8 @@
     name                      the pod's name, when it has one
     private-users             "SHIFT:COUNT": the host IDs of the pod's user namespace, when it has one
     apps-lock                 locked while the set of apps of a running pod is changed
+    unit                      the scope that systemd has for the pod
+    machine                   its name with machined
     logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
 
 The layout is documented for users in docs/on-disk-format.md.
@@ -44,6 +46,8 @@ LIMITS = "limits"
 NAME = "name"
 PRIVATE_USERS = "private-users"
 APPS_LOCK = "apps-lock"
+UNIT = "unit"
+MACHINE = "machine"
 
 
 def app_info(pod: str, app: str, name: str) -> str:

@@ -10,6 +10,7 @@ from common.errors import UsageError
 from stage0 import config, grammar, options
 from stage0.config import Config
 from stage0.grammar import Request
+from stage0.notices import warn
 from stage0.options import Flag, Values
 from stage1.systemd import given
 
@@ -34,6 +35,7 @@ FLAGS = {
         ],
     ),
 }
+_SAID = "/run/rkpy/without-systemd"
 DEFAULT_FLAVOUR = "nspawn"
 _RKT_FLAVOURS = {"fly": "fly", "coreos": "nspawn", "host": "nspawn", "src": "nspawn", "kvm": "kvm"}
 
@@ -118,6 +120,21 @@ def _flavour(flags: Values, settings: Config) -> str:
 def _begin(flavour: str, flags: Values) -> None:
     from stage1 import boot
 
+    systemd = given.booted()
+    if not systemd:
+        _say_once("systemd is not running here: pods have no unit, no machine and no journal")
     if flavour in boot.FLAVOURS:
         net = flags.get("net") or "default"
-        boot.begin("run", networks=net not in ("none", "host") and not net.startswith("ns:"))
+        boot.begin("run", networks=net not in ("none", "host") and not net.startswith("ns:"), systemd=systemd)
+    elif systemd:
+        boot.begin_registrar()
+
+
+def _say_once(text: str) -> None:
+    """Once until the machine is booted anew: it is nothing that changes meanwhile."""
+    try:
+        os.makedirs(os.path.dirname(_SAID), exist_ok=True)
+        os.close(os.open(_SAID, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError:
+        return
+    warn(text)
