@@ -88,6 +88,7 @@ BEHAVIOUR = (
     Flag("pod-name", STRING, "name of the pod, to be used instead of its UUID"),
     Flag("exit-policy", STRING, "what ends the pod: on-any-failure, on-any or until-all", "on-any-failure"),
     Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
+    Flag("log-driver", STRING, "where the apps' output is kept: auto, journald or file", "auto"),
     Flag("ready", STRING, "when the pod is ready: started, notify or healthy", "started"),
 )
 

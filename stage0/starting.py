@@ -12,7 +12,7 @@ from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
 from common.errors import PodError, RkpyError, UsageError, reason
-from stage0 import announce, assemble, behaviour, networking, podnames, prepare, values
+from stage0 import announce, assemble, behaviour, events, networking, podnames, prepare, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
@@ -40,6 +40,7 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
     with _discarded_on_failure(pod):
         prepared = _checked(pod, store, flavour, request, settings, _asked(request))
     pod.to_run()
+    events.prepared(pod.uuid, prepared.name, name)
     _become(pod, flavour, prepared)
 
 
@@ -64,6 +65,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
+            events.prepared(pod.uuid, prepared.name, name)
     return pod
 
 
