@@ -21,6 +21,10 @@ _USAGE = {
     "app sandbox": "[OPTIONS]",
     "app add": "[OPTIONS] UUID IMAGE [-- ARGS...]",
     "start": "[OPTIONS] UUID",
+    "unit check": "[FILE ...]",
+    "unit generate": "NORMAL [EARLY LATE]",
+    "unit list": "[OPTIONS]",
+    "unit show": "NAME|FILE",
     "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",
 }
 
