@@ -42,4 +42,4 @@ def test_rkpy_accepts_the_commands_in_the_units(unit: pathlib.Path) -> None:
         if name in run.FLAGS:
             grammar.parse(rest, run.FLAGS[name])
         else:
-            COMMANDS[name].make_context(name, rest)
+            COMMANDS[name].make_context(name, [f"{word}=true" if word == "--mark-only" else word for word in rest])
