@@ -24,6 +24,10 @@ READY_STARTED, READY_NOTIFY, HEALTHY = READINESS = ("started", "notify", "health
 """When a pod is ready: its apps have been executed, have said so themselves, or pass their health checks."""
 
 
+LOG_DRIVERS = AUTO, JOURNALD, FILE = ("auto", "journald", "file")
+"""Where the apps' output is kept: in the journal, in files of the pod directory, or in these if there is no journal."""
+
+
 class Restart(NamedTuple):
     """When the supervisor starts an app again after it has ended."""
 
@@ -74,6 +78,8 @@ class AppPlan(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     limits: Limits = Limits()
+    image_id: str = ""
+    image_name: str = ""
     sockets: tuple[str, ...] = ()
     """The sockets of the monitor's that it has, by the names of `stage1.appsockets`."""
     health: Health | None = None
@@ -112,6 +118,9 @@ class PodPlan(NamedTuple):
     """The one given with --pod-name."""
     given: Given = Given()
     """What the service manager handed over. Its sockets come with the plan, after all other descriptors."""
+    log_driver: str = FILE
+    journal: bool = False
+    """Whether there is a journal, for events if for nothing else."""
     ready: str = READY_STARTED
     """What being ready means, one of READINESS."""
     credentials: bool = False
