@@ -62,6 +62,14 @@ class NetworkError(RkpyError):
     """A pod cannot be attached to a network, or detached from it."""
 
 
+class SystemdError(RkpyError):
+    """systemd, or a service of its, cannot be asked or says no; `name` is D-Bus's name for the error, if it has one."""
+
+    def __init__(self, message: str, *, hint: str = "", name: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
+
+
 class LaunchError(RkpyError):
     """An app could not be started; the exit status says whether its program was found."""
 

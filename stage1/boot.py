@@ -28,12 +28,14 @@ from stage1.channel import Channel
 if TYPE_CHECKING:
     from stage1.network.worker import Worker
     from stage1.plan import PodPlan
+    from stage1.systemd.registrar import Registrar
 
 FLAVOURS = frozenset({"nspawn"})
 """Those whose pods start this way."""
 _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from stage1.boot import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_CLEAN = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _MAX_FD = 2**31 - 1
 _ATTENTION = 1000
 """Milliseconds that whoever reads our standard error has to make room."""
@@ -41,16 +43,20 @@ _begun: Channel | None = None
 """In the engine after `begin`: where the plan goes."""
 _worker: Worker | None = None
 """The process that will attach the pod to its networks, once it was begun."""
+_registrar: Registrar | None = None
+"""The process that will register the pod with systemd, once it was begun."""
 
 
-def begin(job: str, *, networks: bool = False) -> None:
+def begin(job: str, *, networks: bool = False, systemd: bool = False) -> None:
     """Become the process that does `job`, as by `execute`, before there is a plan. Returns in a child, which goes on as
     the engine; when it ends without `execute`, its exit status is passed on. `networks`: there will be some, as far as
-    one can tell. LaunchError when that is not possible."""
+    one can tell; `systemd`: it is there. LaunchError when that is not possible."""
     global _begun
     sys.stdout.flush()
     sys.stderr.flush()
     try:
+        if systemd:
+            begin_registrar()
         if networks:
             begin_worker()
         interpreter = _interpreter()
@@ -84,14 +90,34 @@ def begin_worker() -> Worker:
     return _worker
 
 
+def begin_registrar() -> Registrar:
+    """The registrar (`stage1.systemd.registrar`), with the same proviso. Raises OSError."""
+    global _registrar
+    if _registrar is None:
+        from stage1.systemd import registrar
+
+        _registrar = registrar.begin()
+    return _registrar
+
+
+def tell_manager(address: str, text: str) -> None:
+    """Have the process that was called say `text` to its service manager (`stage1.systemd.notify`), which may not
+    listen to others (NotifyAccess= in systemd.service(5))."""
+    if _begun is None:
+        from stage1.systemd import notify
+
+        notify.send(address, text)
+        return
+    with suppress(OSError):
+        _begun.send(f"tell {address}\n{text}")
+
+
 def ours() -> set[int]:
-    """PIDs of all there is of us until the pod lives: this process, the one that is to be its monitor, the worker."""
+    """PIDs of all there is of us until the pod lives: this process, the one that is to be its monitor, the helpers."""
     found = {os.getpid()}
     if _begun is not None:
         found.add(os.getppid())
-    if _worker is not None:
-        found.add(_worker.pid)
-    return found
+    return found | {helper.pid for helper in (_worker, _registrar) if helper is not None}
 
 
 def _interrupt_once(_number: int, _frame: object) -> None:
@@ -203,8 +229,20 @@ def main() -> NoReturn:
     except OSError as error:
         complain(job, located(error))
         status = EXIT_FAILURE
+    if job == "run":
+        _end_like(status)
     # Without taking the interpreter apart, which takes longer than the kernel's clearing up.
     os._exit(status)
+
+
+def _end_like(status: int) -> None:
+    """Of the signal that ended the app, where it is one by which a process is asked to end. A shell sees no difference,
+    but a service manager: such an end is no failure ("SuccessExitStatus=" in systemd.service(5))."""
+    number = status - 128
+    if number in _CLEAN:
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.kill(os.getpid(), number)
 
 
 def _do(job: str, source: Channel, engine: int) -> int:
@@ -215,11 +253,22 @@ def _do(job: str, source: Channel, engine: int) -> int:
     from stage1 import plan
 
     text, fds = source.receive()
+    while text.startswith("tell "):
+        _pass_on(text)
+        text, fds = source.receive()
     source.close()
     status = ending.wait()
     if status or not text:
         return status
     return act(plan.loads(channel.read_memory_file(fds[0])), fds[1:])
+
+
+def _pass_on(text: str) -> None:
+    """What the engine wants the service manager to hear."""
+    from stage1.systemd import notify
+
+    address, _, message = text.removeprefix("tell ").partition("\n")
+    notify.send(address, message)
 
 
 class _Ending:

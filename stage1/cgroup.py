@@ -196,6 +196,11 @@ def _can_distribute(path: str, controller: str, ours: set[str]) -> bool:
     return not set(_read(f"{path}/cgroup.procs").split()) - ours
 
 
+def disk(directory: str) -> str:
+    """The disk the directory lies on, as MAJOR:MINOR; empty when there is none."""
+    return _disk(directory)[0]
+
+
 def _disk(directory: str) -> tuple[str, str]:
     """The disk `directory` lies on as io.max wants it, whole and not a partition, and why there is none."""
     device = os.stat(directory).st_dev
@@ -221,24 +226,34 @@ class PodCgroup:
         self._directory = directory
         self._disk = _disk(directory)
         self._owner = owner
+        self._unit = ""
+        """The cgroup of the pod's own scope, whose limits systemd has set."""
         self._limits = Limits()
         self._reports: list[Report] = []
 
     @classmethod
     def create(
-        cls, directory: str, uuid: str, limits: Limits, owner: tuple[int, int] | None = None, worker: int = 0
+        cls,
+        directory: str,
+        uuid: str,
+        limits: Limits,
+        owner: tuple[int, int] | None = None,
+        *,
+        helpers: Collection[int] = (),
+        scope: bool = False,
     ) -> PodCgroup:
         """The cgroup of the pod `uuid`, which lies in `directory`. `owner`: the pod's root, user and group, when it has
-        a user namespace. May move this process and `worker`, a child of it, into a leaf of its delegated cgroup.
-        LaunchError on refusal."""
+        a user namespace. May move this process and `helpers`, children of it, into a leaf of its delegated cgroup. With
+        `scope` that is a scope of the pod's own, and the pod's limits are the scope's. LaunchError on refusal."""
         place = find()
         pod = cls(directory, "" if place.refusal else f"{place.base}/{uuid}", owner, place.refusal)
         if pod.path:
             _record(directory, pod.path)
             try:
-                pod._make_first(place, worker)
+                pod._make_first(place, helpers)
             except OSError as error:
                 raise LaunchError(f'cannot make the pod\'s cgroup "{pod.path}": {reason(error)}') from error
+        pod._unit = place.base if scope and place.delegated else ""
         pod._limits = limits
         pod._apply("", limits)
         return pod
@@ -299,9 +314,9 @@ class PodCgroup:
             _destroy(self.path)
             _remove_top(self.path)
 
-    def _make_first(self, place: Place, worker: int) -> None:
+    def _make_first(self, place: Place, helpers: Collection[int]) -> None:
         while True:
-            _make_room(place, worker)
+            _make_room(place, helpers)
             try:
                 self._make(self.path)
                 break
@@ -326,7 +341,7 @@ class PodCgroup:
 
     def _apply(self, app: str, limits: Limits) -> None:
         self._forget(app)
-        path = f"{self.path}/{app}" if app else self.path
+        path = f"{self.path}/{app}" if app else self._unit or self.path
         for setting in _settings(limits, self._disk[0]):
             if setting.name == "swap" and self._reports[-1].verdict == NOT_ENFORCEABLE:
                 continue
@@ -335,7 +350,7 @@ class PodCgroup:
             elif not setting.value:
                 verdict, detail = NOT_ENFORCEABLE, self._disk[1]
             else:
-                verdict, detail = _set(path, setting)
+                verdict, detail = _see(path, setting) if path == self._unit else _set(path, setting)
                 if verdict == NOT_ENFORCEABLE:
                     why = enforceable(self._directory).get(CONTROLLER_OF.get(setting.name, "memory"), "")
                     if not why and setting.name != "swap":
@@ -348,10 +363,10 @@ class PodCgroup:
             _try_write(f"{path}/memory.oom.group", "1")
 
 
-def _make_room(place: Place, worker: int) -> None:
+def _make_room(place: Place, helpers: Collection[int]) -> None:
     """Make BASE and let it hand out the controllers. One that cannot be enabled shows when its limit is set."""
     if place.delegated:
-        _enter_leaf(place.base, (os.getpid(), worker))
+        _enter_leaf(place.base, (os.getpid(), *helpers))
     else:
         # systemd turns off at the top what no unit of its own needs; the kernel refuses that (EBUSY) as long as another
         # cgroup below, as BASE does, hands it on.
@@ -410,15 +425,22 @@ def _settings(limits: Limits, disk: str) -> Iterator[_Setting]:
 
 
 def _set(path: str, setting: _Setting) -> tuple[str, str]:
-    """Write a limit and see what the kernel made of it: it rounds to pages, and cuts what is beyond its range."""
-    file = f"{path}/{setting.file}"
+    """Write a limit and see what became of it."""
     try:
-        _write(file, setting.value)
-        got = _effective(setting, _read(file))
+        _write(f"{path}/{setting.file}", setting.value)
     except FileNotFoundError:
         return NOT_ENFORCEABLE, f"there is no {setting.file}"
     except OSError as error:
         return NOT_ENFORCEABLE, f"{setting.file} = {setting.value}: {reason(error)}"
+    return _see(path, setting)
+
+
+def _see(path: str, setting: _Setting) -> tuple[str, str]:
+    """What the kernel made of a limit that was written: it rounds to pages, and cuts what is beyond its range."""
+    text = _read(f"{path}/{setting.file}")
+    if not text:
+        return NOT_ENFORCEABLE, f"{setting.file} is not set"
+    got = _effective(setting, text)
     if got == setting.value:
         return ENFORCED, f"{setting.file} = {got}"
     return ADJUSTED, f"{setting.file} = {got}, not {setting.value}"

@@ -16,12 +16,16 @@ from common import syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
 from common.imports import seal
 from common.records import NamedTuple
-from stage1 import mounts, poddir
+from stage1 import boot, mounts, poddir
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
+from stage1.limits import Limits
 from stage1.plan import ON_ANY_FAILURE
 from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
+from stage1.systemd.given import booted
+from stage1.systemd.membership import Membership
+from stage1.systemd.registrar import announce
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
 NETWORKS = False
@@ -135,6 +139,8 @@ def _refuse(pod: PreparedPod) -> None:
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's only app. Returns by LaunchError only; the process is of no use for anything else then."""
     app = pod.apps[0]
+    if booted():
+        announce(boot.begin_registrar(), pod, Limits(), machine=False)
     planned = plan(pod)
     if pod.debug:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
@@ -147,6 +153,8 @@ def run(pod: PreparedPod) -> NoReturn:
     root = planned.root.attach()
     for step, source in zip(planned.steps, sources, strict=True):
         step.apply(root, source)
+    if booted():
+        _join_unit(pod)
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
     seal()
@@ -156,6 +164,14 @@ def run(pod: PreparedPod) -> NoReturn:
         if handler.name == "pre-start":
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
     launch(spec)
+
+
+def _join_unit(pod: PreparedPod) -> None:
+    """Into a scope of the pod's own, if it is to have one; the app is to have no child that it does not know."""
+    registrar = boot.begin_registrar()
+    membership = Membership("run", pod.directory, registrar.channel, registrar.pid)
+    membership.join()
+    membership.leave()
 
 
 def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int, ...]) -> LaunchSpec:
@@ -234,6 +250,13 @@ def stop(directory: str, *, force: bool) -> None:
         return
     for pid, started in members(directory, leader):
         send(pid, started, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def send_signal(directory: str, app: str, number: int) -> None:
+    """To the leader, which is the only app."""
+    leader = poddir.read_leader(directory)
+    if leader is None or leader.boot_id != poddir.boot_id() or not send(leader.pid, leader.start_time, number):
+        raise PodError("the pod isn't currently running")
 
 
 def members(directory: str, leader: poddir.Leader) -> Iterator[tuple[int, int]]:

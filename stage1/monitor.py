@@ -14,7 +14,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
@@ -23,9 +23,13 @@ from stage1 import apptree, boot, channel, control, footprint, namespaces, poddi
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
-from stage1.plan import AppPlan, PodPlan, dumps, loads
+from stage1.plan import READY_STARTED, AppPlan, PodPlan, dumps, loads
 from stage1.streams import AppStreams, Foreground, Streams, when_all_written
 from stage1.terminal import Keyboard
+
+if TYPE_CHECKING:
+    from stage1.systemd.membership import Membership
+    from stage1.systemd.service import Service
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -68,7 +72,7 @@ class Monitor:
         self._plan = plan
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
-        self._registrar = registrar
+        self._membership = _membership(command, plan, registrar)
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
@@ -79,12 +83,18 @@ class Monitor:
         """The pod's, once the supervisor has said it."""
         self._idmap: int | None = None
         self._keyboard: Keyboard | None = None
+        self._service: Service | None = None
+        """Where it matters to somebody how the pod fares."""
 
     def run(self) -> int:
         """The pod's exit status. LaunchError when it cannot be started; nothing of it is left then."""
         self._hide()
         plan = self._plan
-        self._cgroup = PodCgroup.create(plan.directory, plan.uuid, plan.limits, self._owner(), plan.worker)
+        scope = self._membership is not None and self._membership.join()
+        helpers = [pid for pid in (plan.worker, plan.registrar) if pid]
+        self._cgroup = PodCgroup.create(
+            plan.directory, plan.uuid, plan.limits, self._owner(), helpers=helpers, scope=scope
+        )
         try:
             self._supervisor = self._clone()
             self._loop = Loop()
@@ -151,20 +161,37 @@ class Monitor:
                 self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
+        if self._membership is not None:
+            self._membership.watch(self._loop, self._ask_to_end)
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
         self._loop.add(self._supervisor.channel.fileno(), select.EPOLLIN, lambda _events: self._hear())
+        if self._plan.given.notify or self._plan.ready != READY_STARTED or any(map(_speaks, self._plan.apps)):
+            self._serve_as_service()
         if self._worker is None:
             self._start_all()
         else:
             self._attach_to_networks(self._worker)
         self._loop.run()
 
+    def _serve_as_service(self) -> Service:
+        from stage1.systemd.service import Service
+
+        self._service = Service(self._loop, self._plan, self._is_ready, self._tell)
+        return self._service
+
     def _terminate(self, number: int) -> None:
         self._asked = number
+        self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        if self._service is not None:
+            self._service.stopping()
         self._tell("terminate")
 
     def _attach_to_networks(self, worker: channel.Channel) -> None:
         """Have it done; the apps are started when it is."""
+        if self._service is not None:
+            self._service.status("attaching to networks")
         try:
             namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
         except FileNotFoundError:
@@ -205,6 +232,8 @@ class Monitor:
             pass  # The engine's child, and not ours.
 
     def _start_all(self) -> None:
+        if self._membership is not None:
+            self._membership.announce(self._supervisor.pid)
         for app in self._apps.values():
             self._start(app)
         self._tell("sealed")
@@ -232,6 +261,8 @@ class Monitor:
         streams = app.streams = self._streams(plan)
         if plan.launch.owns_streams:
             self._give_to_pod(streams.child_fds())
+        if self._service is not None or _speaks(plan):
+            (self._service or self._serve_as_service()).listen(plan)
         opened = [channel.memory_file(dumps(plan))]
         null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
@@ -269,7 +300,10 @@ class Monitor:
         text, fds = self._supervisor.channel.receive()
         verb, _, rest = text.partition(" ")
         if verb == "ready":
-            self._is_ready()
+            gc.enable()
+            (self._is_ready if self._service is None else self._service.all_started)()
+        elif verb == "pong" and self._service is not None:
+            self._service.alive()
         elif verb == "over":
             self._status = int(rest)
         elif verb == "broken":
@@ -285,13 +319,14 @@ class Monitor:
 
     def _is_ready(self) -> None:
         os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
-        gc.enable()
 
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
+        if self._service is not None:
+            self._service.started(app.plan)
 
     def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
         if app.streams is None or not fds:
@@ -299,9 +334,7 @@ class Monitor:
         app.streams.set_terminal(fds.pop())
         if self._plan.interactive and self._keyboard is None:
             streams = app.streams
-            self._keyboard = Keyboard(
-                self._loop, lambda: streams.input, resize=streams.resize, leave=lambda: self._tell("terminate")
-            )
+            self._keyboard = Keyboard(self._loop, lambda: streams.input, resize=streams.resize, leave=self._ask_to_end)
         elif self._keyboard is not None:
             self._keyboard.update_size()
 
@@ -319,6 +352,11 @@ class Monitor:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
         self._write_status(app, [*words, *(["stopped"] if stopped else [])])
+        if self._service is not None:
+            how = (
+                "ended" if not status or stopped else "ran out of memory" if oom else f"failed ({' '.join(words[:3])})"
+            )
+            self._service.ended(app.plan, how, bool(again))
         if again:
             app.state = RUNNING
         elif app.streams is not None and not app.plan.post_stop:
@@ -355,6 +393,8 @@ class Monitor:
     def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if op == "states":
             return {"states": {app.plan.name: app.state for app in self._apps.values()}}
+        if op == "signal":
+            return self._signal(asked["signal"], name)
         if op == "add":
             return self._add(loads(channel.read_memory_file(fds.pop())))
         app = self._apps.get(name)
@@ -372,6 +412,15 @@ class Monitor:
         elif op in ("stop", "kill", "restart"):
             _require_running(app)
             self._tell(f"{op} {name}")
+        return {}
+
+    def _signal(self, number: int, name: str) -> dict[str, Any]:
+        """To the main process of every app, or of one, which has to run then."""
+        if name:
+            if name not in self._apps:
+                raise PodError(f'no app "{name}" in the pod')
+            _require_running(self._apps[name])
+        self._tell(f"signal {number:d} {name}".rstrip())
         return {}
 
     def _attach(self, app: _App, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -413,6 +462,8 @@ class Monitor:
         self._tell(f"remove {app.plan.name}")
         if app.streams is not None:
             app.streams.close()
+        if self._service is not None:
+            self._service.removed(app.plan.name)
         self._cgroup.remove_app(app.plan.name)
         del self._apps[app.plan.name]
 
@@ -422,6 +473,9 @@ class Monitor:
         """The pod is over, one way or another: nothing of it may be left, and nothing it said be lost."""
         if self._keyboard is not None:
             self._keyboard.close()
+        if self._service is not None:
+            self._service.stopping()
+            self._service.close()
         self._loop.remove(self._supervisor.channel.fileno())
         os.kill(self._supervisor.pid, signal.SIGKILL)
         _, status = os.waitpid(self._supervisor.pid, 0)
@@ -440,6 +494,8 @@ class Monitor:
                 os.unlink(f"{self._plan.directory}/{name}")
             except FileNotFoundError:
                 pass
+        if self._membership is not None:
+            self._membership.leave()
         if self._plan.worker:
             self._let_go_of_worker()
             self._detach_from_networks()
@@ -500,6 +556,19 @@ class Monitor:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+
+
+def _speaks(plan: AppPlan) -> bool:
+    """Whether an app has something to tell that the pod's being ready depends on."""
+    return "notify" in plan.sockets or plan.health is not None
+
+
+def _membership(command: str, plan: PodPlan, registrar: channel.Channel | None) -> Membership | None:
+    if registrar is None:
+        return None
+    from stage1.systemd.membership import Membership
+
+    return Membership(command, plan.directory, registrar, plan.registrar)
 
 
 def _require_running(app: _App) -> AppStreams:

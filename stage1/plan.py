@@ -19,6 +19,8 @@ from stage2.launch import LaunchSpec
 
 ON_ANY_FAILURE, ON_ANY, UNTIL_ALL = EXIT_POLICIES = ("on-any-failure", "on-any", "until-all")
 """What ends a pod before all its apps have ended: an app that fails (as rkt has it), any app that ends, or nothing."""
+READY_STARTED, READY_NOTIFY, HEALTHY = READINESS = ("started", "notify", "healthy")
+"""When a pod is ready: its apps have been executed, have said so themselves, or pass their health checks."""
 
 
 class Restart(NamedTuple):
@@ -28,6 +30,21 @@ class Restart(NamedTuple):
     """"no", "on-failure" or "always"."""
     limit: int = 0
     """How many times at most; 0 for no limit."""
+
+
+class Health(NamedTuple):
+    """How to tell whether an app is well. Times are seconds."""
+
+    argv: tuple[str, ...]
+    """A command beside the app that ends with 0 when it is."""
+    interval: float = 30.0
+    timeout: float = 30.0
+    retries: int = 3
+    """Failures in a row that make it unhealthy."""
+    start_period: float = 0.0
+    """From the start of the app, in which failures do not count."""
+    on_failure: str = "none"
+    """What follows when it becomes unhealthy: "none", "kill", "restart" or "stop"."""
 
 
 class AppPlan(NamedTuple):
@@ -46,6 +63,9 @@ class AppPlan(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     limits: Limits = Limits()
+    sockets: tuple[str, ...] = ()
+    """The sockets of the monitor's that it has, by the names of `stage1.appsockets`."""
+    health: Health | None = None
 
 
 class PodPlan(NamedTuple):
@@ -79,6 +99,8 @@ class PodPlan(NamedTuple):
     """The one given with --pod-name."""
     given: Given = Given()
     """What the service manager handed over. Its sockets come with the plan, after all other descriptors."""
+    ready: str = READY_STARTED
+    """What being ready means, one of READINESS."""
 
 
 class EnterPlan(NamedTuple):
@@ -96,12 +118,15 @@ class EnterPlan(NamedTuple):
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, Given, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot,
-        *mounts.STEPS, *kernelfs.STEPS,
+        AppPlan, PodPlan, EnterPlan, Restart, Health, Streams, Limits, Given, LaunchSpec, rootfs.OverlayRoot,
+        rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS,
     )
 }  # fmt: skip
-_OF_NETWORKS = ("NetworkPlan", "Network", "Names", "Port")
-"""Types of `stage1.network.plan`, which is not for processes that stay as long as the pod."""
+_ELSEWHERE = {
+    **dict.fromkeys(("NetworkPlan", "Network", "Names", "Port"), "stage1.network.plan"),
+    "Registration": "stage1.systemd.registrar",
+}
+"""Types of modules that are not for processes that stay as long as the pod."""
 
 
 def dumps(value: Any) -> bytes:
@@ -139,10 +164,10 @@ def _decode(value: Any) -> Any:
 
 
 def _type(name: object) -> type[Any]:
-    if name in _OF_NETWORKS:
-        from stage1.network import plan
+    if name in _ELSEWHERE:
+        import importlib
 
-        found: type[Any] = getattr(plan, str(name))
+        found: type[Any] = getattr(importlib.import_module(_ELSEWHERE[str(name)]), str(name))
         return found
     if not isinstance(name, str) or name not in _TYPES:
         raise ValueError(f"no part of a plan: {name!r}")

@@ -9,10 +9,10 @@ import subprocess
 import pytest
 
 from stage0 import grammar, main
-from stage0.commands import gc, run
+from stage0.commands import gc, image, run
 
 UNITS = pathlib.Path(__file__).parent.parent / "systemd-units"
-COMMANDS = {"gc": gc.command}
+COMMANDS = {"gc": gc.command, "image gc": image.gc}
 
 
 def commands(unit: pathlib.Path) -> list[list[str]]:

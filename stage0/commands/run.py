@@ -10,6 +10,7 @@ from common.errors import UsageError
 from stage0 import config, grammar, options
 from stage0.config import Config
 from stage0.grammar import Request
+from stage0.notices import warn
 from stage0.options import Flag, Values
 from stage1.systemd import given
 
@@ -34,6 +35,7 @@ FLAGS = {
         ],
     ),
 }
+_SAID = "/run/rkpy/without-systemd"
 DEFAULT_FLAVOUR = "nspawn"
 _RKT_FLAVOURS = {"fly": "fly", "coreos": "nspawn", "host": "nspawn", "src": "nspawn", "kvm": "kvm"}
 
@@ -42,6 +44,10 @@ def run(words: Sequence[str]) -> int:
     """`rkpy run`; does not return when the pod starts: this process becomes it."""
     request, settings = parse("run", words, FLAGS["run"])
     name = flavour(request.flags, settings.stage1)
+    if request.flags.boolean("detach"):
+        from stage0 import detached
+
+        return detached.run(request, settings, name)
     _begin(name, request.flags)
     from stage0 import starting
 
@@ -59,6 +65,10 @@ def prepare_pod(words: Sequence[str]) -> int:
 def run_prepared(words: Sequence[str]) -> int:
     """`rkpy run-prepared UUID`."""
     request, settings = parse("run-prepared", words, FLAGS["run-prepared"], arguments=False)
+    if request.flags.boolean("detach"):
+        from stage0 import detached
+
+        return detached.again("run-prepared", request, settings, _uuid(request))
     from stage0 import starting
 
     return starting.run_prepared(request, settings, _uuid(request))
@@ -67,6 +77,10 @@ def run_prepared(words: Sequence[str]) -> int:
 def start(words: Sequence[str]) -> int:
     """`rkpy start UUID`: run a pod that has exited once more."""
     request, settings = parse("start", words, FLAGS["start"], arguments=False)
+    if request.flags.boolean("detach"):
+        from stage0 import detached
+
+        return detached.again("start", request, settings, _uuid(request))
     from stage0 import starting
 
     return starting.start(request, settings, _uuid(request))
@@ -75,6 +89,8 @@ def start(words: Sequence[str]) -> int:
 def sandbox(words: Sequence[str]) -> int:
     """`rkpy app sandbox`: a pod without apps, to which some can be added while it runs."""
     request, settings = parse("app sandbox", words, FLAGS["app sandbox"], flags_are_the_pods=True)
+    if request.flags.boolean("detach"):
+        raise UsageError("app sandbox: --detach is for pods with apps", hint="systemd-run rkpy app sandbox does it")
     if request.images:
         raise UsageError("app sandbox takes no images", hint="add them with rkpy app add")
     name = flavour(request.flags, settings.stage1)
@@ -133,6 +149,21 @@ def flavour(flags: Values, configured: str) -> str:
 def _begin(name: str, flags: Values) -> None:
     from stage1 import boot
 
+    systemd = given.booted()
+    if not systemd:
+        _say_once("systemd is not running here: pods have no unit, no machine and no journal")
     if name in boot.FLAVOURS:
         net = flags.get("net") or "default"
-        boot.begin("run", networks=net not in ("none", "host") and not net.startswith("ns:"))
+        boot.begin("run", networks=net not in ("none", "host") and not net.startswith("ns:"), systemd=systemd)
+    elif systemd:
+        boot.begin_registrar()
+
+
+def _say_once(text: str) -> None:
+    """Once until the machine is booted anew: it is nothing that changes meanwhile."""
+    try:
+        os.makedirs(os.path.dirname(_SAID), exist_ok=True)
+        os.close(os.open(_SAID, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError:
+        return
+    warn(text)

@@ -1,0 +1,138 @@
+"""The monitor's end of the system bus: systemd asks here for the pod's scope to be stopped.
+
+A scope with a controller is not simply killed: systemd sends the controller a signal, RequestStop, and waits
+(org.freedesktop.systemd1(5), "Scope Unit Objects"). So the apps get their own stop signals in their own time. The
+connection was made by the registrar with a library; all that is left is to recognize two kinds of message.
+"""
+
+from __future__ import annotations
+
+import select
+import struct
+from _socket import MSG_DONTWAIT
+from _socket import socket as Socket  # noqa: N812
+from collections.abc import Callable, Iterator
+
+from stage1.loop import Loop
+
+_LARGEST = 1 << 16
+"""Bytes of a message that is looked at; ours have a few hundred. Longer ones are passed over."""
+_CHUNK = 1 << 16
+_PATH, _INTERFACE, _MEMBER, _SENDER = 1, 2, 3, 7
+"""Header fields (D-Bus specification, "Message Format")."""
+_SIGNAL = 4
+
+
+class Controller:
+    """Watches the bus until the pod's end."""
+
+    def __init__(
+        self, loop: Loop, fd: int, systemd: str, *, stop: Callable[[], None], lost: Callable[[], None]
+    ) -> None:
+        """`fd` is ours from now on; `systemd` is the unique name of who may ask for `stop`. `lost`: the bus is gone."""
+        self._loop = loop
+        self._socket = Socket(fileno=fd)
+        self._systemd = systemd
+        self._stop = stop
+        self._lost = lost
+        self._data = bytearray()
+        self._skip = 0
+        self._open = True
+        loop.add(fd, select.EPOLLIN, lambda _events: self._receive())
+
+    def send(self, message: bytes) -> None:
+        """A message without an answer. Whether it arrives does not matter enough to wait for it."""
+        if self._open:
+            try:
+                self._socket.send(message, MSG_DONTWAIT)
+            except OSError:
+                self.close()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._loop.remove(self._socket.fileno())
+            self._socket.close()
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(_CHUNK, MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            self._lost()
+            return
+        dropped = min(self._skip, len(data))
+        self._skip -= dropped
+        self._data += data[dropped:]
+        for message in self._messages():
+            self._look_at(message)
+
+    def _messages(self) -> Iterator[bytes]:
+        """Whole messages out of what was received."""
+        while len(self._data) >= 16:
+            order = "<" if self._data[:1] == b"l" else ">"
+            body, _, fields = struct.unpack_from(f"{order}III", self._data, 4)
+            length = 16 + (fields + 7) // 8 * 8 + body
+            if length > _LARGEST:
+                self._skip = max(0, length - len(self._data))
+                del self._data[:length]
+            elif length > len(self._data):
+                return
+            else:
+                yield bytes(self._data[:length])
+                del self._data[:length]
+
+    def _look_at(self, message: bytes) -> None:
+        """Anybody on the bus may send us signals; who sent one is the bus's own word."""
+        if message[1] != _SIGNAL:
+            return
+        try:
+            fields, body = parse(message)
+        except (struct.error, IndexError, UnicodeDecodeError):
+            return
+        sender, member = fields.get(_SENDER), fields.get(_MEMBER)
+        if sender == self._systemd and member == "RequestStop":
+            self._stop()
+        elif sender == "org.freedesktop.DBus" and member == "NameOwnerChanged":
+            # systemd was executed anew (systemctl daemon-reexec), and connected again.
+            name, _, new = body
+            if name == "org.freedesktop.systemd1" and new:
+                self._systemd = new
+
+
+def parse(message: bytes) -> tuple[dict[int, str], tuple[str, str, str]]:
+    """The textual header fields of a message, and its body if that is three strings. Raises struct.error, IndexError
+    or UnicodeDecodeError for what is no message."""
+    order = "<" if message[:1] == b"l" else ">"
+    (length,) = struct.unpack_from(f"{order}I", message, 12)
+    at, end = 16, 16 + length
+    fields: dict[int, str] = {}
+    while at < end:
+        at = (at + 7) // 8 * 8
+        code, kind = message[at], message[at + 2 : at + 3]
+        at += 4  # the code, and the value's signature: its length, one letter, a zero byte
+        if kind in (b"s", b"o"):
+            fields[code], at = _string(message, at, order)
+        elif kind == b"g":
+            at += 2 + message[at]
+        else:
+            at = (at + 3) // 4 * 4 + 4
+    at = (end + 7) // 8 * 8
+    texts: list[str] = []
+    while at < len(message) and len(texts) < 3:
+        text, at = _string(message, at, order)
+        texts.append(text)
+    one, two, three = (*texts, "", "", "")[:3]
+    return fields, (one, two, three)
+
+
+def _string(message: bytes, at: int, order: str) -> tuple[str, int]:
+    at = (at + 3) // 4 * 4
+    (length,) = struct.unpack_from(f"{order}I", message, at)
+    if at + 4 + length > len(message):
+        raise IndexError(at)
+    return message[at + 4 : at + 4 + length].decode(), at + 5 + length

@@ -1,0 +1,126 @@
+"""A pod's place among systemd's units and machines, as the process sees it that is the pod."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from _socket import AF_UNIX, SOCK_STREAM
+from _socket import socket as Socket  # noqa: N812
+from collections.abc import Callable
+from contextlib import suppress
+
+from common.errors import reason
+from stage1 import boot, channel, poddir
+from stage1.channel import Channel
+from stage1.loop import Loop
+from stage1.systemd.controller import Controller
+
+_PRIVATE = "/run/systemd/private"
+"""Where PID 1 listens to root without a bus."""
+
+
+class Membership:
+    """Goes through `join`, `watch`, `announce` and `leave`. Nothing here ever fails: a pod runs without it, too."""
+
+    def __init__(self, command: str, directory: str, registrar: Channel, pid: int) -> None:
+        self._command = command
+        self._directory = directory
+        self._registrar: Channel | None = registrar
+        self._pid = pid
+        self._bus = -1
+        self._systemd = ""
+        self._loop: Loop | None = None
+        self._controller: Controller | None = None
+        self._farewell = b""
+        self._giving_up = b""
+
+    def join(self) -> bool:
+        """Wait until the registrar has done its part; whether this process is in a scope of the pod's now."""
+        text, fds = self._hear()
+        verb, _, rest = text.partition(" ")
+        if verb not in ("scoped", "kept"):
+            boot.complain(self._command, f"the pod is not registered with systemd: {rest or 'nobody answers'}")
+            self._dismiss()
+            return False
+        self._bus = fds[0]
+        unit, _, self._systemd = rest.partition(" ")
+        _write(self._directory, poddir.UNIT, unit)
+        if verb == "scoped":
+            self._giving_up = channel.read_memory_file(fds[1])
+        return verb == "scoped"
+
+    def watch(self, loop: Loop, stop: Callable[[], None]) -> None:
+        """Let systemd ask for the pod's end."""
+        self._loop = loop
+        if self._bus >= 0:
+            self._controller = Controller(loop, self._bus, self._systemd, stop=stop, lost=self._abandon)
+
+    def _abandon(self) -> None:
+        """Without the bus systemd cannot ask us any more, and would wait for us in vain. A scope that its controller
+        gave up is stopped by SIGTERM, as any other; PID 1 itself is told, on its private socket."""
+        if not self._giving_up:
+            return
+        socket = Socket(AF_UNIX, SOCK_STREAM, 0)
+        try:
+            socket.settimeout(1)
+            socket.connect(_PRIVATE)
+            socket.send(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n" + self._giving_up)
+            socket.recv(64)
+        except OSError as error:
+            why = f"{_PRIVATE}: {reason(error)}"
+            boot.complain(self._command, f"the pod will not hear that its scope is to be stopped: {why}")
+        finally:
+            socket.close()
+
+    def announce(self, leader: int) -> None:
+        """The pod has its namespaces and networks: it can be a machine."""
+        registrar = self._registrar
+        if registrar is None or self._loop is None:
+            return
+        with suppress(OSError):
+            registrar.send(f"machine {leader}")
+        self._loop.add(registrar.fileno(), select.EPOLLIN, lambda _events: self._hear_of_machine())
+
+    def _hear_of_machine(self) -> None:
+        text, fds = self._hear()
+        verb, _, rest = text.partition(" ")
+        if verb == "machine":
+            self._farewell = channel.read_memory_file(fds[0])
+            _write(self._directory, poddir.MACHINE, rest)
+        elif verb == "unknown":
+            boot.complain(self._command, f"the pod is not registered with machined: {rest}")
+        self._dismiss()
+
+    def leave(self) -> None:
+        """The pod is over. The scope goes by itself, with its last process; a service may stay, and with it what was
+        registered."""
+        self._dismiss()
+        if self._controller is not None:
+            if self._farewell:
+                self._controller.send(self._farewell)
+            self._controller.close()
+
+    def _hear(self) -> tuple[str, list[int]]:
+        try:
+            return self._registrar.receive() if self._registrar is not None else ("", [])
+        except OSError:
+            return "", []
+
+    def _dismiss(self) -> None:
+        """It has nothing more to do, or nobody waits for it."""
+        registrar, self._registrar = self._registrar, None
+        if registrar is None:
+            return
+        if self._loop is not None:
+            self._loop.remove(registrar.fileno())
+        registrar.close()
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+
+
+def _write(directory: str, name: str, text: str) -> None:
+    """For `list` and `status` only."""
+    with suppress(OSError), open(f"{directory}/{name}", "w", encoding="utf-8") as file:
+        file.write(f"{text}\n")

@@ -1,0 +1,266 @@
+"""The process that makes a pod known to systemd: a scope of its own, or the service it was started in, and a machine.
+
+Forked when rkpy starts, like the network's worker: it loads what it needs and connects while the engine is at work. It
+is the child of the process that becomes the pod, and over as soon as the pod is registered.
+
+It hears, from the engine and then from the monitor (descriptors in brackets):
+    pod [registration]  a Registration
+    machine LEADER      the pod's leader exists and is attached to its networks; only for pods that are machines
+It says, to the monitor (under fly, to the engine):
+    scoped UNIT SYSTEMD [bus call]    the monitor is in its scope. By the bus's socket systemd, under that unique name,
+                        asks for the scope to be stopped; the call, a memory file, says that nobody listens any more
+    kept UNIT [bus]     it stays in the unit it was started in
+    apart TEXT          there is no scope, for this reason; nothing follows
+    machine NAME [call] registered with machined; the call, a memory file, takes it back
+    unknown TEXT        not registered with machined, for this reason
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from common.errors import RkpyError, SystemdError, located
+from common.records import NamedTuple
+from stage1 import channel
+from stage1.channel import Channel
+from stage1.limits import Limits
+from stage1.systemd import bus, units
+from stage1.systemd.bus import MACHINED, SYSTEMD, Bus
+from stage1.systemd.units import Property
+
+if TYPE_CHECKING:
+    from stage1.flavour import PreparedPod
+
+TIMEOUT = 10.0
+"""Seconds that systemd may take for one answer: whoever starts a pod is waiting."""
+SERVICE, CLASS = "rkpy", "container"
+"""How machined has pods."""
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+"""A terminal sends them to us too; it is the monitor that decides, and lets go of our channel when we are to end."""
+JOBS = f"type='signal',sender='{SYSTEMD[0]}',interface='{SYSTEMD[2]}',member='JobRemoved'"
+_SYSTEMDS = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{SYSTEMD[0]}'"
+_START = "ssa(sv)a(sa(sv))"
+_UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
+_MACHINE_EXISTS = "org.freedesktop.machine1.MachineExists"
+_MACHINE = "org.freedesktop.machine1.Machine"
+
+
+class Registrar(NamedTuple):
+    """The registrar as its parent, the engine and the monitor see it."""
+
+    pid: int
+    channel: Channel
+
+
+class Registration(NamedTuple):
+    """A pod as systemd is to know it."""
+
+    uuid: str
+    name: str
+    directory: str
+    """The pod directory."""
+    root: str
+    """What machined is told to be the root directory."""
+    keep: bool
+    """Whether it stays in the unit it was started in."""
+    machine: bool
+    """Whether it is registered with machined."""
+    stop_timeout: int
+    limits: Limits = Limits()
+    disk: str = ""
+    """The device that the pod's files are on, a path."""
+
+
+def begin() -> Registrar:
+    """Fork the registrar. It ends by itself once nobody holds the other end of its channel."""
+    ours, theirs = channel.pair()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        # Whatever happens: nobody of the callers' is to run here.
+        os._exit(_main(theirs, parent))
+    theirs.close()
+    return Registrar(pid, ours)
+
+
+def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, machine: bool) -> None:
+    """Tell the registrar of the pod; `machine`: of what kind it is, whatever was asked for."""
+    from stage1 import cgroup, poddir
+    from stage1.plan import dumps
+
+    disk = cgroup.disk(pod.directory)
+    keep = units.stays(pod.keep_unit)
+    registration = Registration(
+        uuid=pod.uuid,
+        name=pod.name,
+        directory=pod.directory,
+        root=poddir.rootfs(pod.directory, pod.apps[0].name) if len(pod.apps) == 1 else pod.directory,
+        keep=keep,
+        # machined finds a machine's unit by its leader's cgroup, which is nowhere in a unit that is not ours to divide.
+        machine=machine and pod.register and (not keep or cgroup.find().delegated),
+        stop_timeout=pod.stop_timeout,
+        limits=limits,
+        disk=f"/dev/block/{disk}" if disk else "",
+    )
+    with suppress(BrokenPipeError, ConnectionResetError):  # It has failed already, and said why.
+        registrar.channel.send("pod", (channel.memory_file(dumps(registration)),))
+
+
+def _main(source: Channel, parent: int) -> int:
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        _work(source, parent)
+    except RkpyError as error:
+        _send(source, f"apart {error}")
+    except OSError as error:
+        _send(source, f"apart {located(error)}")
+    except Exception as error:
+        # Whoever waits for us has to hear of it.
+        _send(source, f"apart {error!r}")
+    return 0
+
+
+def _send(source: Channel, text: str, fds: tuple[int, ...] = ()) -> bool:
+    try:
+        source.send(text, fds)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
+
+
+def _work(source: Channel, parent: int) -> None:
+    connection = Bus(timeout=TIMEOUT)
+    connection.listen(JOBS)
+    systemd = connection.owner(SYSTEMD[0])
+    message, fds = source.receive()
+    if message != "pod":
+        return
+    from stage1.plan import loads
+
+    pod: Registration = loads(channel.read_memory_file(fds[0]))
+    unit = "" if pod.keep else make_scope(connection, pod, parent)
+    connection.ignore(JOBS)
+    connection.listen(_SYSTEMDS)
+    connected = connection.socket.fileno()
+    if unit:
+        giving_up = channel.memory_file(bus.call_without_answer(SYSTEMD, "AbandonScope", "s", (unit,)))
+        said = _send(source, f"scoped {unit} {systemd}", (connected, giving_up))
+    else:
+        said = _send(source, f"kept {units.own()}", (connected,))
+    if said and pod.machine:
+        # The monitor reads what comes from that connection; ours is another from now on.
+        connection.close()
+        _register(Bus(timeout=TIMEOUT), pod, source)
+
+
+# The scope
+
+
+def make_scope(connection: Bus, pod: Registration, pid: int) -> str:
+    """Put the process into a scope for the pod; its name. Raises SystemdError."""
+    properties = [
+        *units.about(pod.uuid, pod.name, pod.directory),
+        *units.of_scope(pid, connection.name if pod.machine else "", pod.stop_timeout),
+        *units.resources(pod.limits, pod.disk),
+    ]
+    unit, job = start(connection, units.names(pod.uuid, pod.name, "scope"), properties)
+    require_done(connection, unit, job)
+    return unit
+
+
+def start(connection: Bus, names: list[str], properties: list[Property]) -> tuple[str, str]:
+    """Have a transient unit started, by the first of `names` that is free: its name and the job. Raises
+    SystemdError."""
+    packed = [[name, bus.variant(signature, value)] for name, signature, value in properties]
+    while True:
+        unit = names.pop(0)
+        try:
+            return unit, connection.call(SYSTEMD, "StartTransientUnit", _START, (unit, "fail", packed, []))[0]
+        except SystemdError as error:
+            # One of that name lies about, or somebody else's pod has it.
+            if error.name != _UNIT_EXISTS or not names:
+                raise
+
+
+def require_done(connection: Bus, unit: str, job: str) -> None:
+    """Wait for the end of a job; the connection hears of JOBS. Raises SystemdError when it has failed."""
+    result = connection.wait(lambda signal: signal.member == "JobRemoved" and signal.body[1] == job).body[3]
+    if result != "done":
+        raise SystemdError(f"systemd could not start {unit}: {result}")
+
+
+# The machine
+
+
+def _register(connection: Bus, pod: Registration, source: Channel) -> None:
+    message, _ = source.receive()
+    verb, _, leader = message.partition(" ")
+    if verb != "machine":
+        return
+    try:
+        name = register(connection, pod, int(leader))
+    except SystemdError as error:
+        _send(source, f"unknown {error}")
+        return
+    call = channel.memory_file(bus.call_without_answer(MACHINED, "UnregisterMachine", "s", (name,)))
+    _send(source, f"machine {name}", (call,))
+
+
+def register(connection: Bus, pod: Registration, leader: int) -> str:
+    """Make the pod a machine; its name. Raises SystemdError."""
+    names = [*([pod.name] if pod.name else []), f"rkpy-{pod.uuid}"]
+    for name in names:
+        arguments = (
+            name, bytes.fromhex(pod.uuid.replace("-", "")), SERVICE, CLASS, leader, pod.root,
+            list(_interfaces(pod.directory)),
+        )  # fmt: skip
+        for _ in range(2):
+            try:
+                connection.call(MACHINED, "RegisterMachineWithNetwork", "sayssusai", arguments)
+                return name
+            except SystemdError as error:
+                if error.name != _MACHINE_EXISTS:
+                    raise
+                if not _forget_dead(connection, name):
+                    break
+    raise SystemdError(f"there is a machine {names[-1]} already")
+
+
+def _forget_dead(connection: Bus, name: str) -> bool:
+    """Unregister a machine whose leader is gone: one in a service stays when its pod was killed."""
+    try:
+        path = connection.call(MACHINED, "GetMachine", "s", (name,))[0]
+        leader = connection.get(MACHINED[0], path, _MACHINE, "Leader")
+        if os.path.exists(f"/proc/{leader}"):
+            return False
+        connection.call(MACHINED, "UnregisterMachine", "s", (name,))
+    except SystemdError:
+        pass  # It has just gone.
+    return True
+
+
+def _interfaces(directory: str) -> Iterator[int]:
+    """The host's ends of the pod's networks."""
+    from stage1.network import record
+
+    done = record.read(directory)
+    for attachment in done.attachments if done is not None else ():
+        result: dict[str, Any] = json.loads(attachment.result or "{}")
+        for interface in result.get("interfaces", ()):
+            if not interface.get("sandbox"):
+                yield from _index(interface["name"])
+
+
+def _index(name: str) -> Iterator[int]:
+    try:
+        with open(f"/sys/class/net/{name}/ifindex", encoding="ascii") as file:
+            yield int(file.read())
+    except OSError:
+        pass
