@@ -22,11 +22,11 @@ _USAGE = {
     "app sandbox": "[OPTIONS]",
     "app add": "[OPTIONS] UUID IMAGE [-- ARGS...]",
     "start": "[OPTIONS] UUID",
+    "systemd": "UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
     "unit check": "[FILE ...]",
     "unit generate": "NORMAL [EARLY LATE]",
     "unit list": "[OPTIONS]",
     "unit show": "NAME|FILE",
-    "systemd": "UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
     "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",
 }
 
