@@ -88,6 +88,7 @@ BEHAVIOUR = (
     Flag("pod-name", STRING, "name of the pod, to be used instead of its UUID"),
     Flag("exit-policy", STRING, "what ends the pod: on-any-failure, on-any or until-all", "on-any-failure"),
     Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
+    Flag("log-driver", STRING, "where the apps' output is kept: auto, journald or file", "auto"),
     Flag("ready", STRING, "when the pod is ready: started, notify or healthy", "started"),
 )
 
@@ -115,6 +116,8 @@ RUNTIME = (
     Flag("dns-domain", STRING, "DNS domain"),
     Flag("hosts-entry", LIST, "entry for /etc/hosts in the form IP=HOST, or host for the host's file"),
     Flag("hostname", STRING, "host name of the pod", "rkpy-UUID"),
+    Flag("load-credential", LIST, "credential for the apps in the form ID:PATH"),
+    Flag("set-credential", LIST, "credential for the apps in the form ID:VALUE"),
     Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
     Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),
     Flag("detach", BOOL, "have systemd run the pod, and print its UUID once it is up"),

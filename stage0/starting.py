@@ -12,7 +12,7 @@ from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
 from common.errors import PodError, RkpyError, UsageError, reason
-from stage0 import announce, assemble, behaviour, networking, podnames, prepare, values
+from stage0 import announce, assemble, behaviour, events, networking, podnames, prepare, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
@@ -40,6 +40,7 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
     with _discarded_on_failure(pod):
         prepared = _checked(pod, store, flavour, request, settings, _asked(request))
     pod.to_run()
+    events.prepared(pod.uuid, prepared.name, name)
     _become(pod, flavour, prepared)
 
 
@@ -64,6 +65,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
+            events.prepared(pod.uuid, prepared.name, name)
     return pod
 
 
@@ -228,14 +230,31 @@ def _checked(
         given=request.given,
     )
     prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
+    prepared = prepared._replace(credentials=_credentials(request))
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
+    if request.given.sockets or any(port.socket_activated for app in prepared.apps for port in app.app.ports):
+        from stage0 import activation
+
+        prepared, manifest = activation.settle(prepared, manifest)
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
     for warning in flavour.check(prepared):
         warn(warning)
     save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
+
+
+def _credentials(request: Request) -> int:
+    """As a mount, for the flavour; -1 when there are none."""
+    flags, directory = request.flags, request.given.credentials
+    if not directory and flags.get("load-credential") is None and flags.get("set-credential") is None:
+        return -1
+    from stage0 import credentials
+    from stage1.credentials import pack
+
+    found = credentials.collect(directory, flags)
+    return pack(found) if found else -1
 
 
 def _hostname(flags: Values) -> str:

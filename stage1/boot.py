@@ -194,7 +194,8 @@ def _run() -> _Act:
         value = value._replace(lock_fd=next(fds))
         worker = _channel(next(fds)) if value.worker else None
         registrar = _channel(next(fds)) if value.registrar else None
-        return Monitor("run", value, worker, registrar, tuple(fds)).run()
+        credentials = next(fds) if value.credentials else -1
+        return Monitor("run", value, worker, registrar, credentials, tuple(fds)).run()
 
     return act
 

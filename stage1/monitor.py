@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from common.records import NamedTuple
-from stage1 import apptree, boot, channel, control, footprint, namespaces, poddir, supervisor
+from stage1 import apptree, boot, channel, control, credentials, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
-from stage1.plan import READY_STARTED, AppPlan, PodPlan, dumps, loads
-from stage1.streams import AppStreams, Foreground, Streams, when_all_written
+from stage1.plan import JOURNALD, READY_STARTED, AppPlan, PodPlan, dumps, loads
+from stage1.streams import AppStreams, Foreground, Log, Streams, when_all_written
 from stage1.terminal import Keyboard
 
 if TYPE_CHECKING:
+    from stage1.journallog import PodJournal
     from stage1.systemd.membership import Membership
     from stage1.systemd.service import Service
 
@@ -66,6 +67,7 @@ class Monitor:
         plan: PodPlan,
         worker: channel.Channel | None = None,
         registrar: channel.Channel | None = None,
+        credentials: int = -1,
         sockets: tuple[int, ...] = (),
     ) -> None:
         self._command = command
@@ -73,6 +75,7 @@ class Monitor:
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
         self._membership = _membership(command, plan, registrar)
+        self._credentials = credentials
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
@@ -99,7 +102,12 @@ class Monitor:
             self._supervisor = self._clone()
             self._loop = Loop()
             footprint.keep_small(self._loop)
-            self._foreground = Foreground(self._loop, prefixed=len(self._apps) != 1 or self._plan.mutable)
+            self._journal = self._open_journal()
+            self._foreground = Foreground(
+                self._loop,
+                prefixed=len(self._apps) != 1 or self._plan.mutable,
+                silent=self._plan.given.journal if self._plan.log_driver == JOURNALD else (),
+            )
             try:
                 self._supervise()
             finally:
@@ -108,6 +116,13 @@ class Monitor:
         finally:
             self._cgroup.remove()
         return EXIT_FAILURE if self._status is None else self._status
+
+    def _open_journal(self) -> PodJournal | None:
+        if not self._plan.journal:
+            return None
+        from stage1.journallog import PodJournal
+
+        return PodJournal(self._loop, self._plan)
 
     def _owner(self) -> tuple[int, int] | None:
         first, count = self._plan.private_range
@@ -122,6 +137,8 @@ class Monitor:
             _protect_null()
         except OSError as error:
             raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
+        if self._plan.credentials:
+            credentials.show(self._credentials, poddir.credentials(self._plan.directory))
 
     def _clone(self) -> _Supervisor:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""
@@ -236,6 +253,10 @@ class Monitor:
             self._membership.announce(self._supervisor.pid)
         for app in self._apps.values():
             self._start(app)
+        # What else held a connection would keep it from its end.
+        for fd in self._sockets:
+            os.close(fd)
+        self._sockets = ()
         self._tell("sealed")
         self._report_limits()
 
@@ -263,6 +284,8 @@ class Monitor:
             self._give_to_pod(streams.child_fds())
         if self._service is not None or _speaks(plan):
             (self._service or self._serve_as_service()).listen(plan)
+        if self._journal is not None:
+            self._journal.listen(plan)
         opened = [channel.memory_file(dumps(plan))]
         null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
@@ -270,9 +293,10 @@ class Monitor:
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
-            fds = (opened[0], *stdio, *opened[1:])
+            sockets = (self._sockets[socket.number] for socket in plan.listening)
+            fds = (*opened[:1], *stdio, *opened[1:2], *sockets, *opened[2:])
             if len(fds) > channel.MAX_FDS:
-                raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
+                raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
             self._tell("start", fds)
         finally:
             for fd in (*opened, null):
@@ -289,10 +313,14 @@ class Monitor:
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         if not self._plan.interactive or "tty" in plan.streams:
-            log = LogFile(self._plan.directory, plan.name)
-            return AppStreams(self._loop, plan.name, plan.streams, log=log, foreground=self._foreground)
+            return AppStreams(self._loop, plan.name, plan.streams, log=self._log(plan), foreground=self._foreground)
         modes = Streams(stdin="stream")
         return AppStreams(self._loop, plan.name, modes, foreground=self._foreground, of_caller=True)
+
+    def _log(self, plan: AppPlan) -> Log:
+        if self._plan.log_driver == JOURNALD and self._journal is not None:
+            return self._journal.log(plan)
+        return LogFile(self._plan.directory, plan.name)
 
     # --- what the supervisor says
 
@@ -319,12 +347,17 @@ class Monitor:
 
     def _is_ready(self) -> None:
         os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
+        if self._journal is not None:
+            self._journal.pod_started()
+        gc.enable()
 
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
+        if self._journal is not None:
+            self._journal.app_started(app.plan, pid)
         if self._service is not None:
             self._service.started(app.plan)
 
@@ -352,6 +385,8 @@ class Monitor:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
         self._write_status(app, [*words, *(["stopped"] if stopped else [])])
+        if self._journal is not None:
+            self._journal.app_ended(app.plan, status, number, oom=oom, asked=bool(stopped))
         if self._service is not None:
             how = (
                 "ended" if not status or stopped else "ran out of memory" if oom else f"failed ({' '.join(words[:3])})"
@@ -464,6 +499,8 @@ class Monitor:
             app.streams.close()
         if self._service is not None:
             self._service.removed(app.plan.name)
+        if self._journal is not None:
+            self._journal.removed(app.plan.name)
         self._cgroup.remove_app(app.plan.name)
         del self._apps[app.plan.name]
 
@@ -487,6 +524,8 @@ class Monitor:
                 app.streams.drain()
             if killed and app.state == RUNNING:
                 self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
+                if self._journal is not None:
+                    self._journal.app_ended(app.plan, _KILLED, int(signal.SIGKILL), oom=False, asked=True)
             if app.streams is not None:
                 app.streams.close()
         for name in (poddir.STARTING, poddir.CONTROL):
@@ -501,6 +540,8 @@ class Monitor:
             self._detach_from_networks()
             if not self._attached and self._status == 0:
                 self._status = 128 + self._asked  # No app was run.
+        if self._journal is not None:
+            self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
@@ -551,11 +592,14 @@ class Monitor:
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""
         streams = [app.streams for app in self._apps.values() if app.streams is not None]
-        when_all_written([self._foreground, *streams], self._loop.stop)
+        journals = [] if self._journal is None else [self._journal]
+        when_all_written([self._foreground, *streams, *journals], self._loop.stop)
         for number in _ENDING:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+        if self._journal is not None and (losses := self._journal.losses()):
+            boot.complain(self._command, losses)
 
 
 def _speaks(plan: AppPlan) -> bool:

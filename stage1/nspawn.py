@@ -14,9 +14,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from aci.isolators import NETWORK_BANDWIDTH
-from common import files
+from common import files, journal
 from common.errors import NetworkError, PodError, UsageError
-from stage1 import app_steps, appsockets, boot, cgroup, control, implicit, poddir, resources, restrictions
+from stage1 import app_steps, appsockets, boot, cgroup, control, implicit, logdriver, poddir, resources, restrictions
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
@@ -49,6 +49,7 @@ def check(pod: PreparedPod) -> list[str]:
     volume that cannot be mounted."""
     pod = _as_it_runs(pod)
     _refuse(pod)
+    pod = _with_log_driver(pod, journal.is_there())
     warnings = []
     if pod.published:
         from stage1.network import ports
@@ -69,6 +70,11 @@ def check(pod: PreparedPod) -> list[str]:
     return warnings + _unenforceable(pod)
 
 
+def _with_log_driver(pod: PreparedPod, there: bool) -> PreparedPod:
+    """With the one it will use; `there`: whether there is a journal. Raises LaunchError."""
+    return pod._replace(log_driver=logdriver.choose(pod.log_driver, there=there))
+
+
 def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     """A pod that runs already, and is to have one more app, with the network and the IPC namespace it has."""
     leader = poddir.read_leader(pod.directory)
@@ -79,6 +85,8 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
         net=("host",) if net else ("none",),
         networks=(),
         names=_recorded_names(pod.directory),
+        credentials=_recorded_credentials(pod.directory),
+        log_driver=logdriver.of_pod(pod.directory),
         ipc="parent" if ipc else "private",
     )
 
@@ -144,6 +152,8 @@ def _unenforceable(pod: PreparedPod) -> list[str]:
 
 def plan(pod: PreparedPod) -> PodPlan:
     """`pod` with every decision taken."""
+    there = journal.is_there()
+    pod = _with_log_driver(pod, there)
     return PodPlan(
         uuid=pod.uuid,
         directory=pod.directory,
@@ -163,7 +173,10 @@ def plan(pod: PreparedPod) -> PodPlan:
         debug=pod.debug,
         name=pod.name,
         given=pod.given,
+        log_driver=pod.log_driver,
+        journal=there,
         ready=_readiness(pod),
+        credentials=pod.credentials >= 0,
     )
 
 
@@ -176,11 +189,6 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
     launch, warnings = _launch_spec(pod, app)
     as_root = launch._replace(user="0", group="0", supplementary_gids=(), working_directory="/")
     handlers = {handler.name: (as_root._replace(argv=handler.exec),) for handler in app.app.event_handlers}
-    warnings += [
-        f'nspawn ignores socket activation of port "{port.name}" of app "{app.name}"'
-        for port in app.app.ports
-        if port.socket_activated
-    ]
     made = AppPlan(
         name=app.name,
         root=_root(pod, app),
@@ -192,8 +200,11 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         restart=app.restart,
         stop_signal=app.stop_signal,
         limits=resources.of_app(app.app.isolators),
+        image_id=app.image_id,
+        image_name=app.image_name,
         sockets=app_steps.sockets(pod, app),
         health=app.health,
+        listening=app.listening,
     )
     return made, warnings
 
@@ -222,7 +233,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
     spec = LaunchSpec(
         app_name=app.name,
         argv=section.exec,
-        environment=section.environment,
+        environment=(*section.environment, *app_steps.credentials_variable(pod)),
         user=section.user,
         group=section.group,
         supplementary_gids=section.supplementary_gids,
@@ -243,6 +254,7 @@ def run(pod: PreparedPod) -> NoReturn:
         announce(registrar, pod, resources.of_pod(pod.isolators), machine=True)
     made = plan(pod)
     app_steps.write_names(pod.directory, made.hostname)
+    logdriver.record(pod.directory, made.log_driver)
     if pod.name_options:
         _record_names(pod)
     for app, planned in zip(pod.apps, made.apps, strict=True):
@@ -260,6 +272,9 @@ def run(pod: PreparedPod) -> NoReturn:
     if registrar is not None:
         keep.append(registrar.channel.fileno())
         made = made._replace(registrar=registrar.pid)
+    if made.credentials:
+        files.make_directory(poddir.credentials(pod.directory), 0o700)
+        keep.append(pod.credentials)
     keep += range(FIRST_SOCKET, FIRST_SOCKET + len(made.given.sockets))
     boot.execute("run", dumps(made), keep=keep)
 
@@ -295,6 +310,14 @@ def _recorded_names(directory: str) -> Names:
     except (OSError, ValueError) as error:
         raise PodError(f"cannot tell what the pod's files about names are to say: {error}") from error
     return names if isinstance(names, Names) else Names("")
+
+
+def _recorded_credentials(directory: str) -> int:
+    """For apps that are added later: whether there are some. They are the monitor's to see."""
+    try:
+        return os.open(poddir.credentials(directory), os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return -1
 
 
 def _describe(app: AppPlan) -> None:

@@ -14,6 +14,7 @@
     control                   the socket of the pod's monitor
     limits                    what became of the limits asked for, one a line: "APP NAME VERDICT: DETAIL"
     volumes/APP.POINT         what a mount point of the app's image without a volume was given
+    credentials               empty; where the pod has its credentials, in mount namespaces of its own
     etc/{hosts,hostname}      for apps whose image has none
     status/APP                how the app ended, see `read_ending`
     started/APP               "PID STARTTIME" of the app's process; its mtime is when the app was started last
@@ -24,6 +25,7 @@
     unit                      the unit of systemd that the pod is in, or was
     machine                   its name with machined
     logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
+    log-driver                "journald" or "file": where the apps' output is kept
 
 The layout is documented for users in docs/on-disk-format.md.
 """
@@ -46,6 +48,7 @@ LIMITS = "limits"
 NAME = "name"
 PRIVATE_USERS = "private-users"
 APPS_LOCK = "apps-lock"
+LOG_DRIVER = "log-driver"
 UNIT = "unit"
 MACHINE = "machine"
 
@@ -77,6 +80,10 @@ def implicit_volumes(pod: str, app: str) -> list[str]:
         return [name for name in os.listdir(f"{pod}/volumes") if name.startswith(f"{app}.")]
     except FileNotFoundError:
         return []
+
+
+def credentials(pod: str) -> str:
+    return f"{pod}/credentials"
 
 
 def etc(pod: str, name: str) -> str:
@@ -268,6 +275,17 @@ def read_private_range(pod: str) -> tuple[int, int] | None:
 def read_name(pod: str) -> str:
     """The pod's name; empty when it has none."""
     return read_word(pod, NAME)
+
+
+def write_log_driver(pod: str, driver: str) -> None:
+    """Record where the apps' output is kept; written whole or not at all."""
+    _write_text(f"{pod}/{LOG_DRIVER}", driver)
+
+
+def read_log_driver(pod: str) -> str:
+    """What was recorded; empty when nothing was."""
+    words = _words(f"{pod}/{LOG_DRIVER}")
+    return words[0] if words else ""
 
 
 def _words(path: str) -> list[str]:
