@@ -50,6 +50,7 @@ _STREAM_WORDS = {"stdin": ("null", "tty", "stream")} | dict.fromkeys(
     ("stdout", "stderr"), ("log", "null", "tty", "stream")
 )
 _POLICIES = ("no", "on-failure", "always")
+_IPC = ("auto", "private", "parent")
 _ACCESS = "rwm"
 _MAX_COUNT = 1_000_000
 _MAX_SECONDS = 10_000_000
@@ -98,6 +99,12 @@ def hostname(text: str) -> str:
             f"--hostname={text}: not a host name",
             hint=f"letters, digits, hyphens, underscores and dots, {HOSTNAME_LIMIT} at most",
         )
+    return text
+
+
+def ipc(text: str) -> str:
+    if text not in _IPC:
+        raise UsageError(f"--ipc={text}: not one of {', '.join(_IPC)}")
     return text
 
 

@@ -99,6 +99,7 @@ PREPARE = (
     Flag("set-env", LIST, "environment variable to set for all the apps in the form name=value"),
     Flag("set-env-file", LIST, "file of environment variables to set for all the apps"),
     Flag("no-overlay", BOOL, "copy the images' files instead of using overlayfs"),
+    Flag("pod-file", STRING, "pod as JSON or TOML: a path, or the name of one in the directories of pod files"),
     Flag("pod-manifest", STRING, "path of a pod manifest to run instead of images"),
     Flag("port", LIST, "ports to publish: NAME:[HOSTIP:]HOSTPORT, or [HOSTIP:]HOSTPORT:PODPORT[/udp]"),
     Flag("private-users", BOOL, "run within user namespaces"),

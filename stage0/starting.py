@@ -222,7 +222,7 @@ def _checked(
         net=networking.asked(flags),
         name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
         hostname=_hostname(flags),
-        ipc=_ipc(flags),
+        ipc=behaviour.ipc(flags.get("ipc") or "auto"),
         asked=asked,
         debug=settings.debug,
         interactive=flags.boolean("interactive"),
@@ -260,13 +260,6 @@ def _credentials(request: Request) -> int:
 def _hostname(flags: Values) -> str:
     given = flags.get("hostname")
     return behaviour.hostname(given) if given else ""
-
-
-def _ipc(flags: Values) -> str:
-    ipc = flags.get("ipc") or "auto"
-    if ipc not in ("auto", "private", "parent"):
-        raise UsageError(f"--ipc={ipc}: not one of auto, private, parent")
-    return ipc
 
 
 def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
