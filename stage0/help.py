@@ -22,7 +22,7 @@ _USAGE = {
     "app sandbox": "[OPTIONS]",
     "app add": "[OPTIONS] UUID IMAGE [-- ARGS...]",
     "start": "[OPTIONS] UUID",
-    "systemd": "UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
+    "systemd": "[OPTIONS] UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
     "unit check": "[FILE ...]",
     "unit generate": "NORMAL [EARLY LATE]",
     "unit list": "[OPTIONS]",

@@ -104,6 +104,7 @@ def test_the_unit_of_a_pod_starts_it(rkpy: Rkpy, aci: str) -> None:
         assert f" --dir={rkpy.data} " in unit
         assert "TimeoutStopSec=75\n" in unit
         assert "ExecStopPost" not in unit
+    assert f" start --net=none {uuid}\n" in rkpy.ok("systemd", "--net=none", uuid)
     # That a word of four letters is the beginning of a UUID may be chance.
     assert "rkpy-run(1)" in rkpy.ok("systemd", uuid[:4])
 

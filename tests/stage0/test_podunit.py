@@ -136,6 +136,7 @@ def test_systemd_waits_longer_than_the_pod(capsys: pytest.CaptureFixture[str]) -
         (("a.com/a", "--restart=often"), "--restart=often"),
         (("a.com/a", "--memory=much"), "much"),
         (("--interactive", "a.com/a"), "a unit has no terminal"),
+        (("--detach", "a.com/a"), "the unit runs the pod"),
         (("--set-env=x", "a.com/a"), "set-env"),
         (("A B",), "A B"),
     ],

@@ -9,7 +9,10 @@ import pytest
 from tests.systemd.container import Container
 
 INSIDE = Path(__file__).parent / "inside"
-MODULES = ("basic",)
+MODULES = (
+    "basic",
+    "install",
+)
 IN_MACHINE: tuple[str, ...] = ()
 """Those that tests/vm/test_guest.py runs, because they need controllers."""
 
