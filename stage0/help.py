@@ -31,6 +31,14 @@ _USAGE = {
 }
 
 
+_GROUPS = {
+    "app": "Apps of a pod",
+    "image": "Images in the local store",
+    "net": "Networks of pods",
+    "unit": "Pod files, which become units of systemd",
+}
+
+
 class Described(NamedTuple):
     """What there is to say of a command, to those who ask for help, read its manual page or press Tab."""
 
@@ -42,6 +50,11 @@ class Described(NamedTuple):
     """Its own, without the global ones."""
     text: str = ""
     """What it does: paragraphs, or empty."""
+
+
+def groups() -> dict[str, str]:
+    """The first words of commands of two, and what these are about."""
+    return {group: _GROUPS[group] for group in sorted({name.split()[0] for name in VERBS if " " in name})}
 
 
 def print_help(name: str) -> None:
