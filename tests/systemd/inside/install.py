@@ -97,6 +97,21 @@ def test_a_timer_runs_the_collection(installed: list[str]) -> None:
         units.run("systemctl", "stop", "rkpy-gc.timer")
 
 
+def test_the_generator_makes_services_that_run_this_program(installed: list[str]) -> None:
+    pods = Path("/etc/rkpy/pods")
+    pods.mkdir(parents=True, exist_ok=True)
+    name = units.unit_name("pod")
+    service = name.replace(".pod", ".service")
+    (pods / name).write_text(f"[Pod]\nImage={NAME}\n")
+    try:
+        units.run("systemctl", "daemon-reload")
+        assert units.show(service, "SourcePath") == {"SourcePath": f"{pods}/{name}"}
+        assert f"path={PROGRAM[0]} ;" in units.show(service, "ExecStart")["ExecStart"]
+    finally:
+        (pods / name).unlink()
+        units.run("systemctl", "daemon-reload")
+
+
 def test_members_of_the_group_may_look_and_nothing_else(installed: list[str], tmp_path: Path) -> None:
     units.run("systemd-sysusers")
     units.run("systemd-tmpfiles", "--create", "rkpy.conf")
