@@ -187,8 +187,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
         name = f"{file.name}instance.service" if file.is_template else file.unit
         path = f"{directory}/{name}"
         with open(path, "w", encoding="utf-8") as unit:
-            # A program that is there, whether rkpy is installed or not.
-            unit.write("".join(re.sub("(?<==)(-?)rkpy ", r"\1/bin/sh ", f"{line.text}\n") for line in lines))
+            unit.write("".join(f"{line.text}\n" for line in lines))
         try:
             done = subprocess.run(
                 [analyze, "verify", "--man=no", "--recursive-errors=no", path],
