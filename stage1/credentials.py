@@ -65,7 +65,7 @@ class Credentials(NamedTuple):
         try:
             place = open_target(root, self.target, directory=True)
         except OSError as error:
-            hint = f"a volume covers it: create {self.target} there" if error.errno == errno.EXDEV else ""
+            hint = "create it in the volume that covers it" if error.errno == errno.EXDEV else ""
             why = error.strerror or reason(error)
             raise LaunchError(
                 f'cannot reach "{self.target}" in the app, for its credentials: {why}', hint=hint

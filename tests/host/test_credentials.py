@@ -160,7 +160,8 @@ def test_apps_that_are_added_later_have_them(ground: Ground, variant: Variant) -
 
 
 HOSTILE = {
-    "a link to the kernel's": ({"run": "->/proc"}, "leads into a file system of the kernel"),
+    "a link to the kernel's": ({"run/host/credentials": "->/proc/tty"}, "leads into a file system of the kernel"),
+    "a link to where nothing can be made": ({"run": "->/proc"}, "cannot reach"),
     "a file": ({"run": "a file"}, "cannot reach"),
 }
 
