@@ -20,12 +20,13 @@ from aci.types import ac_name
 from common.errors import ManifestError, UsageError
 from common.records import NamedTuple
 from stage0.options import Values
-from stage1.flavour import Device
-from stage1.plan import EXIT_POLICIES, ON_ANY_FAILURE, Restart
+from stage1.flavour import NOTIFIES, Device
+from stage1.plan import EXIT_POLICIES, ON_ANY_FAILURE, READINESS, Health, Restart
 from stage1.streams import Streams
 
 MUTABLE = "coreos.com/rkt/stage1/mutable"
 POD_NAME, EXIT_POLICY, STOP_TIMEOUT = "rkpy/pod-name", "rkpy/exit-policy", "rkpy/stop-timeout"
+READY = "rkpy/ready"
 STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout", "stderr")}
 NO_OVERLAY = "rkpy/no-overlay"
 """Of a mutable pod: apps that are added later are copied too."""
@@ -60,6 +61,7 @@ class PodBehaviour(NamedTuple):
     exit_policy: str = ON_ANY_FAILURE
     stop_timeout: int = STOP_SECONDS
     mutable: bool = False
+    ready: str = ""
 
 
 class AppBehaviour(NamedTuple):
@@ -68,6 +70,8 @@ class AppBehaviour(NamedTuple):
     stop_signal: int = signal.SIGTERM.value
     devices: tuple[Device, ...] = ()
     from_oci: bool = False
+    notifies: bool = False
+    health: Health | None = None
 
 
 # The values, as flags and annotations write them. All raise UsageError.
@@ -98,6 +102,12 @@ def hostname(text: str) -> str:
 def exit_policy(text: str) -> str:
     if text not in EXIT_POLICIES:
         raise UsageError(f"--exit-policy={text}: not one of {', '.join(EXIT_POLICIES)}")
+    return text
+
+
+def readiness(text: str) -> str:
+    if text not in READINESS:
+        raise UsageError(f"--ready={text}: not one of {', '.join(READINESS)}")
     return text
 
 
@@ -178,6 +188,7 @@ def pod_annotations(flags: Values) -> Pairs:
         "pod-name": pod_name,
         "exit-policy": exit_policy,
         "stop-timeout": stop_timeout,
+        "ready": readiness,
     }
     given = {name: flags.get(name) for name in parsers}
     return tuple((f"rkpy/{name}", str(parsers[name](text))) for name, text in given.items() if text is not None)
@@ -197,9 +208,17 @@ def app_annotations(flags: Values, image: Mapping[str, str]) -> Pairs:
         found[STOP_SIGNAL] = str(_of_image(image[OCI_STOP_SIGNAL]))
     if devices := [device(text) for text in flags.all("device")]:
         found[DEVICES] = json.dumps(devices, separators=(",", ":"))
+    if NOTIFIES in image and not any(text.startswith(f"{NOTIFIES}=") for text in flags.all("annotation")):
+        found[NOTIFIES] = image[NOTIFIES]
     if any(name.startswith(_OF_OCI) for name in image):
         found[FROM_OCI] = "true"
     return tuple(found.items())
+
+
+def with_image(app: RuntimeApp, image: Mapping[str, str]) -> RuntimeApp:
+    """`app` of a manifest that was given whole, with what its image says of itself where the app says nothing."""
+    taken = {name: image[name] for name in (NOTIFIES,) if name in image}
+    return app._replace(annotations=merged(tuple(taken.items()), app.annotations))
 
 
 def _flag(name: str, parse: Callable[[str], int], text: str) -> int:
@@ -231,6 +250,7 @@ def of_pod(manifest: PodManifest) -> PodBehaviour:
         name=_read(found, POD_NAME, pod_name, ""),
         exit_policy=_read(found, EXIT_POLICY, exit_policy, ON_ANY_FAILURE),
         stop_timeout=_read(found, STOP_TIMEOUT, stop_timeout, STOP_SECONDS),
+        ready=_read(found, READY, readiness, ""),
         mutable=is_mutable(manifest),
     )
 
@@ -256,6 +276,7 @@ def of_app(app: RuntimeApp) -> AppBehaviour:
         stop_signal=_read(found, STOP_SIGNAL, stop_signal, signal.SIGTERM.value),
         devices=_read(found, DEVICES, _devices, ()),
         from_oci=found.get(FROM_OCI) == "true",
+        notifies=found.get(NOTIFIES) == "true",
     )
 
 

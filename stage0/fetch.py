@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from aci.store import ImageRecord, Store, Verification
 from common.errors import ImageError, UsageError
-from stage0 import reference
+from stage0 import announce, reference
 from stage0.config import Config
 from stage0.grammar import ImageArguments
 from stage0.notices import warn
@@ -43,6 +43,7 @@ def image(config: Config, store: Store, arguments: ImageArguments, policy: str, 
     wanted = reference.parse(arguments.reference)
     signature = arguments.flags.get("signature")
     if wanted.kind in reference.FILES:
+        announce.status(f"importing {arguments.reference}")
         imported = _import(config, store, wanted, signature)
         if imported.manifest.dependencies:
             _fetch_dependencies(config, store, imported, policy, quiet)
@@ -102,6 +103,7 @@ def _fetch(
         hint = "this looks like a pod's UUID; see `rkpy list` and `rkpy run-prepared`"
         raise ImageError(f'discovery failed: no image "{wanted.value}" in the store', hint=hint)
     gc.enable()  # `rkpy.main` switched it off, but a fetch may run for long.
+    announce.status(f"fetching {arguments.reference}")
     keystore = Keystore(config.local_config, config.system_config)
     signature = arguments.flags.get("signature") or ""
     if wanted.kind == "docker":

@@ -28,6 +28,8 @@ class Flag(NamedTuple):
     default: str = ""
     bare: str = ""
     """What an "optional" flag means without a value."""
+    values: tuple[str, ...] = ()
+    """The words it takes, if these are all it takes."""
 
 
 class Values:
@@ -86,6 +88,7 @@ BEHAVIOUR = (
     Flag("pod-name", STRING, "name of the pod, to be used instead of its UUID"),
     Flag("exit-policy", STRING, "what ends the pod: on-any-failure, on-any or until-all", "on-any-failure"),
     Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
+    Flag("ready", STRING, "when the pod is ready: started, notify or healthy", "started"),
 )
 
 PREPARE = (
@@ -116,6 +119,7 @@ RUNTIME = (
     Flag("set-credential", LIST, "credential for the apps in the form ID:VALUE"),
     Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
     Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),
+    Flag("detach", BOOL, "have systemd run the pod, and print its UUID once it is up"),
     Flag("keep-unit", BOOL, "stay in the unit of systemd that this was started in"),
     Flag("register", BOOL, "register the pod with systemd-machined", "true"),
     Flag("uuid-file-save", STRING, "write the pod's UUID to this file"),

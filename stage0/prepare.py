@@ -118,6 +118,7 @@ def load(
         mutable=lives.mutable,
         exit_policy=lives.exit_policy,
         stop_timeout=lives.stop_timeout,
+        ready=lives.ready,
         insecure=tuple(sorted({"capabilities", "paths", "seccomp"}.intersection(insecure))),
         given=given,
         private_range=own_range or (0, 0),
@@ -149,6 +150,8 @@ def _prepared_app(directory: str, manifest: PodManifest, app: RuntimeApp, store:
         stop_signal=lives.stop_signal,
         devices=lives.devices,
         from_oci=lives.from_oci,
+        notifies=lives.notifies,
+        health=lives.health,
     )
 
 

@@ -168,7 +168,7 @@ def run(pod: PreparedPod) -> NoReturn:
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
-    sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.sockets]
+    sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.handed]
     launch(spec, sockets=sockets, credentials=credentials)
 
 
@@ -256,6 +256,13 @@ def stop(directory: str, *, force: bool) -> None:
         return
     for pid, started in members(directory, leader):
         send(pid, started, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def send_signal(directory: str, app: str, number: int) -> None:
+    """To the leader, which is the only app."""
+    leader = poddir.read_leader(directory)
+    if leader is None or leader.boot_id != poddir.boot_id() or not send(leader.pid, leader.start_time, number):
+        raise PodError("the pod isn't currently running")
 
 
 def members(directory: str, leader: poddir.Leader) -> Iterator[tuple[int, int]]:

@@ -23,12 +23,13 @@ from stage1 import apptree, boot, channel, control, credentials, footprint, name
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
-from stage1.plan import AppPlan, PodPlan, dumps, loads
+from stage1.plan import READY_STARTED, AppPlan, PodPlan, dumps, loads
 from stage1.streams import AppStreams, Foreground, Streams, when_all_written
 from stage1.terminal import Keyboard
 
 if TYPE_CHECKING:
     from stage1.systemd.membership import Membership
+    from stage1.systemd.service import Service
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -84,6 +85,8 @@ class Monitor:
         """The pod's, once the supervisor has said it."""
         self._idmap: int | None = None
         self._keyboard: Keyboard | None = None
+        self._service: Service | None = None
+        """Where it matters to somebody how the pod fares."""
 
     def run(self) -> int:
         """The pod's exit status. LaunchError when it cannot be started; nothing of it is left then."""
@@ -163,21 +166,36 @@ class Monitor:
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         if self._membership is not None:
-            self._membership.watch(self._loop, lambda: self._tell("terminate"))
+            self._membership.watch(self._loop, self._ask_to_end)
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
         self._loop.add(self._supervisor.channel.fileno(), select.EPOLLIN, lambda _events: self._hear())
+        if self._plan.given.notify or self._plan.ready != READY_STARTED or any(map(_speaks, self._plan.apps)):
+            self._serve_as_service()
         if self._worker is None:
             self._start_all()
         else:
             self._attach_to_networks(self._worker)
         self._loop.run()
 
+    def _serve_as_service(self) -> Service:
+        from stage1.systemd.service import Service
+
+        self._service = Service(self._loop, self._plan, self._is_ready, self._tell)
+        return self._service
+
     def _terminate(self, number: int) -> None:
         self._asked = number
+        self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        if self._service is not None:
+            self._service.stopping()
         self._tell("terminate")
 
     def _attach_to_networks(self, worker: channel.Channel) -> None:
         """Have it done; the apps are started when it is."""
+        if self._service is not None:
+            self._service.status("attaching to networks")
         try:
             namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
         except FileNotFoundError:
@@ -251,6 +269,8 @@ class Monitor:
         streams = app.streams = self._streams(plan)
         if plan.launch.owns_streams:
             self._give_to_pod(streams.child_fds())
+        if self._service is not None or _speaks(plan):
+            (self._service or self._serve_as_service()).listen(plan)
         opened = [channel.memory_file(dumps(plan))]
         null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
@@ -258,7 +278,7 @@ class Monitor:
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
-            sockets = (self._sockets[socket.number] for socket in plan.sockets)
+            sockets = (self._sockets[socket.number] for socket in plan.handed)
             fds = (*opened[:1], *stdio, *opened[1:2], *sockets, *opened[2:])
             if len(fds) > channel.MAX_FDS:
                 raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
@@ -289,7 +309,10 @@ class Monitor:
         text, fds = self._supervisor.channel.receive()
         verb, _, rest = text.partition(" ")
         if verb == "ready":
-            self._is_ready()
+            gc.enable()
+            (self._is_ready if self._service is None else self._service.all_started)()
+        elif verb == "pong" and self._service is not None:
+            self._service.alive()
         elif verb == "over":
             self._status = int(rest)
         elif verb == "broken":
@@ -305,13 +328,14 @@ class Monitor:
 
     def _is_ready(self) -> None:
         os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
-        gc.enable()
 
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
+        if self._service is not None:
+            self._service.started(app.plan)
 
     def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
         if app.streams is None or not fds:
@@ -319,9 +343,7 @@ class Monitor:
         app.streams.set_terminal(fds.pop())
         if self._plan.interactive and self._keyboard is None:
             streams = app.streams
-            self._keyboard = Keyboard(
-                self._loop, lambda: streams.input, resize=streams.resize, leave=lambda: self._tell("terminate")
-            )
+            self._keyboard = Keyboard(self._loop, lambda: streams.input, resize=streams.resize, leave=self._ask_to_end)
         elif self._keyboard is not None:
             self._keyboard.update_size()
 
@@ -339,6 +361,11 @@ class Monitor:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
         self._write_status(app, [*words, *(["stopped"] if stopped else [])])
+        if self._service is not None:
+            how = (
+                "ended" if not status or stopped else "ran out of memory" if oom else f"failed ({' '.join(words[:3])})"
+            )
+            self._service.ended(app.plan, how, bool(again))
         if again:
             app.state = RUNNING
         elif app.streams is not None and not app.plan.post_stop:
@@ -375,6 +402,8 @@ class Monitor:
     def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if op == "states":
             return {"states": {app.plan.name: app.state for app in self._apps.values()}}
+        if op == "signal":
+            return self._signal(asked["signal"], name)
         if op == "add":
             return self._add(loads(channel.read_memory_file(fds.pop())))
         app = self._apps.get(name)
@@ -392,6 +421,15 @@ class Monitor:
         elif op in ("stop", "kill", "restart"):
             _require_running(app)
             self._tell(f"{op} {name}")
+        return {}
+
+    def _signal(self, number: int, name: str) -> dict[str, Any]:
+        """To the main process of every app, or of one, which has to run then."""
+        if name:
+            if name not in self._apps:
+                raise PodError(f'no app "{name}" in the pod')
+            _require_running(self._apps[name])
+        self._tell(f"signal {number:d} {name}".rstrip())
         return {}
 
     def _attach(self, app: _App, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -433,6 +471,8 @@ class Monitor:
         self._tell(f"remove {app.plan.name}")
         if app.streams is not None:
             app.streams.close()
+        if self._service is not None:
+            self._service.removed(app.plan.name)
         self._cgroup.remove_app(app.plan.name)
         del self._apps[app.plan.name]
 
@@ -442,6 +482,9 @@ class Monitor:
         """The pod is over, one way or another: nothing of it may be left, and nothing it said be lost."""
         if self._keyboard is not None:
             self._keyboard.close()
+        if self._service is not None:
+            self._service.stopping()
+            self._service.close()
         self._loop.remove(self._supervisor.channel.fileno())
         os.kill(self._supervisor.pid, signal.SIGKILL)
         _, status = os.waitpid(self._supervisor.pid, 0)
@@ -522,6 +565,11 @@ class Monitor:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+
+
+def _speaks(plan: AppPlan) -> bool:
+    """Whether an app has something to tell that the pod's being ready depends on."""
+    return "notify" in plan.sockets or plan.health is not None
 
 
 def _membership(command: str, plan: PodPlan, registrar: channel.Channel | None) -> Membership | None:

@@ -16,12 +16,12 @@ from typing import NoReturn
 from aci.isolators import NETWORK_BANDWIDTH
 from common import files
 from common.errors import NetworkError, PodError, UsageError
-from stage1 import app_steps, boot, cgroup, control, implicit, poddir, resources, restrictions
+from stage1 import app_steps, appsockets, boot, cgroup, control, implicit, poddir, resources, restrictions
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
 from stage1.network.plan import Names, NetworkPlan
-from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
+from stage1.plan import HEALTHY, READY_NOTIFY, READY_STARTED, AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
@@ -120,6 +120,8 @@ def _refuse(pod: PreparedPod) -> None:
     for app in pod.apps:
         if not app.app.exec:
             raise UsageError(f'app "{app.name}" has nothing to execute', hint="name a program with --exec")
+    if pod.ready == HEALTHY and not any(app.health for app in pod.apps):
+        raise UsageError("--ready=healthy: no app has a health check", hint="give one --health-cmd")
     if pod.interactive and len(pod.apps) != 1:
         raise UsageError(f"--interactive takes exactly one app, not {len(pod.apps)}")
 
@@ -163,7 +165,12 @@ def plan(pod: PreparedPod) -> PodPlan:
         name=pod.name,
         given=pod.given,
         credentials=pod.credentials >= 0,
+        ready=_readiness(pod),
     )
+
+
+def _readiness(pod: PreparedPod) -> str:
+    return pod.ready or (READY_NOTIFY if any(app.notifies for app in pod.apps) else READY_STARTED)
 
 
 def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
@@ -175,16 +182,26 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         name=app.name,
         root=_root(pod, app),
         steps=app_steps.steps(pod, app),
-        launch=launch,
+        launch=launch._replace(environment=(*launch.environment, *_told(pod, app))),
         pre_start=handlers.get("pre-start", ()),
         post_stop=handlers.get("post-stop", ()),
         streams=_streams(pod, app),
         restart=app.restart,
         stop_signal=app.stop_signal,
         limits=resources.of_app(app.app.isolators),
-        sockets=app.sockets,
+        handed=app.handed,
+        sockets=app_steps.sockets(pod, app),
+        health=app.health,
     )
     return made, warnings
+
+
+def _told(pod: PreparedPod, app: PreparedApp) -> list[tuple[str, str]]:
+    """Variables of an app that tells how it fares. No WATCHDOG_PID: it has PIDs of its own (sd_watchdog_enabled(3))."""
+    if not app_steps.notifies(pod, app):
+        return []
+    found = [("NOTIFY_SOCKET", f"{appsockets.TARGET}/{appsockets.NOTIFY}")]
+    return [*found, ("WATCHDOG_USEC", str(pod.given.watchdog))] if pod.given.watchdog else found
 
 
 def _streams(pod: PreparedPod, app: PreparedApp) -> Streams:
@@ -347,6 +364,11 @@ def gc(directory: str) -> None:
         problems = detach(directory)
         if problems:
             raise NetworkError("; ".join(problems), hint="rkpy rm --force removes the pod all the same")
+
+
+def send_signal(directory: str, app: str, number: int) -> None:
+    """To the main process of an app; without a name, of every app."""
+    control.request(directory, {"op": "signal", "app": app, "signal": number})
 
 
 # --- pods that change

@@ -20,6 +20,8 @@ from stage2.launch import LaunchSpec
 
 ON_ANY_FAILURE, ON_ANY, UNTIL_ALL = EXIT_POLICIES = ("on-any-failure", "on-any", "until-all")
 """What ends a pod before all its apps have ended: an app that fails (as rkt has it), any app that ends, or nothing."""
+READY_STARTED, READY_NOTIFY, HEALTHY = READINESS = ("started", "notify", "healthy")
+"""When a pod is ready: its apps have been executed, have said so themselves, or pass their health checks."""
 
 
 class Restart(NamedTuple):
@@ -41,6 +43,21 @@ class HandedSocket(NamedTuple):
     """For the app's first start only: a connection, which must end when the app closes it."""
 
 
+class Health(NamedTuple):
+    """How to tell whether an app is well. Times are seconds."""
+
+    argv: tuple[str, ...]
+    """A command beside the app that ends with 0 when it is."""
+    interval: float = 30.0
+    timeout: float = 30.0
+    retries: int = 3
+    """Failures in a row that make it unhealthy."""
+    start_period: float = 0.0
+    """From the start of the app, in which failures do not count."""
+    on_failure: str = "none"
+    """What follows when it becomes unhealthy: "none", "kill", "restart" or "stop"."""
+
+
 class AppPlan(NamedTuple):
     """One app."""
 
@@ -57,8 +74,11 @@ class AppPlan(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     limits: Limits = Limits()
-    sockets: tuple[HandedSocket, ...] = ()
+    handed: tuple[HandedSocket, ...] = ()
     """In the order of the app's descriptors 3, 4, …"""
+    sockets: tuple[str, ...] = ()
+    """The sockets of the monitor's that it has, by the names of `stage1.appsockets`."""
+    health: Health | None = None
 
 
 class PodPlan(NamedTuple):
@@ -94,6 +114,8 @@ class PodPlan(NamedTuple):
     """What the service manager handed over. Its sockets come with the plan, after all other descriptors."""
     credentials: bool = False
     """Whether a mount of the pod's credentials comes with the plan, before the sockets."""
+    ready: str = READY_STARTED
+    """What being ready means, one of READINESS."""
 
 
 class EnterPlan(NamedTuple):
@@ -111,7 +133,7 @@ class EnterPlan(NamedTuple):
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, EnterPlan, Restart, HandedSocket, Streams, Limits, Given, LaunchSpec,
+        AppPlan, PodPlan, EnterPlan, Restart, HandedSocket, Health, Streams, Limits, Given, LaunchSpec,
         rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS, Credentials,
     )
 }  # fmt: skip

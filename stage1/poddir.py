@@ -22,7 +22,7 @@
     name                      the pod's name, when it has one
     private-users             "SHIFT:COUNT": the host IDs of the pod's user namespace, when it has one
     apps-lock                 locked while the set of apps of a running pod is changed
-    unit                      the scope that systemd has for the pod
+    unit                      the unit of systemd that the pod is in, or was
     machine                   its name with machined
     logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
 
@@ -213,6 +213,12 @@ def read_limits(pod: str) -> list[LimitReport]:
         return []
 
 
+def read_word(pod: str, name: str) -> str:
+    """What one of the files UNIT and MACHINE says; empty when it is not there."""
+    words = _words(f"{pod}/{name}")
+    return words[0] if words else ""
+
+
 class Ending(NamedTuple):
     """How an app ended, as `status/APP` tells it: the exit status (128+N for a signal), then words."""
 
@@ -266,8 +272,7 @@ def read_private_range(pod: str) -> tuple[int, int] | None:
 
 def read_name(pod: str) -> str:
     """The pod's name; empty when it has none."""
-    words = _words(f"{pod}/{NAME}")
-    return words[0] if words else ""
+    return read_word(pod, NAME)
 
 
 def _words(path: str) -> list[str]:

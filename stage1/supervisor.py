@@ -9,8 +9,9 @@ The monitor says (descriptors in brackets):
     sealed             all apps of the beginning were named
     cleared APP [cgroup]    nothing is left of the app that ended; what follows happens in a new cgroup
     stop APP, kill APP, restart APP, remove APP
-    signal NUMBER      to the main process of every app
-    terminate          stop the pod; SIGTERM means the same
+    signal NUMBER [APP]    to the main process of every app, or of one
+    terminate          stop the pod; signals mean the same, see ENDING
+    ping               answered by a pong
 The supervisor says:
     started APP PID [pidfd]           PID as the pod sees it
     terminal APP [master]
@@ -21,6 +22,7 @@ The supervisor says:
     idle APP           it is not started, or not started again: it was stopped before
     ready              every app of the beginning has been started
     over STATUS        the pod is over
+    pong               it was asked for
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ from stage1.plan import AppPlan, PodPlan, loads
 from stage2 import listening
 from stage2.launch import LaunchSpec, forget_keys, launch, run_and_wait
 
+ENDING = (signal.SIGTERM, signal.SIGINT, *(signal.SIGRTMIN + offset for offset in range(3, 7)))
+"""Signals that ask the pod to end, among them those by which an init is told to halt, power off, reboot or kexec
+(systemd(1), "Signals"): machined sends them."""
 MAX_ERROR = 4096
 """Characters of an error message that are passed on."""
 
@@ -53,7 +58,7 @@ class _App:
         self.plan = plan
         self.streams = streams
         self.cgroup = cgroup
-        self.sockets = [(socket, fds.pop(0)) for socket in plan.sockets]
+        self.sockets = [(socket, fds.pop(0)) for socket in plan.handed]
         """Those the app gets at its next start."""
         self.mounts = fds
         """Descriptors for the first start, which makes the app's mount namespace of them."""
@@ -116,7 +121,8 @@ class Supervisor:
 
     def run(self) -> int:
         self._loop.on_signal(signal.SIGCHLD, self._reap)
-        self._loop.on_signal(signal.SIGTERM, self._terminate)
+        for number in ENDING:
+            self._loop.on_signal(number, self._terminate)
         # Until here the monitor has had it blocked for us: of PID 1 the kernel drops what has no handler yet.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._loop.add(self._monitor.fileno(), select.EPOLLIN, lambda _events: self._obey())
@@ -140,10 +146,12 @@ class Supervisor:
         elif verb == "sealed":
             self._sealed = True
             self._review()
+        elif verb == "ping":
+            self._tell("pong")
         elif verb == "signal":
             for app in self._apps.values():
-                if app.started:
-                    _kill(app.pid, int(name))
+                if app.started and words[2:] in ([], [app.plan.name]):
+                    _kill(app.pid, int(words[1]))
         elif verb == "terminate":
             self._terminate()
         elif verb == "cleared":

@@ -44,6 +44,10 @@ def run(words: Sequence[str]) -> int:
     """`rkpy run`; does not return when the pod starts: this process becomes it."""
     request, settings = parse("run", words, FLAGS["run"])
     name = _flavour(request.flags, settings)
+    if request.flags.boolean("detach"):
+        from stage0 import detached
+
+        return detached.run(request, settings, name)
     _begin(name, request.flags)
     from stage0 import starting
 
@@ -61,6 +65,10 @@ def prepare_pod(words: Sequence[str]) -> int:
 def run_prepared(words: Sequence[str]) -> int:
     """`rkpy run-prepared UUID`."""
     request, settings = parse("run-prepared", words, FLAGS["run-prepared"], arguments=False)
+    if request.flags.boolean("detach"):
+        from stage0 import detached
+
+        return detached.again("run-prepared", request, settings, _uuid(request))
     from stage0 import starting
 
     return starting.run_prepared(request, settings, _uuid(request))
@@ -69,6 +77,10 @@ def run_prepared(words: Sequence[str]) -> int:
 def start(words: Sequence[str]) -> int:
     """`rkpy start UUID`: run a pod that has exited once more."""
     request, settings = parse("start", words, FLAGS["start"], arguments=False)
+    if request.flags.boolean("detach"):
+        from stage0 import detached
+
+        return detached.again("start", request, settings, _uuid(request))
     from stage0 import starting
 
     return starting.start(request, settings, _uuid(request))
@@ -77,6 +89,8 @@ def start(words: Sequence[str]) -> int:
 def sandbox(words: Sequence[str]) -> int:
     """`rkpy app sandbox`: a pod without apps, to which some can be added while it runs."""
     request, settings = parse("app sandbox", words, FLAGS["app sandbox"], flags_are_the_pods=True)
+    if request.flags.boolean("detach"):
+        raise UsageError("app sandbox: --detach is for pods with apps", hint="systemd-run rkpy app sandbox does it")
     if request.images:
         raise UsageError("app sandbox takes no images", hint="add them with rkpy app add")
     name = _flavour(request.flags, settings)
