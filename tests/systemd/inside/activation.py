@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,9 @@ def test_no_connection_is_lost_while_the_service_restarts(ground: Ground, name: 
         except BaseException as error:
             failures.append(error)
 
+    def more(than: int) -> bool:
+        return len(answers) > than + 3 or bool(failures)
+
     with units(
         {
             f"{name}.socket": "[Socket]\nListenStream=127.0.0.1:7004\n",
@@ -173,7 +177,7 @@ def test_no_connection_is_lost_while_the_service_restarts(ground: Ground, name: 
             for _ in range(3):
                 before = len(answers)
                 systemctl("restart", f"{name}.service")
-                until(lambda before=before: len(answers) > before + 3 or failures, lambda: (answers, failures))
+                until(partial(more, before), lambda: (answers, failures))
         finally:
             done.set()
             thread.join(DEADLINE)
