@@ -63,7 +63,7 @@ def settle(pod: PreparedPod, manifest: PodManifest) -> tuple[PreparedPod, PodMan
         warn(f'port "{port}" of app "{name}" is socket activated, and no socket came with it: nothing listens for it')
     given = [
         app._replace(
-            handed=tuple(
+            listening=tuple(
                 HandedSocket(index, listener.name, listener.once)
                 for index, listener in enumerate(listeners)
                 if owners[index] == app.name

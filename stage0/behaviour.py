@@ -21,11 +21,12 @@ from common.errors import ManifestError, UsageError
 from common.records import NamedTuple
 from stage0.options import Values
 from stage1.flavour import NOTIFIES, Device
-from stage1.plan import EXIT_POLICIES, ON_ANY_FAILURE, READINESS, Health, Restart
+from stage1.plan import AUTO, EXIT_POLICIES, FILE, LOG_DRIVERS, ON_ANY_FAILURE, READINESS, Health, Restart
 from stage1.streams import Streams
 
 MUTABLE = "coreos.com/rkt/stage1/mutable"
 POD_NAME, EXIT_POLICY, STOP_TIMEOUT = "rkpy/pod-name", "rkpy/exit-policy", "rkpy/stop-timeout"
+LOG_DRIVER = "rkpy/log-driver"
 READY = "rkpy/ready"
 STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout", "stderr")}
 NO_OVERLAY = "rkpy/no-overlay"
@@ -49,6 +50,7 @@ _STREAM_WORDS = {"stdin": ("null", "tty", "stream")} | dict.fromkeys(
     ("stdout", "stderr"), ("log", "null", "tty", "stream")
 )
 _POLICIES = ("no", "on-failure", "always")
+_IPC = ("auto", "private", "parent")
 _ACCESS = "rwm"
 _MAX_COUNT = 1_000_000
 _MAX_SECONDS = 10_000_000
@@ -61,6 +63,7 @@ class PodBehaviour(NamedTuple):
     exit_policy: str = ON_ANY_FAILURE
     stop_timeout: int = STOP_SECONDS
     mutable: bool = False
+    log_driver: str = AUTO
     ready: str = ""
 
 
@@ -99,6 +102,12 @@ def hostname(text: str) -> str:
     return text
 
 
+def ipc(text: str) -> str:
+    if text not in _IPC:
+        raise UsageError(f"--ipc={text}: not one of {', '.join(_IPC)}")
+    return text
+
+
 def exit_policy(text: str) -> str:
     if text not in EXIT_POLICIES:
         raise UsageError(f"--exit-policy={text}: not one of {', '.join(EXIT_POLICIES)}")
@@ -122,6 +131,14 @@ def stop_timeout(text: str) -> int:
     if not 0 <= seconds <= _MAX_SECONDS:
         raise UsageError(f"--stop-timeout={text}: not a number of seconds from 0 to {_MAX_SECONDS}")
     return seconds
+
+
+def log_driver(text: str) -> str:
+    """One of LOG_DRIVERS; podman's `k8s-file` is `file`, whose format is the same."""
+    driver = FILE if text == "k8s-file" else text
+    if driver not in LOG_DRIVERS:
+        raise UsageError(f"--log-driver={text}: not one of {', '.join(LOG_DRIVERS)}")
+    return driver
 
 
 def restart(text: str) -> Restart:
@@ -188,6 +205,7 @@ def pod_annotations(flags: Values) -> Pairs:
         "pod-name": pod_name,
         "exit-policy": exit_policy,
         "stop-timeout": stop_timeout,
+        "log-driver": log_driver,
         "ready": readiness,
     }
     given = {name: flags.get(name) for name in parsers}
@@ -252,6 +270,7 @@ def of_pod(manifest: PodManifest) -> PodBehaviour:
         stop_timeout=_read(found, STOP_TIMEOUT, stop_timeout, STOP_SECONDS),
         ready=_read(found, READY, readiness, ""),
         mutable=is_mutable(manifest),
+        log_driver=_read(found, LOG_DRIVER, log_driver, AUTO),
     )
 
 

@@ -23,6 +23,10 @@ _USAGE = {
     "app add": "[OPTIONS] UUID IMAGE [-- ARGS...]",
     "start": "[OPTIONS] UUID",
     "systemd": "UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
+    "unit check": "[FILE ...]",
+    "unit generate": "NORMAL [EARLY LATE]",
+    "unit list": "[OPTIONS]",
+    "unit show": "NAME|FILE",
     "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",
 }
 

@@ -88,6 +88,7 @@ BEHAVIOUR = (
     Flag("pod-name", STRING, "name of the pod, to be used instead of its UUID"),
     Flag("exit-policy", STRING, "what ends the pod: on-any-failure, on-any or until-all", "on-any-failure"),
     Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
+    Flag("log-driver", STRING, "where the apps' output is kept: auto, journald or file", "auto"),
     Flag("ready", STRING, "when the pod is ready: started, notify or healthy", "started"),
 )
 
@@ -98,6 +99,7 @@ PREPARE = (
     Flag("set-env", LIST, "environment variable to set for all the apps in the form name=value"),
     Flag("set-env-file", LIST, "file of environment variables to set for all the apps"),
     Flag("no-overlay", BOOL, "copy the images' files instead of using overlayfs"),
+    Flag("pod-file", STRING, "pod as JSON or TOML: a path, or the name of one in the directories of pod files"),
     Flag("pod-manifest", STRING, "path of a pod manifest to run instead of images"),
     Flag("port", LIST, "ports to publish: NAME:[HOSTIP:]HOSTPORT, or [HOSTIP:]HOSTPORT:PODPORT[/udp]"),
     Flag("private-users", BOOL, "run within user namespaces"),

@@ -97,14 +97,13 @@ _UNFINISHED = (State.EMBRYO, State.PREPARING, State.ABORTED_PREPARE, State.GARBA
 
 
 def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppInfo:
-    version = dict(app.image.labels).get("version")
     ending = pod.ending(app.name) or _UNKNOWN
     started_at = pod.app_started_at(app.name)
     # A flavour that records starts has a file for each app it has started; of the others all start with the pod.
     waiting = started_at is None and (pod.records_starts() or behaviour.is_mutable(manifest))
     return AppInfo(
         name=app.name,
-        image_name=f"{app.image.name}:{version}" if app.image.name and version else app.image.name,
+        image_name=app.image.full_name,
         image_id=app.image.id,
         state=_app_state(state, ended=ending is not _UNKNOWN, waiting=waiting),
         started_at=started_at,

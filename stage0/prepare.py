@@ -122,6 +122,7 @@ def load(
         insecure=tuple(sorted({"capabilities", "paths", "seccomp"}.intersection(insecure))),
         given=given,
         private_range=own_range or (0, 0),
+        log_driver=lives.log_driver,
     )
 
 
@@ -150,6 +151,7 @@ def _prepared_app(directory: str, manifest: PodManifest, app: RuntimeApp, store:
         stop_signal=lives.stop_signal,
         devices=lives.devices,
         from_oci=lives.from_oci,
+        image_name=app.image.full_name,
         notifies=lives.notifies,
         health=lives.health,
     )

@@ -12,7 +12,7 @@ from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
 from common.errors import PodError, RkpyError, UsageError, reason
-from stage0 import announce, assemble, behaviour, networking, podnames, prepare, values
+from stage0 import announce, assemble, behaviour, events, networking, podnames, prepare, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
@@ -40,6 +40,7 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
     with _discarded_on_failure(pod):
         prepared = _checked(pod, store, flavour, request, settings, _asked(request))
     pod.to_run()
+    events.prepared(pod.uuid, prepared.name, name)
     _become(pod, flavour, prepared)
 
 
@@ -64,6 +65,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
+            events.prepared(pod.uuid, prepared.name, name)
     return pod
 
 
@@ -220,7 +222,7 @@ def _checked(
         net=networking.asked(flags),
         name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
         hostname=_hostname(flags),
-        ipc=_ipc(flags),
+        ipc=behaviour.ipc(flags.get("ipc") or "auto"),
         asked=asked,
         debug=settings.debug,
         interactive=flags.boolean("interactive"),
@@ -258,13 +260,6 @@ def _credentials(request: Request) -> int:
 def _hostname(flags: Values) -> str:
     given = flags.get("hostname")
     return behaviour.hostname(given) if given else ""
-
-
-def _ipc(flags: Values) -> str:
-    ipc = flags.get("ipc") or "auto"
-    if ipc not in ("auto", "private", "parent"):
-        raise UsageError(f"--ipc={ipc}: not one of auto, private, parent")
-    return ipc
 
 
 def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:

@@ -12,7 +12,7 @@ from stage1 import appsockets, kernelfs, mounts, poddir
 from stage1.credentials import TARGET, VARIABLE, Credentials
 from stage1.flavour import NOTIFIES, Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import ONLY_CGROUP, PROC, SYS
-from stage1.plan import READY_NOTIFY
+from stage1.plan import JOURNALD, READY_NOTIFY
 
 SHM_SIZE = 64 << 20
 DEV_SIZE = 64 << 10
@@ -70,16 +70,21 @@ def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mou
     if names := sockets(pod, app):
         place = appsockets.directory(pod.directory, app.name)
         yield mounts.Sockets(place, appsockets.TARGET, required=appsockets.NOTIFY in names)
+        if appsockets.SYSLOG in names:
+            yield kernelfs.Link("/dev/log", f"{appsockets.TARGET}/{appsockets.SYSLOG}")
 
 
 def sockets(pod: PreparedPod, app: PreparedApp) -> tuple[str, ...]:
     """The sockets of the monitor's that `app` is to have (`stage1.appsockets`). UsageError when a volume is in their
     place that was meant for the app's word to get there."""
-    names = (appsockets.NOTIFY,) if notifies(pod, app) else ()
+    names: tuple[str, ...] = (appsockets.NOTIFY,) if notifies(pod, app) else ()
+    required = bool(names)
+    if pod.log_driver == JOURNALD:
+        names += (appsockets.JOURNAL, appsockets.SYSLOG)
     inner = f"{appsockets.TARGET}/"
     for mount in app.mounts:
         if f"{mounts.normalize(mount.target)}/".startswith(inner):
-            if names:
+            if required:
                 raise UsageError(
                     f'volume "{mount.volume}" cannot be mounted on "{mount.target}": app "{app.name}" has the socket '
                     "there by which it says that it is ready",

@@ -12,7 +12,7 @@ from aci.image_manifest import App, Isolator
 from common.errors import UsageError
 from common.records import NamedTuple
 from stage1.network.plan import Names, Network, Port
-from stage1.plan import ON_ANY_FAILURE, HandedSocket, Health, Restart
+from stage1.plan import AUTO, ON_ANY_FAILURE, HandedSocket, Health, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
 
@@ -71,11 +71,13 @@ class PreparedApp(NamedTuple):
     devices: tuple[Device, ...] = ()
     from_oci: bool = False
     """The image is an OCI image: its /etc/hosts is a placeholder, as every engine for such images takes it."""
-    handed: tuple[HandedSocket, ...] = ()
-    """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
+    image_name: str = ""
+    """With its version, as far as the manifest has them."""
     notifies: bool = False
     """It tells how it fares by the protocol of sd_notify(3)."""
     health: Health | None = None
+    listening: tuple[HandedSocket, ...] = ()
+    """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
 
 
 class PreparedPod(NamedTuple):
@@ -130,16 +132,18 @@ class PreparedPod(NamedTuple):
     """What the apps' files about names are to say; concerns pods without networks too."""
     given: Given = Given()
     """What the service manager handed to this process."""
-    credentials: int = -1
-    """A detached mount of the pod's credentials (`stage1.credentials.pack`); -1 when it has none."""
     ready: str = ""
     """What being ready means, one of `plan.READINESS`; empty leaves it to the apps."""
+    credentials: int = -1
+    """A detached mount of the pod's credentials (`stage1.credentials.pack`); -1 when it has none."""
     register: bool = True
     """Whether the pod is to be known to systemd's machined."""
     keep_unit: bool = False
     """Whether it is to stay in the unit of systemd it was started in, whatever that is."""
     bandwidth: int = 0
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
+    log_driver: str = AUTO
+    """Where the apps' output is to be kept, one of LOG_DRIVERS."""
 
 
 class EnterRequest(NamedTuple):

@@ -12,15 +12,15 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from common import files, syscalls
+from common import files, journal, syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
 from common.imports import seal
 from common.records import NamedTuple
-from stage1 import boot, mounts, poddir
+from stage1 import boot, logdriver, mounts, poddir
 from stage1.credentials import TARGET, VARIABLE, Credentials, show
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.limits import Limits
-from stage1.plan import ON_ANY_FAILURE
+from stage1.plan import FILE, JOURNALD, ON_ANY_FAILURE
 from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
@@ -103,6 +103,12 @@ def check(pod: PreparedPod) -> list[str]:
         warnings.append(
             f'fly ignores --restart={app.restart.policy} of app "{app.name}": nothing stays to start it again'
         )
+    if pod.log_driver == JOURNALD:
+        logdriver.choose(pod.log_driver, there=journal.is_there())
+    if pod.log_driver == JOURNALD and not pod.given.journal:
+        warnings.append(
+            "fly ignores --log-driver=journald: apps have the caller's streams, which are not the journal's"
+        )
     if pod.exit_policy != ON_ANY_FAILURE:
         warnings.append(f"fly ignores --exit-policy={pod.exit_policy}: the pod ends with its only app")
     warnings += [
@@ -158,17 +164,17 @@ def run(pod: PreparedPod) -> NoReturn:
         step.apply(root, source)
     if booted():
         _join_unit(pod)
+    spec = _with_journal(pod, launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,)))
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
     seal()
     switch_root(root.fd)
-    spec = launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,))
     if credentials >= 0:
         spec = spec._replace(environment=(*spec.environment, (VARIABLE, TARGET)))
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
-    sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.handed]
+    sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.listening]
     launch(spec, sockets=sockets, credentials=credentials)
 
 
@@ -178,6 +184,26 @@ def _join_unit(pod: PreparedPod) -> None:
     membership = Membership("run", pod.directory, registrar.channel, registrar.pid)
     membership.join()
     membership.leave()
+
+
+def _with_journal(pod: PreparedPod, spec: LaunchSpec) -> LaunchSpec:
+    """Where the caller's streams lead to the journal, the app's are its own there, and the app is told."""
+    app = pod.apps[0]
+    fields = {
+        "RKPY_POD_UUID": pod.uuid,
+        "RKPY_POD_NAME": pod.name,
+        "RKPY_APP": app.name,
+        "RKPY_IMAGE_ID": app.image_id,
+        "RKPY_IMAGE_NAME": app.image_name,
+        "RKPY_PID": str(os.getpid()),
+    }
+    journal.event(journal.STARTED, f'App "{app.name}" of pod "{pod.name or pod.uuid}" started', fields)
+    if pod.log_driver == FILE or not pod.given.journal:
+        return spec
+    from stage1 import journalstream
+
+    stream = journalstream.rename(pod.given.journal, app.name)
+    return spec._replace(environment=(*spec.environment, ("JOURNAL_STREAM", stream))) if stream else spec
 
 
 def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int, ...]) -> LaunchSpec:

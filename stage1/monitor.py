@@ -23,11 +23,12 @@ from stage1 import apptree, boot, channel, control, credentials, footprint, name
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
-from stage1.plan import READY_STARTED, AppPlan, PodPlan, dumps, loads
-from stage1.streams import AppStreams, Foreground, Streams, when_all_written
+from stage1.plan import JOURNALD, READY_STARTED, AppPlan, PodPlan, dumps, loads
+from stage1.streams import AppStreams, Foreground, Log, Streams, when_all_written
 from stage1.terminal import Keyboard
 
 if TYPE_CHECKING:
+    from stage1.journallog import PodJournal
     from stage1.systemd.membership import Membership
     from stage1.systemd.service import Service
 
@@ -101,7 +102,12 @@ class Monitor:
             self._supervisor = self._clone()
             self._loop = Loop()
             footprint.keep_small(self._loop)
-            self._foreground = Foreground(self._loop, prefixed=len(self._apps) != 1 or self._plan.mutable)
+            self._journal = self._open_journal()
+            self._foreground = Foreground(
+                self._loop,
+                prefixed=len(self._apps) != 1 or self._plan.mutable,
+                silent=self._plan.given.journal if self._plan.log_driver == JOURNALD else (),
+            )
             try:
                 self._supervise()
             finally:
@@ -110,6 +116,13 @@ class Monitor:
         finally:
             self._cgroup.remove()
         return EXIT_FAILURE if self._status is None else self._status
+
+    def _open_journal(self) -> PodJournal | None:
+        if not self._plan.journal:
+            return None
+        from stage1.journallog import PodJournal
+
+        return PodJournal(self._loop, self._plan)
 
     def _owner(self) -> tuple[int, int] | None:
         first, count = self._plan.private_range
@@ -271,6 +284,8 @@ class Monitor:
             self._give_to_pod(streams.child_fds())
         if self._service is not None or _speaks(plan):
             (self._service or self._serve_as_service()).listen(plan)
+        if self._journal is not None:
+            self._journal.listen(plan)
         opened = [channel.memory_file(dumps(plan))]
         null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
@@ -278,7 +293,7 @@ class Monitor:
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
-            sockets = (self._sockets[socket.number] for socket in plan.handed)
+            sockets = (self._sockets[socket.number] for socket in plan.listening)
             fds = (*opened[:1], *stdio, *opened[1:2], *sockets, *opened[2:])
             if len(fds) > channel.MAX_FDS:
                 raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
@@ -298,10 +313,14 @@ class Monitor:
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         if not self._plan.interactive or "tty" in plan.streams:
-            log = LogFile(self._plan.directory, plan.name)
-            return AppStreams(self._loop, plan.name, plan.streams, log=log, foreground=self._foreground)
+            return AppStreams(self._loop, plan.name, plan.streams, log=self._log(plan), foreground=self._foreground)
         modes = Streams(stdin="stream")
         return AppStreams(self._loop, plan.name, modes, foreground=self._foreground, of_caller=True)
+
+    def _log(self, plan: AppPlan) -> Log:
+        if self._plan.log_driver == JOURNALD and self._journal is not None:
+            return self._journal.log(plan)
+        return LogFile(self._plan.directory, plan.name)
 
     # --- what the supervisor says
 
@@ -328,12 +347,17 @@ class Monitor:
 
     def _is_ready(self) -> None:
         os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
+        if self._journal is not None:
+            self._journal.pod_started()
+        gc.enable()
 
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
+        if self._journal is not None:
+            self._journal.app_started(app.plan, pid)
         if self._service is not None:
             self._service.started(app.plan)
 
@@ -361,6 +385,8 @@ class Monitor:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
         self._write_status(app, [*words, *(["stopped"] if stopped else [])])
+        if self._journal is not None:
+            self._journal.app_ended(app.plan, status, number, oom=oom, asked=bool(stopped))
         if self._service is not None:
             how = (
                 "ended" if not status or stopped else "ran out of memory" if oom else f"failed ({' '.join(words[:3])})"
@@ -473,6 +499,8 @@ class Monitor:
             app.streams.close()
         if self._service is not None:
             self._service.removed(app.plan.name)
+        if self._journal is not None:
+            self._journal.removed(app.plan.name)
         self._cgroup.remove_app(app.plan.name)
         del self._apps[app.plan.name]
 
@@ -496,6 +524,8 @@ class Monitor:
                 app.streams.drain()
             if killed and app.state == RUNNING:
                 self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
+                if self._journal is not None:
+                    self._journal.app_ended(app.plan, _KILLED, int(signal.SIGKILL), oom=False, asked=True)
             if app.streams is not None:
                 app.streams.close()
         for name in (poddir.STARTING, poddir.CONTROL):
@@ -510,6 +540,8 @@ class Monitor:
             self._detach_from_networks()
             if not self._attached and self._status == 0:
                 self._status = 128 + self._asked  # No app was run.
+        if self._journal is not None:
+            self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
@@ -560,11 +592,14 @@ class Monitor:
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""
         streams = [app.streams for app in self._apps.values() if app.streams is not None]
-        when_all_written([self._foreground, *streams], self._loop.stop)
+        journals = [] if self._journal is None else [self._journal]
+        when_all_written([self._foreground, *streams, *journals], self._loop.stop)
         for number in _ENDING:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+        if self._journal is not None and (losses := self._journal.losses()):
+            boot.complain(self._command, losses)
 
 
 def _speaks(plan: AppPlan) -> bool:

@@ -14,9 +14,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from aci.isolators import NETWORK_BANDWIDTH
-from common import files
+from common import files, journal
 from common.errors import NetworkError, PodError, UsageError
-from stage1 import app_steps, appsockets, boot, cgroup, control, implicit, poddir, resources, restrictions
+from stage1 import app_steps, appsockets, boot, cgroup, control, implicit, logdriver, poddir, resources, restrictions
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
@@ -49,6 +49,7 @@ def check(pod: PreparedPod) -> list[str]:
     volume that cannot be mounted."""
     pod = _as_it_runs(pod)
     _refuse(pod)
+    pod = _with_log_driver(pod, journal.is_there())
     warnings = []
     if pod.published:
         from stage1.network import ports
@@ -69,6 +70,11 @@ def check(pod: PreparedPod) -> list[str]:
     return warnings + _unenforceable(pod)
 
 
+def _with_log_driver(pod: PreparedPod, there: bool) -> PreparedPod:
+    """With the one it will use; `there`: whether there is a journal. Raises LaunchError."""
+    return pod._replace(log_driver=logdriver.choose(pod.log_driver, there=there))
+
+
 def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     """A pod that runs already, and is to have one more app, with the network and the IPC namespace it has."""
     leader = poddir.read_leader(pod.directory)
@@ -80,6 +86,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
         networks=(),
         names=_recorded_names(pod.directory),
         credentials=_recorded_credentials(pod.directory),
+        log_driver=logdriver.of_pod(pod.directory),
         ipc="parent" if ipc else "private",
     )
 
@@ -145,6 +152,8 @@ def _unenforceable(pod: PreparedPod) -> list[str]:
 
 def plan(pod: PreparedPod) -> PodPlan:
     """`pod` with every decision taken."""
+    there = journal.is_there()
+    pod = _with_log_driver(pod, there)
     return PodPlan(
         uuid=pod.uuid,
         directory=pod.directory,
@@ -164,8 +173,10 @@ def plan(pod: PreparedPod) -> PodPlan:
         debug=pod.debug,
         name=pod.name,
         given=pod.given,
-        credentials=pod.credentials >= 0,
+        log_driver=pod.log_driver,
+        journal=there,
         ready=_readiness(pod),
+        credentials=pod.credentials >= 0,
     )
 
 
@@ -189,9 +200,11 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         restart=app.restart,
         stop_signal=app.stop_signal,
         limits=resources.of_app(app.app.isolators),
-        handed=app.handed,
+        image_id=app.image_id,
+        image_name=app.image_name,
         sockets=app_steps.sockets(pod, app),
         health=app.health,
+        listening=app.listening,
     )
     return made, warnings
 
@@ -241,6 +254,7 @@ def run(pod: PreparedPod) -> NoReturn:
         announce(registrar, pod, resources.of_pod(pod.isolators), machine=True)
     made = plan(pod)
     app_steps.write_names(pod.directory, made.hostname)
+    logdriver.record(pod.directory, made.log_driver)
     if pod.name_options:
         _record_names(pod)
     for app, planned in zip(pod.apps, made.apps, strict=True):

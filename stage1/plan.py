@@ -24,6 +24,10 @@ READY_STARTED, READY_NOTIFY, HEALTHY = READINESS = ("started", "notify", "health
 """When a pod is ready: its apps have been executed, have said so themselves, or pass their health checks."""
 
 
+LOG_DRIVERS = AUTO, JOURNALD, FILE = ("auto", "journald", "file")
+"""Where the apps' output is kept: in the journal, in files of the pod directory, or in these if there is no journal."""
+
+
 class Restart(NamedTuple):
     """When the supervisor starts an app again after it has ended."""
 
@@ -31,16 +35,6 @@ class Restart(NamedTuple):
     """"no", "on-failure" or "always"."""
     limit: int = 0
     """How many times at most; 0 for no limit."""
-
-
-class HandedSocket(NamedTuple):
-    """A descriptor of the service manager's that an app gets (sd_listen_fds(3))."""
-
-    number: int
-    """Which one, in `Given.sockets`."""
-    name: str
-    once: bool = False
-    """For the app's first start only: a connection, which must end when the app closes it."""
 
 
 class Health(NamedTuple):
@@ -56,6 +50,16 @@ class Health(NamedTuple):
     """From the start of the app, in which failures do not count."""
     on_failure: str = "none"
     """What follows when it becomes unhealthy: "none", "kill", "restart" or "stop"."""
+
+
+class HandedSocket(NamedTuple):
+    """A descriptor of the service manager's that an app gets (sd_listen_fds(3))."""
+
+    number: int
+    """Which one, in `Given.sockets`."""
+    name: str
+    once: bool = False
+    """For the app's first start only: a connection, which must end when the app closes it."""
 
 
 class AppPlan(NamedTuple):
@@ -74,11 +78,13 @@ class AppPlan(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     limits: Limits = Limits()
-    handed: tuple[HandedSocket, ...] = ()
-    """In the order of the app's descriptors 3, 4, …"""
+    image_id: str = ""
+    image_name: str = ""
     sockets: tuple[str, ...] = ()
     """The sockets of the monitor's that it has, by the names of `stage1.appsockets`."""
     health: Health | None = None
+    listening: tuple[HandedSocket, ...] = ()
+    """In the order of the app's descriptors 3, 4, …"""
 
 
 class PodPlan(NamedTuple):
@@ -112,10 +118,13 @@ class PodPlan(NamedTuple):
     """The one given with --pod-name."""
     given: Given = Given()
     """What the service manager handed over. Its sockets come with the plan, after all other descriptors."""
-    credentials: bool = False
-    """Whether a mount of the pod's credentials comes with the plan, before the sockets."""
+    log_driver: str = FILE
+    journal: bool = False
+    """Whether there is a journal, for events if for nothing else."""
     ready: str = READY_STARTED
     """What being ready means, one of READINESS."""
+    credentials: bool = False
+    """Whether a mount of the pod's credentials comes with the plan, before the sockets."""
 
 
 class EnterPlan(NamedTuple):
@@ -133,7 +142,7 @@ class EnterPlan(NamedTuple):
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, EnterPlan, Restart, HandedSocket, Health, Streams, Limits, Given, LaunchSpec,
+        AppPlan, PodPlan, EnterPlan, Restart, Health, HandedSocket, Streams, Limits, Given, LaunchSpec,
         rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS, Credentials,
     )
 }  # fmt: skip

@@ -25,6 +25,7 @@
     unit                      the unit of systemd that the pod is in, or was
     machine                   its name with machined
     logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
+    log-driver                "journald" or "file": where the apps' output is kept
 
 The layout is documented for users in docs/on-disk-format.md.
 """
@@ -47,6 +48,7 @@ LIMITS = "limits"
 NAME = "name"
 PRIVATE_USERS = "private-users"
 APPS_LOCK = "apps-lock"
+LOG_DRIVER = "log-driver"
 UNIT = "unit"
 MACHINE = "machine"
 
@@ -273,6 +275,17 @@ def read_private_range(pod: str) -> tuple[int, int] | None:
 def read_name(pod: str) -> str:
     """The pod's name; empty when it has none."""
     return read_word(pod, NAME)
+
+
+def write_log_driver(pod: str, driver: str) -> None:
+    """Record where the apps' output is kept; written whole or not at all."""
+    _write_text(f"{pod}/{LOG_DRIVER}", driver)
+
+
+def read_log_driver(pod: str) -> str:
+    """What was recorded; empty when nothing was."""
+    words = _words(f"{pod}/{LOG_DRIVER}")
+    return words[0] if words else ""
 
 
 def _words(path: str) -> list[str]:

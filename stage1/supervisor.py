@@ -58,7 +58,7 @@ class _App:
         self.plan = plan
         self.streams = streams
         self.cgroup = cgroup
-        self.sockets = [(socket, fds.pop(0)) for socket in plan.handed]
+        self.sockets = [(socket, fds.pop(0)) for socket in plan.listening]
         """Those the app gets at its next start."""
         self.mounts = fds
         """Descriptors for the first start, which makes the app's mount namespace of them."""

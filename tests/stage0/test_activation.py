@@ -112,7 +112,7 @@ def test_the_rest_of_a_range_is_told_of(looked: dict[str, Listener], capsys: pyt
 def test_apps_get_theirs_in_order(looked: dict[str, Listener]) -> None:
     looked["connection"] = Listener("connection", "tcp", 80, once=True)
     settled, _ = activation.settle(pod(WEB, NAMES, sockets=("web", "names", "connection")), PodManifest(()))
-    assert [app.handed for app in settled.apps] == [
+    assert [app.listening for app in settled.apps] == [
         (HandedSocket(0, "web"), HandedSocket(2, "connection", True)),
         (HandedSocket(1, "names"),),
     ]
