@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common import syscalls
-from stage1 import credentials
+from stage1 import credentials, mounts
 from tests.host import activating, flavours
 from tests.host.activating import Handed
 from tests.host.flavours import CAPABILITIES, HOST_IDS, NAMESPACES, SEVERAL, SUPERVISED, Ground, Variant, every, until
@@ -209,7 +209,7 @@ def test_what_makes_no_sense_is_refused(ground: Ground, flag: str, text: str) ->
 @pytest.mark.parametrize("lacking", [(), ("noswap",), ("noswap", "ramfs")], ids=["tmpfs", "ramfs", "nothing better"])
 def test_the_memory_is_the_best_there_is(lacking: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels before 6.4 and user namespaces do not have all of it."""
-    real = credentials.new_file_system
+    real = mounts.new_file_system
 
     def limited(kind: str, attributes: int, *options: tuple[str, str | None]) -> int:
         if kind in lacking or any(key in lacking for key, _ in options):
