@@ -9,7 +9,7 @@ import pytest
 from tests.systemd.container import Container
 
 INSIDE = Path(__file__).parent / "inside"
-MODULES = ("basic",)
+MODULES = ("activation", "basic")
 IN_MACHINE: tuple[str, ...] = ()
 """Those that tests/vm/test_guest.py runs, because they need controllers."""
 

@@ -39,7 +39,7 @@ _COUNT = itertools.count()
 @pytest.fixture
 def name() -> str:
     """Of units that nobody has had, in whose journal is nothing else."""
-    return f"rkpy-test-{os.getpid()}-{next(_COUNT)}"
+    return f"activation-{os.getpid()}-{next(_COUNT)}"
 
 
 def systemctl(*words: str) -> str:
@@ -78,7 +78,7 @@ def units(files: Mapping[str, str]) -> Iterator[None]:
 
 def service(ground: Ground, command: Sequence[object], *lines: str) -> str:
     words = ground.rkpy.command(*command)
-    body = "\n".join(("Delegate=yes", "KillMode=mixed", "StandardError=journal", *lines))
+    body = "\n".join(("Slice=system.slice", "Delegate=yes", "KillMode=mixed", "StandardError=journal", *lines))
     path = ground.rkpy.environment()["PYTHONPATH"]
     return f"[Service]\nEnvironment=PYTHONPATH={path}\nExecStart={quoted(words)}\n{body}\n"
 
