@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from tests.vm.machine import emulator, make_payload
 
 PORT = "rkpy.agent"
-DEADLINE = 180.0
+DEADLINE = 120.0
 """Seconds for a boot or a command; emulated on a busy machine a boot may take a minute."""
 
 START = f"""\
@@ -134,10 +134,10 @@ class Persistent:
         assert answer.status == 0, f"{script}\n{answer}"
         return answer.output
 
-    def until(self, script: str, deadline: float = DEADLINE) -> str:
+    def until(self, script: str, pause: float = 0.2) -> str:
         """Run a script again and again until it succeeds; its output then."""
-        # In the guest: one round trip, and no process for each try.
-        return self.sh(f"until {{ {script}\n}}; do sleep 0.2; done", deadline)
+        # In the guest, so that little time passes between what is waited for and the answer.
+        return self.sh(f"until {{ {script}\n}}; do sleep {pause}; done")
 
     @property
     def console(self) -> str:
