@@ -52,6 +52,12 @@ class RuntimeImage(NamedTuple):
     name: str
     labels: tuple[tuple[str, str], ...]
 
+    @property
+    def full_name(self) -> str:
+        """`name:version`, as far as the manifest says."""
+        version = dict(self.labels).get("version")
+        return f"{self.name}:{version}" if self.name and version else self.name
+
 
 class RuntimeMount(NamedTuple):
     volume: str

@@ -16,6 +16,8 @@ from typing import Self
 # l_type, l_whence, l_start, l_len, l_pid; the trailing "0q" pads to the alignment of the C structure. A length of 0
 # means to the end of the file however far it grows, and l_pid must be 0 for the OFD commands.
 _FLOCK = struct.Struct("hhqqi0q")
+waiting = 0
+"""How many locks this process is waiting for just now, for those who have to tell why it does not get on."""
 
 
 def _flock(kind: int, first: int = 0, length: int = 0) -> bytes:
@@ -46,12 +48,16 @@ class Lock:
         an upgrade fails the shared lock is still held.
 
         Raises BlockingIOError if not `blocking` and somebody else is in the way."""
+        global waiting
         command = fcntl.F_OFD_SETLKW if blocking else fcntl.F_OFD_SETLK
+        waiting += blocking
         try:
             fcntl.fcntl(self.fd, command, _flock(fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK, self._first))
         except OSError as error:
             error.filename = self.path
             raise
+        finally:
+            waiting -= blocking
 
     def close(self) -> None:
         """Close the descriptor; closing twice is harmless."""

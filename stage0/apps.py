@@ -25,8 +25,9 @@ from stage0.pods import Pod, Pods, State
 from stage1 import flavour as flavours
 from stage1 import poddir
 
+_IN_WORDS = {"attach": "attach to an app", "send_signal": "signal its apps"}
 _LOCK_MODE = 0o640
-_OF_APP = ("rootfs", "overlay", "status", "started", "restarts", "appsinfo")
+_OF_APP = ("rootfs", "overlay", "status", "started", "restarts", "sockets", "appsinfo")
 """Directories of the pod in which everything of an app bears its name; what tells about it comes last."""
 
 
@@ -34,7 +35,7 @@ def operation(pod: Pod, name: str) -> Callable[..., Any]:
     """The function `name` of the pod's flavour, one that not every flavour has. Raises PodError."""
     found = getattr(flavours.load(pod.flavour()), name, None)
     if found is None:
-        what = "attach to an app" if name == "attach" else "change a running pod"
+        what = _IN_WORDS.get(name, "change a running pod")
         raise PodError(f'flavour "{pod.flavour()}" cannot {what}', hint="run the pod with another --stage1")
     return cast(Callable[..., Any], found)
 

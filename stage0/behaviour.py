@@ -20,12 +20,14 @@ from aci.types import ac_name
 from common.errors import ManifestError, UsageError
 from common.records import NamedTuple
 from stage0.options import Values
-from stage1.flavour import Device
-from stage1.plan import EXIT_POLICIES, ON_ANY_FAILURE, Restart
+from stage1.flavour import NOTIFIES, Device
+from stage1.plan import AUTO, EXIT_POLICIES, FILE, LOG_DRIVERS, ON_ANY_FAILURE, READINESS, Health, Restart
 from stage1.streams import Streams
 
 MUTABLE = "coreos.com/rkt/stage1/mutable"
 POD_NAME, EXIT_POLICY, STOP_TIMEOUT = "rkpy/pod-name", "rkpy/exit-policy", "rkpy/stop-timeout"
+LOG_DRIVER = "rkpy/log-driver"
+READY = "rkpy/ready"
 STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout", "stderr")}
 NO_OVERLAY = "rkpy/no-overlay"
 """Of a mutable pod: apps that are added later are copied too."""
@@ -48,6 +50,7 @@ _STREAM_WORDS = {"stdin": ("null", "tty", "stream")} | dict.fromkeys(
     ("stdout", "stderr"), ("log", "null", "tty", "stream")
 )
 _POLICIES = ("no", "on-failure", "always")
+_IPC = ("auto", "private", "parent")
 _ACCESS = "rwm"
 _MAX_COUNT = 1_000_000
 _MAX_SECONDS = 10_000_000
@@ -60,6 +63,8 @@ class PodBehaviour(NamedTuple):
     exit_policy: str = ON_ANY_FAILURE
     stop_timeout: int = STOP_SECONDS
     mutable: bool = False
+    log_driver: str = AUTO
+    ready: str = ""
 
 
 class AppBehaviour(NamedTuple):
@@ -68,6 +73,8 @@ class AppBehaviour(NamedTuple):
     stop_signal: int = signal.SIGTERM.value
     devices: tuple[Device, ...] = ()
     from_oci: bool = False
+    notifies: bool = False
+    health: Health | None = None
 
 
 # The values, as flags and annotations write them. All raise UsageError.
@@ -95,9 +102,21 @@ def hostname(text: str) -> str:
     return text
 
 
+def ipc(text: str) -> str:
+    if text not in _IPC:
+        raise UsageError(f"--ipc={text}: not one of {', '.join(_IPC)}")
+    return text
+
+
 def exit_policy(text: str) -> str:
     if text not in EXIT_POLICIES:
         raise UsageError(f"--exit-policy={text}: not one of {', '.join(EXIT_POLICIES)}")
+    return text
+
+
+def readiness(text: str) -> str:
+    if text not in READINESS:
+        raise UsageError(f"--ready={text}: not one of {', '.join(READINESS)}")
     return text
 
 
@@ -112,6 +131,14 @@ def stop_timeout(text: str) -> int:
     if not 0 <= seconds <= _MAX_SECONDS:
         raise UsageError(f"--stop-timeout={text}: not a number of seconds from 0 to {_MAX_SECONDS}")
     return seconds
+
+
+def log_driver(text: str) -> str:
+    """One of LOG_DRIVERS; podman's `k8s-file` is `file`, whose format is the same."""
+    driver = FILE if text == "k8s-file" else text
+    if driver not in LOG_DRIVERS:
+        raise UsageError(f"--log-driver={text}: not one of {', '.join(LOG_DRIVERS)}")
+    return driver
 
 
 def restart(text: str) -> Restart:
@@ -178,6 +205,8 @@ def pod_annotations(flags: Values) -> Pairs:
         "pod-name": pod_name,
         "exit-policy": exit_policy,
         "stop-timeout": stop_timeout,
+        "log-driver": log_driver,
+        "ready": readiness,
     }
     given = {name: flags.get(name) for name in parsers}
     return tuple((f"rkpy/{name}", str(parsers[name](text))) for name, text in given.items() if text is not None)
@@ -197,9 +226,17 @@ def app_annotations(flags: Values, image: Mapping[str, str]) -> Pairs:
         found[STOP_SIGNAL] = str(_of_image(image[OCI_STOP_SIGNAL]))
     if devices := [device(text) for text in flags.all("device")]:
         found[DEVICES] = json.dumps(devices, separators=(",", ":"))
+    if NOTIFIES in image and not any(text.startswith(f"{NOTIFIES}=") for text in flags.all("annotation")):
+        found[NOTIFIES] = image[NOTIFIES]
     if any(name.startswith(_OF_OCI) for name in image):
         found[FROM_OCI] = "true"
     return tuple(found.items())
+
+
+def with_image(app: RuntimeApp, image: Mapping[str, str]) -> RuntimeApp:
+    """`app` of a manifest that was given whole, with what its image says of itself where the app says nothing."""
+    taken = {name: image[name] for name in (NOTIFIES,) if name in image}
+    return app._replace(annotations=merged(tuple(taken.items()), app.annotations))
 
 
 def _flag(name: str, parse: Callable[[str], int], text: str) -> int:
@@ -231,7 +268,9 @@ def of_pod(manifest: PodManifest) -> PodBehaviour:
         name=_read(found, POD_NAME, pod_name, ""),
         exit_policy=_read(found, EXIT_POLICY, exit_policy, ON_ANY_FAILURE),
         stop_timeout=_read(found, STOP_TIMEOUT, stop_timeout, STOP_SECONDS),
+        ready=_read(found, READY, readiness, ""),
         mutable=is_mutable(manifest),
+        log_driver=_read(found, LOG_DRIVER, log_driver, AUTO),
     )
 
 
@@ -256,6 +295,7 @@ def of_app(app: RuntimeApp) -> AppBehaviour:
         stop_signal=_read(found, STOP_SIGNAL, stop_signal, signal.SIGTERM.value),
         devices=_read(found, DEVICES, _devices, ()),
         from_oci=found.get(FROM_OCI) == "true",
+        notifies=found.get(NOTIFIES) == "true",
     )
 
 

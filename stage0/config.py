@@ -23,7 +23,7 @@ LOCAL_CONFIG = "/etc/rkpy"
 ALL_FETCH = frozenset({"image", "tls", "http", "pubkey"})
 ALL_RUN = frozenset({"capabilities", "paths", "seccomp"})
 CNI_PLUGINS = "cni-plugins"
-_INSECURE = {
+INSECURE_OPTIONS = {
     "none": frozenset[str](),
     **{name: frozenset({name}) for name in (*sorted(ALL_FETCH | ALL_RUN), "ondisk")},
     "all-fetch": ALL_FETCH,
@@ -83,9 +83,11 @@ def insecure_options(text: str) -> frozenset[str]:
     """The features `--insecure-options=TEXT` switches off. Raises UsageError."""
     features: frozenset[str] = frozenset()
     for word in text.split(","):
-        if word not in _INSECURE:
-            raise UsageError(f'invalid value "{word}" for --insecure-options', hint=f"known: {', '.join(_INSECURE)}")
-        features |= _INSECURE[word]
+        if word not in INSECURE_OPTIONS:
+            raise UsageError(
+                f'invalid value "{word}" for --insecure-options', hint=f"known: {', '.join(INSECURE_OPTIONS)}"
+            )
+        features |= INSECURE_OPTIONS[word]
     return features
 
 

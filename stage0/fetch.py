@@ -10,8 +10,8 @@ import os
 from typing import TYPE_CHECKING
 
 from aci.store import ImageRecord, Store, Verification
-from common.errors import ImageError, UsageError
-from stage0 import reference
+from common.errors import ImageError, TrustError, UsageError
+from stage0 import announce, reference
 from stage0.config import Config
 from stage0.grammar import ImageArguments
 from stage0.notices import warn
@@ -40,10 +40,24 @@ def image(config: Config, store: Store, arguments: ImageArguments, policy: str, 
     """The stored image that `arguments` names, fetched first when that is needed. Marks it as used now.
 
     Raises UsageError, ImageError, TrustError, StoreError or FetchError."""
+    try:
+        return _image(config, store, arguments, policy, quiet)
+    except TrustError as error:
+        from stage0 import events, http
+
+        events.refused(http.shown(arguments.reference), error)  # it may be an address
+        raise
+
+
+def _image(config: Config, store: Store, arguments: ImageArguments, policy: str, quiet: bool) -> ImageRecord:
     wanted = reference.parse(arguments.reference)
     signature = arguments.flags.get("signature")
     if wanted.kind in reference.FILES:
+        from stage0 import events
+
+        announce.status(f"importing {arguments.reference}")
         imported = _import(config, store, wanted, signature)
+        events.fetched(imported, wanted.value)
         if imported.manifest.dependencies:
             _fetch_dependencies(config, store, imported, policy, quiet)
         return imported
@@ -102,6 +116,7 @@ def _fetch(
         hint = "this looks like a pod's UUID; see `rkpy list` and `rkpy run-prepared`"
         raise ImageError(f'discovery failed: no image "{wanted.value}" in the store', hint=hint)
     gc.enable()  # `rkpy.main` switched it off, but a fetch may run for long.
+    announce.status(f"fetching {arguments.reference}")
     keystore = Keystore(config.local_config, config.system_config)
     signature = arguments.flags.get("signature") or ""
     if wanted.kind == "docker":
@@ -137,7 +152,7 @@ def _pull(
     config: Config, store: Store, keystore: Keystore, text: str, signature: str, progress: Progress
 ) -> ImageRecord:
     """An image of a registry. The order is the point: what the name means, who signed that, and then its layers."""
-    from stage0 import docker_reference, http, registry
+    from stage0 import docker_reference, events, http, registry
     from stage0.image_signatures import authorize_registry_image
 
     if signature:
@@ -158,6 +173,7 @@ def _pull(
         record = registry.pull(
             client, store, resolved, authorize=lambda name: verification, progress=progress.layer, warn=warn
         )
+        events.fetched(record, str(resolved.reference))
     store.touch(record.id)
     return record
 

@@ -25,6 +25,7 @@ from common.syscalls import (
     openat2,
     umount2,
 )
+from stage0 import events
 from stage0 import pods as podstore
 from stage0.pods import Pod, PodBusyError, PodMovedError, Pods, State
 from stage1 import flavour, poddir
@@ -177,6 +178,7 @@ def _claim_for_removal(pod: Pod, notice: Callable[[str], None]) -> None:
 def remove(pod: Pod, mounts: Mounts, put_up: Callable[[str], None] | None = None) -> None:
     """Remove a pod that is in `garbage` and ours. Raises RkpyError; what is left then can be removed later. `put_up`:
     told of what the flavour cannot undo, which then is no reason to keep the pod."""
+    name = pod.name()
     try:
         _clean_up_outside(pod)
     except RkpyError as error:
@@ -193,6 +195,7 @@ def remove(pod: Pod, mounts: Mounts, put_up: Callable[[str], None] | None = None
     except OSError as error:
         raise _failure(pod, error) from error
     _remove_directory(pod)
+    events.collected(pod.uuid, name)
 
 
 def _clean_up_outside(pod: Pod) -> None:

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from common.records import NamedTuple
 from rkpy import VERSION
 from stage0 import options
 from stage0.main import VERBS, Verb
-from stage0.options import BOOL, Flag
+from stage0.options import BOOL, LIST, STRING, Flag
 
 if TYPE_CHECKING:
     import click
@@ -21,13 +22,31 @@ _USAGE = {
     "app sandbox": "[OPTIONS]",
     "app add": "[OPTIONS] UUID IMAGE [-- ARGS...]",
     "start": "[OPTIONS] UUID",
+    "systemd": "UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
+    "unit check": "[FILE ...]",
+    "unit generate": "NORMAL [EARLY LATE]",
+    "unit list": "[OPTIONS]",
+    "unit show": "NAME|FILE",
     "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",
 }
 
 
+class Described(NamedTuple):
+    """What there is to say of a command, to those who ask for help, read its manual page or press Tab."""
+
+    name: str
+    summary: str
+    usage: str
+    """The words after the name, as in `[OPTIONS] UUID FILE`."""
+    flags: tuple[Flag, ...]
+    """Its own, without the global ones."""
+    text: str = ""
+    """What it does: paragraphs, or empty."""
+
+
 def print_help(name: str) -> None:
     """Print the help of command `name` (words), of a group such as `image`, or of rkpy itself for ""."""
-    text = _verb_help(name, VERBS[name]) if name in VERBS else _overview(name)
+    text = _verb_help(describe(name)) if name in VERBS else _overview(name)
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -47,40 +66,48 @@ def _overview(group: str) -> str:
     )
 
 
-def _verb_help(name: str, verb: Verb) -> str:
-    usage, flags = _fast(name) if verb.fast else _click(name, verb)
+def _verb_help(command: Described) -> str:
     return _sections(
-        NAME=f"rkpy {name} - {verb.summary}",
-        USAGE=f"rkpy {name} {usage}",
-        OPTIONS="\n" + _flags(flags),
+        NAME=f"rkpy {command.name} - {command.summary}",
+        USAGE=f"rkpy {command.name} {command.usage}",
+        OPTIONS="\n" + _flags(command.flags),
         GLOBAL_OPTIONS="\n" + _flags(options.GLOBAL),
     )
 
 
-def _fast(name: str) -> tuple[str, Iterable[Flag]]:
+def describe(name: str) -> Described:
+    """The command `name`, one of VERBS."""
     from importlib import import_module
 
-    module = import_module(f"stage0.commands.{VERBS[name].module}")
-    return _USAGE[name], module.FLAGS[name].values()
+    verb = VERBS[name]
+    module = import_module(f"stage0.commands.{verb.module}")
+    if verb.fast:
+        return Described(name, verb.summary, _USAGE[name], tuple(module.FLAGS[name].values()))
+    return _of_click(name, verb, getattr(module, verb.attribute))
 
 
-def _click(name: str, verb: Verb) -> tuple[str, Iterable[Flag]]:
-    from importlib import import_module
-
+def _of_click(name: str, verb: Verb, command: click.Command) -> Described:
     import click
 
-    command: click.Command = getattr(import_module(f"stage0.commands.{verb.module}"), verb.attribute)
     with click.Context(command, info_name=name) as context:
         usage = " ".join(command.collect_usage_pieces(context))
         flags = [_as_flag(param) for param in command.params if isinstance(param, click.Option) and not param.hidden]
     own = {flag.name for flag in options.GLOBAL} | {"help"}
-    return usage, [flag for flag in flags if flag.name not in own]
+    _, _, text = (command.help or "").partition("\n\n")
+    return Described(name, verb.summary, usage, tuple(flag for flag in flags if flag.name not in own), text)
 
 
 def _as_flag(option: click.Option) -> Flag:
     default = option.default if isinstance(option.default, str | int) else ""
     boolean = option.is_flag or option.flag_value == "true"
-    return Flag(option.opts[0].lstrip("-"), BOOL if boolean else "string", option.help or "", str(default))
+    words = tuple(word for word in getattr(option.type, "choices", ()) if word)
+    return Flag(option.opts[0].lstrip("-"), _kind(option, boolean), option.help or "", str(default), values=words)
+
+
+def _kind(option: click.Option, boolean: bool) -> str:
+    if boolean:
+        return BOOL
+    return LIST if option.multiple else STRING
 
 
 def _flags(flags: Iterable[Flag]) -> str:

@@ -35,6 +35,7 @@ VERBS = {
     "app stop": Verb("app", "Stop an app of a running pod", attribute="stop"),
     "attach": Verb("app", "Attach to the streams of an app", attribute="attach"),
     "cat-manifest": Verb("cat_manifest", "Inspect and print the pod manifest"),
+    "completion": Verb("completion", "Print the completion script for a shell"),
     "config": Verb("config", "Print configuration for each stage in JSON format"),
     "enter": Verb("enter", "Enter the namespaces of an app within a rkpy pod"),
     "export": Verb("export", "Export an app from an exited pod to an ACI file"),
@@ -50,8 +51,13 @@ VERBS = {
     ),
     "image rm": Verb("image", "Remove images from the local store", attribute="rm"),
     "image verify": Verb("image", "Verify one or more rendered images in the local store", attribute="verify"),
+    "install-units": Verb(
+        "install_units", "Install units, manual pages and completion where the system looks for them"
+    ),
+    "kill": Verb("kill", "Send a signal to the apps of a pod"),
     "list": Verb("list", "List pods"),
     "logs": Verb("logs", "Show what the apps of a rkpy pod have written"),
+    "man": Verb("man", "Write the manual pages"),
     "net check": Verb("net", "Check that pods still have of their networks what they were given", attribute="check"),
     "net gc": Verb("net", "Take back addresses, ports and rules of pods that are no more", attribute="collect"),
     "net inspect": Verb("net", "Show a network or the networks of a pod", attribute="inspect"),
@@ -64,7 +70,14 @@ VERBS = {
     "start": Verb("run", "Run an exited pod again", fast=True, attribute="start"),
     "status": Verb("status", "Check the status of a rkpy pod"),
     "stop": Verb("stop", "Stop a pod"),
+    "systemd": Verb("systemd", "Print the unit that would run a pod", fast=True),
     "trust": Verb("trust", "Trust a key for image verification"),
+    "unit check": Verb("unit", "Check pod files, and say what is wrong where", fast=True, attribute="check"),
+    "unit generate": Verb(
+        "unit", "Make services of pod files, as a generator of systemd's", fast=True, attribute="generate"
+    ),
+    "unit list": Verb("unit", "List pod files", fast=True, attribute="list_files"),
+    "unit show": Verb("unit", "Print the service that a pod file becomes", fast=True, attribute="show"),
     "version": Verb("version", "Print the version and exit"),
 }
 """Every command, by the words that name it; a module of `stage0.commands` each."""
@@ -74,6 +87,10 @@ def main(words: Sequence[str]) -> int:
     """Run one command; the exit status. What ends here is a RkpyError, or the kernel refusing something that nobody
     expects to fail, such as a write to a full disk; all else is a bug."""
     _open_standard_streams()
+    if words[:1] == ["__complete"]:
+        from stage0 import completing
+
+        return completing.answer(words[1:])
     name = ""
     debug = "--debug" in words
     try:
@@ -183,7 +200,7 @@ def _dispatch(name: str, words: list[str]) -> int:
     module = import_module(f"stage0.commands.{verb.module}")
     if verb.fast:
         if "--help" in words[: words.index("--") if "--" in words else len(words)]:
-            return _help([name])
+            return _help(name.split())
         status: int = getattr(module, verb.attribute if verb.attribute != "command" else verb.module)(words)
         return status
     from stage0.clickrun import run_click

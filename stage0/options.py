@@ -28,6 +28,8 @@ class Flag(NamedTuple):
     default: str = ""
     bare: str = ""
     """What an "optional" flag means without a value."""
+    values: tuple[str, ...] = ()
+    """The words it takes, if these are all it takes."""
 
 
 class Values:
@@ -86,6 +88,8 @@ BEHAVIOUR = (
     Flag("pod-name", STRING, "name of the pod, to be used instead of its UUID"),
     Flag("exit-policy", STRING, "what ends the pod: on-any-failure, on-any or until-all", "on-any-failure"),
     Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
+    Flag("log-driver", STRING, "where the apps' output is kept: auto, journald or file", "auto"),
+    Flag("ready", STRING, "when the pod is ready: started, notify or healthy", "started"),
 )
 
 PREPARE = (
@@ -95,6 +99,7 @@ PREPARE = (
     Flag("set-env", LIST, "environment variable to set for all the apps in the form name=value"),
     Flag("set-env-file", LIST, "file of environment variables to set for all the apps"),
     Flag("no-overlay", BOOL, "copy the images' files instead of using overlayfs"),
+    Flag("pod-file", STRING, "pod as JSON or TOML: a path, or the name of one in the directories of pod files"),
     Flag("pod-manifest", STRING, "path of a pod manifest to run instead of images"),
     Flag("port", LIST, "ports to publish: NAME:[HOSTIP:]HOSTPORT, or [HOSTIP:]HOSTPORT:PODPORT[/udp]"),
     Flag("private-users", BOOL, "run within user namespaces"),
@@ -112,8 +117,11 @@ RUNTIME = (
     Flag("dns-domain", STRING, "DNS domain"),
     Flag("hosts-entry", LIST, "entry for /etc/hosts in the form IP=HOST, or host for the host's file"),
     Flag("hostname", STRING, "host name of the pod", "rkpy-UUID"),
+    Flag("load-credential", LIST, "credential for the apps in the form ID:PATH"),
+    Flag("set-credential", LIST, "credential for the apps in the form ID:VALUE"),
     Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
     Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),
+    Flag("detach", BOOL, "have systemd run the pod, and print its UUID once it is up"),
     Flag("keep-unit", BOOL, "stay in the unit of systemd that this was started in"),
     Flag("register", BOOL, "register the pod with systemd-machined", "true"),
     Flag("uuid-file-save", STRING, "write the pod's UUID to this file"),

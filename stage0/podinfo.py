@@ -63,6 +63,10 @@ class PodInfo(NamedTuple):
     """What became of the limits asked for."""
     networks: tuple[NetworkInfo, ...] = ()
     """Of a pod that has been started."""
+    unit: str = ""
+    """The unit of systemd that it is in, or was."""
+    machine: str = ""
+    """Its name with machined."""
 
 
 def read(pod: Pod) -> PodInfo:
@@ -84,6 +88,8 @@ def read(pod: Pod) -> PodInfo:
         mutable=manifest is not None and behaviour.is_mutable(manifest),
         limits=tuple(poddir.read_limits(pod.base)),
         networks=podnets.read(pod.base) if state.started else (),
+        unit=poddir.read_word(pod.base, poddir.UNIT),
+        machine=poddir.read_word(pod.base, poddir.MACHINE),
     )
 
 
@@ -91,14 +97,13 @@ _UNFINISHED = (State.EMBRYO, State.PREPARING, State.ABORTED_PREPARE, State.GARBA
 
 
 def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppInfo:
-    version = dict(app.image.labels).get("version")
     ending = pod.ending(app.name) or _UNKNOWN
     started_at = pod.app_started_at(app.name)
     # A flavour that records starts has a file for each app it has started; of the others all start with the pod.
     waiting = started_at is None and (pod.records_starts() or behaviour.is_mutable(manifest))
     return AppInfo(
         name=app.name,
-        image_name=f"{app.image.name}:{version}" if app.image.name and version else app.image.name,
+        image_name=app.image.full_name,
         image_id=app.image.id,
         state=_app_state(state, ended=ending is not _UNKNOWN, waiting=waiting),
         started_at=started_at,
@@ -143,6 +148,8 @@ def to_json(pod: PodInfo) -> dict[str, Any]:
         "apps": [app_to_json(pod, app) for app in pod.apps],
         "created_at": None if pod.created_at is None else pod.created_at // _SECOND,
         "started_at": None if pod.started_at is None else pod.started_at // _SECOND,
+        "unit": pod.unit or None,
+        "machine": pod.machine or None,
         "limits": [limit._asdict() for limit in pod.limits],
         "user_annotations": dict(pod.user_annotations),
         "user_labels": dict(pod.user_labels),

@@ -84,6 +84,10 @@ class PodMovedError(PodError):
     """Somebody else moved the pod on first; losing that race is normal."""
 
 
+class NoSuchPodError(PodError):
+    """There is no pod of that UUID or name."""
+
+
 class PodBusyError(PodError):
     """Somebody else owns the pod."""
 
@@ -524,8 +528,8 @@ def _mtime(path: str) -> int | None:
         return None
 
 
-def _no_match(prefix: str) -> PodError:
-    return PodError(f'no matches found for "{prefix.strip()}"')
+def _no_match(prefix: str) -> NoSuchPodError:
+    return NoSuchPodError(f'no matches found for "{prefix.strip()}"')
 
 
 def _moved(uuid: str) -> PodMovedError:

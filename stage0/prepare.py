@@ -118,9 +118,11 @@ def load(
         mutable=lives.mutable,
         exit_policy=lives.exit_policy,
         stop_timeout=lives.stop_timeout,
+        ready=lives.ready,
         insecure=tuple(sorted({"capabilities", "paths", "seccomp"}.intersection(insecure))),
         given=given,
         private_range=own_range or (0, 0),
+        log_driver=lives.log_driver,
     )
 
 
@@ -149,6 +151,9 @@ def _prepared_app(directory: str, manifest: PodManifest, app: RuntimeApp, store:
         stop_signal=lives.stop_signal,
         devices=lives.devices,
         from_oci=lives.from_oci,
+        image_name=app.image.full_name,
+        notifies=lives.notifies,
+        health=lives.health,
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from stage0 import announce
 from stage0.render import human_size
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Progress:
         return lambda done, total: self._show(name, done, total)
 
     def _show(self, name: str, done: int, total: int | None) -> None:
+        announce.progressed()
         if self._quiet:
             return
         if name not in self._bars:

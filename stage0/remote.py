@@ -22,7 +22,7 @@ from aci.store import TMP, ImageRecord, Store, Verification
 from common import files, locks
 from common.errors import ImageError, ManifestError, RkpyError, StoreError, TrustError, UsageError, reason
 from common.records import NamedTuple
-from stage0 import discovery, httpcache, openpgp, pubkeys, verify
+from stage0 import discovery, events, httpcache, openpgp, pubkeys, verify
 from stage0.config import Config
 from stage0.discovery import Endpoint
 from stage0.http import Client, FetchError, OnProgress, Response, read_all, shown
@@ -432,6 +432,7 @@ def _import(session: _Session, wanted: Wanted, url: str, found: _Verified) -> Im
         session.store, found.path, format=importer.ACI, authorize=authorize, latest=latest, warn=session.warn
     )
     httpcache.remember(session.store.root, url, record.id, found.headers)
+    events.fetched(record, shown(url))
     return record
 
 

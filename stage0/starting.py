@@ -12,7 +12,7 @@ from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
 from common.errors import PodError, RkpyError, UsageError, reason
-from stage0 import assemble, behaviour, networking, podnames, prepare, values
+from stage0 import announce, assemble, behaviour, events, networking, podnames, prepare, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
@@ -32,6 +32,7 @@ _NAME_OPTIONS = ("dns", "dns-search", "dns-opt", "dns-domain", "hosts-entry")
 
 def run(request: Request, settings: Config, name: str) -> NoReturn:
     """`rkpy run` under the flavour `name`: this process becomes the pod."""
+    announce.begin(request.given)
     flavour = flavours.load(name)
     store = Store(settings.store)
     with store.lock():
@@ -39,11 +40,19 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
     with _discarded_on_failure(pod):
         prepared = _checked(pod, store, flavour, request, settings, _asked(request))
     pod.to_run()
+    events.prepared(pod.uuid, prepared.name, name)
     _become(pod, flavour, prepared)
 
 
 def prepare_pod(request: Request, settings: Config, name: str) -> int:
     """`rkpy prepare`: everything up to the start; prints the UUID."""
+    with prepared_pod(request, settings, name) as pod:
+        sys.stdout.write(f"{pod.uuid}\n")
+    return 0
+
+
+def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
+    """A pod of what `request` asks for, in the state `prepared`."""
     flavour = flavours.load(name)
     store = Store(settings.store)
     with store.lock():
@@ -56,12 +65,13 @@ def prepare_pod(request: Request, settings: Config, name: str) -> int:
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
-    sys.stdout.write(f"{pod.uuid}\n")
-    return 0
+            events.prepared(pod.uuid, prepared.name, name)
+    return pod
 
 
 def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
     """`rkpy run-prepared`."""
+    announce.begin(request.given)
     pod = Pods(settings.pods).find(uuid)
     if pod.directory != PREPARED:
         raise PodError(f'pod "{pod.uuid}" is not prepared: it is {pod.state()}')
@@ -74,10 +84,15 @@ def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
 
 
 def start(request: Request, settings: Config, uuid: str) -> NoReturn:
-    """`rkpy start`."""
+    """`rkpy start`. A pod that is prepared has its first run so, that a unit may say the same each time."""
     from stage0 import again
 
+    announce.begin(request.given)
     pods = Pods(settings.pods)
+    with pods.find(uuid) as found:
+        prepared_only = found.directory == PREPARED
+    if prepared_only:
+        run_prepared(request, settings, uuid)
     pod = again.take(pods, uuid)
     flavour = flavours.load(pod.flavour())
     prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
@@ -88,6 +103,7 @@ def start(request: Request, settings: Config, uuid: str) -> NoReturn:
 
 def sandbox(request: Request, settings: Config, name: str) -> NoReturn:
     """`rkpy app sandbox`."""
+    announce.begin(request.given)
     flavour = flavours.load(name)
     store = Store(settings.store)
     with store.lock():
@@ -112,6 +128,7 @@ def _fill(
     records: Mapping[str, ImageRecord],
 ) -> Pod:
     lives = behaviour.of_pod(manifest)
+    announce.status("preparing the pod")
     pods = Pods(settings.pods)
     pod = pods.create()
     with _discarded_on_failure(pod):
@@ -177,8 +194,9 @@ def _given_manifest(path: str, request: Request, store: Store) -> tuple[PodManif
     if not manifest.apps:
         raise UsageError(f"{path}: the pod has no apps")
     annotations = behaviour.merged(manifest.annotations, behaviour.pod_annotations(request.flags))
-    manifest = manifest._replace(annotations=annotations)
-    return manifest, {app.name: store.find_by_id(app.image.id) for app in manifest.apps}
+    records = {app.name: store.find_by_id(app.image.id) for app in manifest.apps}
+    apps = tuple(behaviour.with_image(app, dict(records[app.name].manifest.annotations)) for app in manifest.apps)
+    return manifest._replace(annotations=annotations, apps=apps), records
 
 
 def _asked(request: Request) -> tuple[str, ...]:
@@ -204,7 +222,7 @@ def _checked(
         net=networking.asked(flags),
         name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
         hostname=_hostname(flags),
-        ipc=_ipc(flags),
+        ipc=behaviour.ipc(flags.get("ipc") or "auto"),
         asked=asked,
         debug=settings.debug,
         interactive=flags.boolean("interactive"),
@@ -212,14 +230,31 @@ def _checked(
         given=request.given,
     )
     prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
+    prepared = prepared._replace(credentials=_credentials(request))
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
+    if request.given.sockets or any(port.socket_activated for app in prepared.apps for port in app.app.ports):
+        from stage0 import activation
+
+        prepared, manifest = activation.settle(prepared, manifest)
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
     for warning in flavour.check(prepared):
         warn(warning)
-    _save_uuid(flags.get("uuid-file-save"), pod.uuid)
+    save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
+
+
+def _credentials(request: Request) -> int:
+    """As a mount, for the flavour; -1 when there are none."""
+    flags, directory = request.flags, request.given.credentials
+    if not directory and flags.get("load-credential") is None and flags.get("set-credential") is None:
+        return -1
+    from stage0 import credentials
+    from stage1.credentials import pack
+
+    found = credentials.collect(directory, flags)
+    return pack(found) if found else -1
 
 
 def _hostname(flags: Values) -> str:
@@ -227,19 +262,14 @@ def _hostname(flags: Values) -> str:
     return behaviour.hostname(given) if given else ""
 
 
-def _ipc(flags: Values) -> str:
-    ipc = flags.get("ipc") or "auto"
-    if ipc not in ("auto", "private", "parent"):
-        raise UsageError(f"--ipc={ipc}: not one of auto, private, parent")
-    return ipc
-
-
 def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
     """Let `flavour` become the pod, which is in `run`."""
+    announce.end()
     flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
 
 
-def _save_uuid(path: str | None, uuid: str) -> None:
+def save_uuid(path: str | None, uuid: str) -> None:
+    """Write it where `--uuid-file-save` says. Raises PodError."""
     if path is None:
         return
     try:

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator
 
 from common import files, syscalls
 from common.errors import PodError, UsageError, reason
-from stage1 import kernelfs, mounts, poddir
-from stage1.flavour import Mount, PreparedApp, PreparedPod
+from stage1 import appsockets, kernelfs, mounts, poddir
+from stage1.credentials import TARGET, VARIABLE, Credentials
+from stage1.flavour import NOTIFIES, Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import ONLY_CGROUP, PROC, SYS
+from stage1.plan import JOURNALD, READY_NOTIFY
 
 SHM_SIZE = 64 << 20
 DEV_SIZE = 64 << 10
@@ -61,8 +63,46 @@ def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mou
     if pod.ipc != "parent":
         yield kernelfs.FileSystem("mqueue", "/dev/mqueue", kernelfs.QUIET)
     yield from _names(pod, app)
+    if pod.credentials >= 0:
+        yield Credentials(poddir.credentials(pod.directory), pod.private_range[0])
     if app.read_only_root:
         yield from map(kernelfs.Writable, WRITABLE)
+    if names := sockets(pod, app):
+        place = appsockets.directory(pod.directory, app.name)
+        yield mounts.Sockets(place, appsockets.TARGET, required=appsockets.NOTIFY in names)
+        if appsockets.SYSLOG in names:
+            yield kernelfs.Link("/dev/log", f"{appsockets.TARGET}/{appsockets.SYSLOG}")
+
+
+def sockets(pod: PreparedPod, app: PreparedApp) -> tuple[str, ...]:
+    """The sockets of the monitor's that `app` is to have (`stage1.appsockets`). UsageError when a volume is in their
+    place that was meant for the app's word to get there."""
+    names: tuple[str, ...] = (appsockets.NOTIFY,) if notifies(pod, app) else ()
+    required = bool(names)
+    if pod.log_driver == JOURNALD:
+        names += (appsockets.JOURNAL, appsockets.SYSLOG)
+    inner = f"{appsockets.TARGET}/"
+    for mount in app.mounts:
+        if f"{mounts.normalize(mount.target)}/".startswith(inner):
+            if required:
+                raise UsageError(
+                    f'volume "{mount.volume}" cannot be mounted on "{mount.target}": app "{app.name}" has the socket '
+                    "there by which it says that it is ready",
+                    hint=f"mount it elsewhere, or give the app --annotation={NOTIFIES}=false",
+                )
+            return ()
+    return names
+
+
+def notifies(pod: PreparedPod, app: PreparedApp) -> bool:
+    """Whether `app` is one that tells how it fares (sd_notify(3)): as it says itself; all do where that was asked for
+    and none says so."""
+    return app.notifies or (pod.ready == READY_NOTIFY and not any(other.notifies for other in pod.apps))
+
+
+def credentials_variable(pod: PreparedPod) -> tuple[tuple[str, str], ...]:
+    """What tells the apps where their credentials are, if they have any."""
+    return ((VARIABLE, TARGET),) if pod.credentials >= 0 else ()
 
 
 def _terminals(pod: PreparedPod) -> kernelfs.FileSystem:

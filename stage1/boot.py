@@ -35,6 +35,7 @@ FLAVOURS = frozenset({"nspawn"})
 _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from stage1.boot import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_CLEAN = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _MAX_FD = 2**31 - 1
 _ATTENTION = 1000
 """Milliseconds that whoever reads our standard error has to make room."""
@@ -97,6 +98,18 @@ def begin_registrar() -> Registrar:
 
         _registrar = registrar.begin()
     return _registrar
+
+
+def tell_manager(address: str, text: str) -> None:
+    """Have the process that was called say `text` to its service manager (`stage1.systemd.notify`), which may not
+    listen to others (NotifyAccess= in systemd.service(5))."""
+    if _begun is None:
+        from stage1.systemd import notify
+
+        notify.send(address, text)
+        return
+    with suppress(OSError):
+        _begun.send(f"tell {address}\n{text}")
 
 
 def ours() -> set[int]:
@@ -181,7 +194,8 @@ def _run() -> _Act:
         value = value._replace(lock_fd=next(fds))
         worker = _channel(next(fds)) if value.worker else None
         registrar = _channel(next(fds)) if value.registrar else None
-        return Monitor("run", value, worker, registrar, tuple(fds)).run()
+        credentials = next(fds) if value.credentials else -1
+        return Monitor("run", value, worker, registrar, credentials, tuple(fds)).run()
 
     return act
 
@@ -216,8 +230,20 @@ def main() -> NoReturn:
     except OSError as error:
         complain(job, located(error))
         status = EXIT_FAILURE
+    if job == "run":
+        _end_like(status)
     # Without taking the interpreter apart, which takes longer than the kernel's clearing up.
     os._exit(status)
+
+
+def _end_like(status: int) -> None:
+    """Of the signal that ended the app, where it is one by which a process is asked to end. A shell sees no difference,
+    but a service manager: such an end is no failure ("SuccessExitStatus=" in systemd.service(5))."""
+    number = status - 128
+    if number in _CLEAN:
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.kill(os.getpid(), number)
 
 
 def _do(job: str, source: Channel, engine: int) -> int:
@@ -228,11 +254,22 @@ def _do(job: str, source: Channel, engine: int) -> int:
     from stage1 import plan
 
     text, fds = source.receive()
+    while text.startswith("tell "):
+        _pass_on(text)
+        text, fds = source.receive()
     source.close()
     status = ending.wait()
     if status or not text:
         return status
     return act(plan.loads(channel.read_memory_file(fds[0])), fds[1:])
+
+
+def _pass_on(text: str) -> None:
+    """What the engine wants the service manager to hear."""
+    from stage1.systemd import notify
+
+    address, _, message = text.removeprefix("tell ").partition("\n")
+    notify.send(address, message)
 
 
 class _Ending:

@@ -350,7 +350,7 @@ class PodCgroup:
             elif not setting.value:
                 verdict, detail = NOT_ENFORCEABLE, self._disk[1]
             else:
-                verdict, detail = _set(path, setting, by_systemd=path == self._unit)
+                verdict, detail = _see(path, setting) if path == self._unit else _set(path, setting)
                 if verdict == NOT_ENFORCEABLE:
                     why = enforceable(self._directory).get(CONTROLLER_OF.get(setting.name, "memory"), "")
                     if not why and setting.name != "swap":
@@ -424,17 +424,23 @@ def _settings(limits: Limits, disk: str) -> Iterator[_Setting]:
             yield _Setting(name, "io.max", f"{disk} r{kind}={value} w{kind}={value}" if disk else "")
 
 
-def _set(path: str, setting: _Setting, *, by_systemd: bool) -> tuple[str, str]:
-    """Write a limit and see what the kernel made of it: it rounds to pages, and cuts what is beyond its range."""
-    file = f"{path}/{setting.file}"
+def _set(path: str, setting: _Setting) -> tuple[str, str]:
+    """Write a limit and see what became of it."""
     try:
-        if not by_systemd:
-            _write(file, setting.value)
-        got = _effective(setting, _read(file))
+        _write(f"{path}/{setting.file}", setting.value)
     except FileNotFoundError:
         return NOT_ENFORCEABLE, f"there is no {setting.file}"
     except OSError as error:
         return NOT_ENFORCEABLE, f"{setting.file} = {setting.value}: {reason(error)}"
+    return _see(path, setting)
+
+
+def _see(path: str, setting: _Setting) -> tuple[str, str]:
+    """What the kernel made of a limit that was written: it rounds to pages, and cuts what is beyond its range."""
+    text = _read(f"{path}/{setting.file}")
+    if not text:
+        return NOT_ENFORCEABLE, f"{setting.file} is not set"
+    got = _effective(setting, text)
     if got == setting.value:
         return ENFORCED, f"{setting.file} = {got}"
     return ADJUSTED, f"{setting.file} = {got}, not {setting.value}"

@@ -12,12 +12,14 @@ from aci.image_manifest import App, Isolator
 from common.errors import UsageError
 from common.records import NamedTuple
 from stage1.network.plan import Names, Network, Port
-from stage1.plan import ON_ANY_FAILURE, Restart
+from stage1.plan import AUTO, ON_ANY_FAILURE, HandedSocket, Health, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
 
 BUILTIN = {"fly": "stage1.fly", "nspawn": "stage1.nspawn"}
 ENTRY_POINTS = "rkpy.stage1"
+NOTIFIES = "appc.io/executor/supports-systemd-notify"
+"""The annotation, rkt's, of images and apps that speak the protocol of sd_notify(3)."""
 
 
 class Mount(NamedTuple):
@@ -69,6 +71,13 @@ class PreparedApp(NamedTuple):
     devices: tuple[Device, ...] = ()
     from_oci: bool = False
     """The image is an OCI image: its /etc/hosts is a placeholder, as every engine for such images takes it."""
+    image_name: str = ""
+    """With its version, as far as the manifest has them."""
+    notifies: bool = False
+    """It tells how it fares by the protocol of sd_notify(3)."""
+    health: Health | None = None
+    listening: tuple[HandedSocket, ...] = ()
+    """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
 
 
 class PreparedPod(NamedTuple):
@@ -123,12 +132,18 @@ class PreparedPod(NamedTuple):
     """What the apps' files about names are to say; concerns pods without networks too."""
     given: Given = Given()
     """What the service manager handed to this process."""
+    ready: str = ""
+    """What being ready means, one of `plan.READINESS`; empty leaves it to the apps."""
+    credentials: int = -1
+    """A detached mount of the pod's credentials (`stage1.credentials.pack`); -1 when it has none."""
     register: bool = True
     """Whether the pod is to be known to systemd's machined."""
     keep_unit: bool = False
     """Whether it is to stay in the unit of systemd it was started in, whatever that is."""
     bandwidth: int = 0
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
+    log_driver: str = AUTO
+    """Where the apps' output is to be kept, one of LOG_DRIVERS."""
 
 
 class EnterRequest(NamedTuple):
@@ -175,9 +190,9 @@ class Flavour(Protocol):
 
 
 class Changes(Protocol):
-    """What a flavour module may provide beyond `Flavour`: any of these; `rkpy app` and `rkpy attach` say where one is
-    missing. `directory` is the pod's, which runs; `app` is an app of its manifest. An app may be in the manifest that
-    the flavour was never told of, because somebody was killed in between: removing it is a success."""
+    """What a flavour module may provide beyond `Flavour`: any of these; `rkpy app`, `rkpy attach` and `rkpy kill` say
+    where one is missing. `directory` is the pod's, which runs; `app` is an app of its manifest. An app may be in the
+    manifest that the flavour was never told of, because somebody was killed in between: removing it is a success."""
 
     def app_add(self, pod: PreparedPod, app: PreparedApp) -> None:
         """Take in `app`, the last of `pod`, without starting it. Raising takes it out of the manifest again."""
@@ -201,6 +216,10 @@ class Changes(Protocol):
 
     def app_states(self, directory: str) -> dict[str, str]:
         """By app: "created", "running" or "exited". Apps that are left out are told by their files."""
+        ...
+
+    def send_signal(self, directory: str, app: str, number: int) -> None:
+        """Signal the main process of an app, of every app when `app` is empty. Of them there is one at least."""
         ...
 
     def attach(self, directory: str, app: str, mode: str) -> int:

@@ -12,18 +12,19 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from common import syscalls
+from common import files, journal, syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
 from common.imports import seal
 from common.records import NamedTuple
-from stage1 import boot, mounts, poddir
+from stage1 import boot, logdriver, mounts, poddir
+from stage1.credentials import TARGET, VARIABLE, Credentials, show
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.limits import Limits
-from stage1.plan import ON_ANY_FAILURE
+from stage1.plan import FILE, JOURNALD, ON_ANY_FAILURE
 from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
-from stage1.systemd.given import booted
+from stage1.systemd.given import FIRST_SOCKET, booted
 from stage1.systemd.membership import Membership
 from stage1.systemd.registrar import announce
 from stage2.launch import LaunchSpec, launch, run_and_wait
@@ -50,7 +51,7 @@ def plan(pod: PreparedPod) -> Plan:
     root: OverlayRoot | CopiedRoot = CopiedRoot(place)
     if app.layers:
         root = OverlayRoot(app.layers, poddir.overlay(pod.directory, app.name), place, pod.uuid)
-    steps = mounts.arrange((_volume(pod, mount) for mount in app.mounts), _defaults())
+    steps = mounts.arrange((_volume(pod, mount) for mount in app.mounts), _defaults(pod))
     return Plan(root, (*steps, mounts.ReadOnlyRoot()) if app.read_only_root else steps)
 
 
@@ -67,10 +68,11 @@ def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind | mounts.MemoryVolume
     return mounts.MemoryVolume(bind, mount.size, mount.mode, mount.uid, mount.gid) if mount.size else bind
 
 
-def _defaults() -> tuple[mounts.Step, ...]:
+def _defaults(pod: PreparedPod) -> tuple[mounts.Step, ...]:
     trees = (mounts.Bind(path, path, False, True, about=path) for path in ("/dev", "/proc", "/sys"))
     files = (mounts.HostFile(path) for path in ("/etc/hosts", "/etc/resolv.conf"))
-    return (*trees, mounts.Tmpfs("/tmp", 0o1777), *files)  # noqa: S108
+    own = (Credentials(poddir.credentials(pod.directory)),) if pod.credentials >= 0 else ()
+    return (*trees, mounts.Tmpfs("/tmp", 0o1777), *files, *own)  # noqa: S108
 
 
 def check(pod: PreparedPod) -> list[str]:
@@ -92,11 +94,6 @@ def check(pod: PreparedPod) -> list[str]:
         for handler in app.app.event_handlers
         if handler.name != "pre-start"
     ]
-    warnings += [
-        f'fly ignores socket activation of port "{port.name}" of app "{app.name}"'
-        for port in app.app.ports
-        if port.socket_activated
-    ]
     warnings += [f'fly ignores network "{name}": apps use the host\'s' for name in pod.net or () if name != "host"]
     warnings += [f'fly ignores --port of "{name}": apps listen on the host itself' for name in pod.ports]
     warnings += [f"fly ignores {option}: apps have the image's files or the host's" for option in pod.name_options]
@@ -105,6 +102,12 @@ def check(pod: PreparedPod) -> list[str]:
     if app.restart.policy != "no":
         warnings.append(
             f'fly ignores --restart={app.restart.policy} of app "{app.name}": nothing stays to start it again'
+        )
+    if pod.log_driver == JOURNALD:
+        logdriver.choose(pod.log_driver, there=journal.is_there())
+    if pod.log_driver == JOURNALD and not pod.given.journal:
+        warnings.append(
+            "fly ignores --log-driver=journald: apps have the caller's streams, which are not the journal's"
         )
     if pod.exit_policy != ON_ANY_FAILURE:
         warnings.append(f"fly ignores --exit-policy={pod.exit_policy}: the pod ends with its only app")
@@ -146,24 +149,33 @@ def run(pod: PreparedPod) -> NoReturn:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     _leave_mount_namespace()
+    if pod.credentials >= 0:
+        files.make_directory(poddir.credentials(pod.directory), 0o700)
+        show(pod.credentials, poddir.credentials(pod.directory))
     # Sources before anything is mounted, and after the unshare: a descriptor from before belongs to the old namespace.
     namespaces = mounts.Namespaces(mounts=host)
     sources = [mounts.open_source(step, namespaces) for step in planned.steps]
     os.close(host)
     root = planned.root.attach()
+    credentials = -1
     for step, source in zip(planned.steps, sources, strict=True):
+        if isinstance(step, Credentials):
+            credentials = os.dup(source)
         step.apply(root, source)
     if booted():
         _join_unit(pod)
+    spec = _with_journal(pod, launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,)))
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
     seal()
     switch_root(root.fd)
-    spec = launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,))
+    if credentials >= 0:
+        spec = spec._replace(environment=(*spec.environment, (VARIABLE, TARGET)))
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
-    launch(spec)
+    sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.listening]
+    launch(spec, sockets=sockets, credentials=credentials)
 
 
 def _join_unit(pod: PreparedPod) -> None:
@@ -172,6 +184,26 @@ def _join_unit(pod: PreparedPod) -> None:
     membership = Membership("run", pod.directory, registrar.channel, registrar.pid)
     membership.join()
     membership.leave()
+
+
+def _with_journal(pod: PreparedPod, spec: LaunchSpec) -> LaunchSpec:
+    """Where the caller's streams lead to the journal, the app's are its own there, and the app is told."""
+    app = pod.apps[0]
+    fields = {
+        "RKPY_POD_UUID": pod.uuid,
+        "RKPY_POD_NAME": pod.name,
+        "RKPY_APP": app.name,
+        "RKPY_IMAGE_ID": app.image_id,
+        "RKPY_IMAGE_NAME": app.image_name,
+        "RKPY_PID": str(os.getpid()),
+    }
+    journal.event(journal.STARTED, f'App "{app.name}" of pod "{pod.name or pod.uuid}" started', fields)
+    if pod.log_driver == FILE or not pod.given.journal:
+        return spec
+    from stage1 import journalstream
+
+    stream = journalstream.rename(pod.given.journal, app.name)
+    return spec._replace(environment=(*spec.environment, ("JOURNAL_STREAM", stream))) if stream else spec
 
 
 def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int, ...]) -> LaunchSpec:
@@ -250,6 +282,13 @@ def stop(directory: str, *, force: bool) -> None:
         return
     for pid, started in members(directory, leader):
         send(pid, started, signal.SIGKILL if force else signal.SIGTERM)
+
+
+def send_signal(directory: str, app: str, number: int) -> None:
+    """To the leader, which is the only app."""
+    leader = poddir.read_leader(directory)
+    if leader is None or leader.boot_id != poddir.boot_id() or not send(leader.pid, leader.start_time, number):
+        raise PodError("the pod isn't currently running")
 
 
 def members(directory: str, leader: poddir.Leader) -> Iterator[tuple[int, int]]:

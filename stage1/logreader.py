@@ -63,7 +63,7 @@ def read(
         if tail >= 0:
             reader.skip_to_last(tail)
         entries = (entry for entry in reader.take() if entry.time >= since)
-        yield from entries if tail < 0 else _last_lines(entries, tail)
+        yield from entries if tail < 0 else last_lines(entries, tail)
         while running is not None:
             is_last = not running()  # asked first: what is read afterwards is all there will ever be
             yield from (entry for entry in reader.take() if entry.time >= since)
@@ -74,7 +74,7 @@ def read(
         reader.close()
 
 
-def _last_lines(entries: Iterator[Entry], count: int) -> list[Entry]:
+def last_lines(entries: Iterator[Entry], count: int) -> list[Entry]:
     """The entries of the last `count` lines in the order of their ends, then of those that have none yet."""
     lines: deque[list[Entry]] = deque(maxlen=count)
     begun: dict[tuple[str, str], list[Entry]] = {}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from common.errors import reason
 
@@ -70,6 +71,17 @@ class LogFile:
     def end_lines(self) -> None:
         """Complete what was left in the middle of a line: whatever comes next does not belong to it."""
         self._append(self._completions())
+
+    full = False
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        callback()
+
+    def started(self, pid: int) -> None:
+        self.end_lines()
+
+    def ended(self) -> None:
+        """Nothing was held back."""
 
     def _completions(self) -> bytes:
         return b"".join(b"%b %b F \n" % (self._clock.now(), name) for name in sorted(self._unfinished))

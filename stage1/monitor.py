@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from common.records import NamedTuple
-from stage1 import apptree, boot, channel, control, footprint, namespaces, poddir, supervisor
+from stage1 import apptree, boot, channel, control, credentials, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
-from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.streams import AppStreams, Foreground, Streams, when_all_written
+from stage1.plan import JOURNALD, READY_STARTED, AppPlan, PodPlan, dumps, loads
+from stage1.streams import AppStreams, Foreground, Log, Streams, when_all_written
 from stage1.terminal import Keyboard
 
 if TYPE_CHECKING:
+    from stage1.journallog import PodJournal
     from stage1.systemd.membership import Membership
+    from stage1.systemd.service import Service
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -65,6 +67,7 @@ class Monitor:
         plan: PodPlan,
         worker: channel.Channel | None = None,
         registrar: channel.Channel | None = None,
+        credentials: int = -1,
         sockets: tuple[int, ...] = (),
     ) -> None:
         self._command = command
@@ -72,6 +75,7 @@ class Monitor:
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
         self._membership = _membership(command, plan, registrar)
+        self._credentials = credentials
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
@@ -82,6 +86,8 @@ class Monitor:
         """The pod's, once the supervisor has said it."""
         self._idmap: int | None = None
         self._keyboard: Keyboard | None = None
+        self._service: Service | None = None
+        """Where it matters to somebody how the pod fares."""
 
     def run(self) -> int:
         """The pod's exit status. LaunchError when it cannot be started; nothing of it is left then."""
@@ -96,7 +102,12 @@ class Monitor:
             self._supervisor = self._clone()
             self._loop = Loop()
             footprint.keep_small(self._loop)
-            self._foreground = Foreground(self._loop, prefixed=len(self._apps) != 1 or self._plan.mutable)
+            self._journal = self._open_journal()
+            self._foreground = Foreground(
+                self._loop,
+                prefixed=len(self._apps) != 1 or self._plan.mutable,
+                silent=self._plan.given.journal if self._plan.log_driver == JOURNALD else (),
+            )
             try:
                 self._supervise()
             finally:
@@ -105,6 +116,13 @@ class Monitor:
         finally:
             self._cgroup.remove()
         return EXIT_FAILURE if self._status is None else self._status
+
+    def _open_journal(self) -> PodJournal | None:
+        if not self._plan.journal:
+            return None
+        from stage1.journallog import PodJournal
+
+        return PodJournal(self._loop, self._plan)
 
     def _owner(self) -> tuple[int, int] | None:
         first, count = self._plan.private_range
@@ -119,6 +137,8 @@ class Monitor:
             _protect_null()
         except OSError as error:
             raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
+        if self._plan.credentials:
+            credentials.show(self._credentials, poddir.credentials(self._plan.directory))
 
     def _clone(self) -> _Supervisor:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""
@@ -159,21 +179,36 @@ class Monitor:
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         if self._membership is not None:
-            self._membership.watch(self._loop, lambda: self._tell("terminate"))
+            self._membership.watch(self._loop, self._ask_to_end)
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
         self._loop.add(self._supervisor.channel.fileno(), select.EPOLLIN, lambda _events: self._hear())
+        if self._plan.given.notify or self._plan.ready != READY_STARTED or any(map(_speaks, self._plan.apps)):
+            self._serve_as_service()
         if self._worker is None:
             self._start_all()
         else:
             self._attach_to_networks(self._worker)
         self._loop.run()
 
+    def _serve_as_service(self) -> Service:
+        from stage1.systemd.service import Service
+
+        self._service = Service(self._loop, self._plan, self._is_ready, self._tell)
+        return self._service
+
     def _terminate(self, number: int) -> None:
         self._asked = number
+        self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        if self._service is not None:
+            self._service.stopping()
         self._tell("terminate")
 
     def _attach_to_networks(self, worker: channel.Channel) -> None:
         """Have it done; the apps are started when it is."""
+        if self._service is not None:
+            self._service.status("attaching to networks")
         try:
             namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
         except FileNotFoundError:
@@ -218,6 +253,10 @@ class Monitor:
             self._membership.announce(self._supervisor.pid)
         for app in self._apps.values():
             self._start(app)
+        # What else held a connection would keep it from its end.
+        for fd in self._sockets:
+            os.close(fd)
+        self._sockets = ()
         self._tell("sealed")
         self._report_limits()
 
@@ -243,6 +282,10 @@ class Monitor:
         streams = app.streams = self._streams(plan)
         if plan.launch.owns_streams:
             self._give_to_pod(streams.child_fds())
+        if self._service is not None or _speaks(plan):
+            (self._service or self._serve_as_service()).listen(plan)
+        if self._journal is not None:
+            self._journal.listen(plan)
         opened = [channel.memory_file(dumps(plan))]
         null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
@@ -250,9 +293,10 @@ class Monitor:
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
-            fds = (opened[0], *stdio, *opened[1:])
+            sockets = (self._sockets[socket.number] for socket in plan.listening)
+            fds = (*opened[:1], *stdio, *opened[1:2], *sockets, *opened[2:])
             if len(fds) > channel.MAX_FDS:
-                raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
+                raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
             self._tell("start", fds)
         finally:
             for fd in (*opened, null):
@@ -269,10 +313,14 @@ class Monitor:
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         if not self._plan.interactive or "tty" in plan.streams:
-            log = LogFile(self._plan.directory, plan.name)
-            return AppStreams(self._loop, plan.name, plan.streams, log=log, foreground=self._foreground)
+            return AppStreams(self._loop, plan.name, plan.streams, log=self._log(plan), foreground=self._foreground)
         modes = Streams(stdin="stream")
         return AppStreams(self._loop, plan.name, modes, foreground=self._foreground, of_caller=True)
+
+    def _log(self, plan: AppPlan) -> Log:
+        if self._plan.log_driver == JOURNALD and self._journal is not None:
+            return self._journal.log(plan)
+        return LogFile(self._plan.directory, plan.name)
 
     # --- what the supervisor says
 
@@ -280,7 +328,10 @@ class Monitor:
         text, fds = self._supervisor.channel.receive()
         verb, _, rest = text.partition(" ")
         if verb == "ready":
-            self._is_ready()
+            gc.enable()
+            (self._is_ready if self._service is None else self._service.all_started)()
+        elif verb == "pong" and self._service is not None:
+            self._service.alive()
         elif verb == "over":
             self._status = int(rest)
         elif verb == "broken":
@@ -296,6 +347,8 @@ class Monitor:
 
     def _is_ready(self) -> None:
         os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
+        if self._journal is not None:
+            self._journal.pod_started()
         gc.enable()
 
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
@@ -303,6 +356,10 @@ class Monitor:
             app.streams.started(int(rest))
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
+        if self._journal is not None:
+            self._journal.app_started(app.plan, pid)
+        if self._service is not None:
+            self._service.started(app.plan)
 
     def _terminal(self, app: _App, _rest: str, fds: list[int]) -> None:
         if app.streams is None or not fds:
@@ -310,9 +367,7 @@ class Monitor:
         app.streams.set_terminal(fds.pop())
         if self._plan.interactive and self._keyboard is None:
             streams = app.streams
-            self._keyboard = Keyboard(
-                self._loop, lambda: streams.input, resize=streams.resize, leave=lambda: self._tell("terminate")
-            )
+            self._keyboard = Keyboard(self._loop, lambda: streams.input, resize=streams.resize, leave=self._ask_to_end)
         elif self._keyboard is not None:
             self._keyboard.update_size()
 
@@ -330,6 +385,13 @@ class Monitor:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
         self._write_status(app, [*words, *(["stopped"] if stopped else [])])
+        if self._journal is not None:
+            self._journal.app_ended(app.plan, status, number, oom=oom, asked=bool(stopped))
+        if self._service is not None:
+            how = (
+                "ended" if not status or stopped else "ran out of memory" if oom else f"failed ({' '.join(words[:3])})"
+            )
+            self._service.ended(app.plan, how, bool(again))
         if again:
             app.state = RUNNING
         elif app.streams is not None and not app.plan.post_stop:
@@ -366,6 +428,8 @@ class Monitor:
     def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if op == "states":
             return {"states": {app.plan.name: app.state for app in self._apps.values()}}
+        if op == "signal":
+            return self._signal(asked["signal"], name)
         if op == "add":
             return self._add(loads(channel.read_memory_file(fds.pop())))
         app = self._apps.get(name)
@@ -383,6 +447,15 @@ class Monitor:
         elif op in ("stop", "kill", "restart"):
             _require_running(app)
             self._tell(f"{op} {name}")
+        return {}
+
+    def _signal(self, number: int, name: str) -> dict[str, Any]:
+        """To the main process of every app, or of one, which has to run then."""
+        if name:
+            if name not in self._apps:
+                raise PodError(f'no app "{name}" in the pod')
+            _require_running(self._apps[name])
+        self._tell(f"signal {number:d} {name}".rstrip())
         return {}
 
     def _attach(self, app: _App, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -424,6 +497,10 @@ class Monitor:
         self._tell(f"remove {app.plan.name}")
         if app.streams is not None:
             app.streams.close()
+        if self._service is not None:
+            self._service.removed(app.plan.name)
+        if self._journal is not None:
+            self._journal.removed(app.plan.name)
         self._cgroup.remove_app(app.plan.name)
         del self._apps[app.plan.name]
 
@@ -433,6 +510,9 @@ class Monitor:
         """The pod is over, one way or another: nothing of it may be left, and nothing it said be lost."""
         if self._keyboard is not None:
             self._keyboard.close()
+        if self._service is not None:
+            self._service.stopping()
+            self._service.close()
         self._loop.remove(self._supervisor.channel.fileno())
         os.kill(self._supervisor.pid, signal.SIGKILL)
         _, status = os.waitpid(self._supervisor.pid, 0)
@@ -444,6 +524,8 @@ class Monitor:
                 app.streams.drain()
             if killed and app.state == RUNNING:
                 self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
+                if self._journal is not None:
+                    self._journal.app_ended(app.plan, _KILLED, int(signal.SIGKILL), oom=False, asked=True)
             if app.streams is not None:
                 app.streams.close()
         for name in (poddir.STARTING, poddir.CONTROL):
@@ -458,6 +540,8 @@ class Monitor:
             self._detach_from_networks()
             if not self._attached and self._status == 0:
                 self._status = 128 + self._asked  # No app was run.
+        if self._journal is not None:
+            self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
@@ -508,11 +592,19 @@ class Monitor:
     def _flush(self) -> None:
         """Show what the caller has not read yet. Who does not read any more can still send a signal."""
         streams = [app.streams for app in self._apps.values() if app.streams is not None]
-        when_all_written([self._foreground, *streams], self._loop.stop)
+        journals = [] if self._journal is None else [self._journal]
+        when_all_written([self._foreground, *streams, *journals], self._loop.stop)
         for number in _ENDING:
             self._loop.on_signal(number, self._loop.stop)
         self._loop.run()
         self._foreground.close()
+        if self._journal is not None and (losses := self._journal.losses()):
+            boot.complain(self._command, losses)
+
+
+def _speaks(plan: AppPlan) -> bool:
+    """Whether an app has something to tell that the pod's being ready depends on."""
+    return "notify" in plan.sockets or plan.health is not None
 
 
 def _membership(command: str, plan: PodPlan, registrar: channel.Channel | None) -> Membership | None:

@@ -249,6 +249,34 @@ class HostFile(NamedTuple):
         return stat.S_ISREG(status.st_mode) and status.st_size == 0
 
 
+class Sockets(NamedTuple):
+    """The directory of an app's sockets (`stage1.appsockets`), which the monitor has filled by the time it is opened.
+
+    It keeps its owners: in a user namespace they are nobody, and who may write to a socket is said by its mode, which
+    a read-only mount does not change."""
+
+    source: str
+    target: str
+    required: bool
+    """Otherwise an app whose image or volumes have no place for it does without."""
+
+    def describe(self) -> str:
+        return f"bind {self.source} on {self.target} (read-only, hardened)" + ("" if self.required else " if possible")
+
+    def _bind(self) -> Bind:
+        return Bind(self.source, self.target, True, recursive=False, about="sockets", hardened=True)
+
+    def open_source(self, namespaces: Namespaces = NO_NAMESPACES) -> int:
+        return self._bind().open_source()
+
+    def apply(self, root: AppRoot, source: int) -> None:
+        try:
+            self._bind().apply(root, source)
+        except LaunchError:
+            if self.required:
+                raise
+
+
 class Tmpfs(NamedTuple):
     """An empty file system in memory, gone with the pod."""
 
@@ -324,7 +352,7 @@ class ReadOnlyRoot(NamedTuple):
             raise LaunchError(f"cannot make the app's root read-only: {reason(error)}") from error
 
 
-STEPS: tuple[type[Step], ...] = (Bind, HostFile, Tmpfs, MemoryVolume, ReadOnlyRoot)
+STEPS: tuple[type[Step], ...] = (Bind, HostFile, Sockets, Tmpfs, MemoryVolume, ReadOnlyRoot)
 """Every kind of step in this module, for those who pass plans between processes."""
 
 

@@ -14,14 +14,14 @@ from contextlib import suppress
 from typing import NoReturn
 
 from aci.isolators import NETWORK_BANDWIDTH
-from common import files
+from common import files, journal
 from common.errors import NetworkError, PodError, UsageError
-from stage1 import app_steps, boot, cgroup, control, implicit, poddir, resources, restrictions
+from stage1 import app_steps, appsockets, boot, cgroup, control, implicit, logdriver, poddir, resources, restrictions
 from stage1.channel import memory_file
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.mounts import Bind
 from stage1.network.plan import Names, NetworkPlan
-from stage1.plan import AppPlan, EnterPlan, PodPlan, dumps, loads
+from stage1.plan import HEALTHY, READY_NOTIFY, READY_STARTED, AppPlan, EnterPlan, PodPlan, dumps, loads
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
@@ -49,6 +49,7 @@ def check(pod: PreparedPod) -> list[str]:
     volume that cannot be mounted."""
     pod = _as_it_runs(pod)
     _refuse(pod)
+    pod = _with_log_driver(pod, journal.is_there())
     warnings = []
     if pod.published:
         from stage1.network import ports
@@ -69,6 +70,11 @@ def check(pod: PreparedPod) -> list[str]:
     return warnings + _unenforceable(pod)
 
 
+def _with_log_driver(pod: PreparedPod, there: bool) -> PreparedPod:
+    """With the one it will use; `there`: whether there is a journal. Raises LaunchError."""
+    return pod._replace(log_driver=logdriver.choose(pod.log_driver, there=there))
+
+
 def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     """A pod that runs already, and is to have one more app, with the network and the IPC namespace it has."""
     leader = poddir.read_leader(pod.directory)
@@ -79,6 +85,8 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
         net=("host",) if net else ("none",),
         networks=(),
         names=_recorded_names(pod.directory),
+        credentials=_recorded_credentials(pod.directory),
+        log_driver=logdriver.of_pod(pod.directory),
         ipc="parent" if ipc else "private",
     )
 
@@ -119,6 +127,8 @@ def _refuse(pod: PreparedPod) -> None:
     for app in pod.apps:
         if not app.app.exec:
             raise UsageError(f'app "{app.name}" has nothing to execute', hint="name a program with --exec")
+    if pod.ready == HEALTHY and not any(app.health for app in pod.apps):
+        raise UsageError("--ready=healthy: no app has a health check", hint="give one --health-cmd")
     if pod.interactive and len(pod.apps) != 1:
         raise UsageError(f"--interactive takes exactly one app, not {len(pod.apps)}")
 
@@ -142,6 +152,8 @@ def _unenforceable(pod: PreparedPod) -> list[str]:
 
 def plan(pod: PreparedPod) -> PodPlan:
     """`pod` with every decision taken."""
+    there = journal.is_there()
+    pod = _with_log_driver(pod, there)
     return PodPlan(
         uuid=pod.uuid,
         directory=pod.directory,
@@ -161,7 +173,15 @@ def plan(pod: PreparedPod) -> PodPlan:
         debug=pod.debug,
         name=pod.name,
         given=pod.given,
+        log_driver=pod.log_driver,
+        journal=there,
+        ready=_readiness(pod),
+        credentials=pod.credentials >= 0,
     )
+
+
+def _readiness(pod: PreparedPod) -> str:
+    return pod.ready or (READY_NOTIFY if any(app.notifies for app in pod.apps) else READY_STARTED)
 
 
 def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
@@ -169,24 +189,32 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
     launch, warnings = _launch_spec(pod, app)
     as_root = launch._replace(user="0", group="0", supplementary_gids=(), working_directory="/")
     handlers = {handler.name: (as_root._replace(argv=handler.exec),) for handler in app.app.event_handlers}
-    warnings += [
-        f'nspawn ignores socket activation of port "{port.name}" of app "{app.name}"'
-        for port in app.app.ports
-        if port.socket_activated
-    ]
     made = AppPlan(
         name=app.name,
         root=_root(pod, app),
         steps=app_steps.steps(pod, app),
-        launch=launch,
+        launch=launch._replace(environment=(*launch.environment, *_told(pod, app))),
         pre_start=handlers.get("pre-start", ()),
         post_stop=handlers.get("post-stop", ()),
         streams=_streams(pod, app),
         restart=app.restart,
         stop_signal=app.stop_signal,
         limits=resources.of_app(app.app.isolators),
+        image_id=app.image_id,
+        image_name=app.image_name,
+        sockets=app_steps.sockets(pod, app),
+        health=app.health,
+        listening=app.listening,
     )
     return made, warnings
+
+
+def _told(pod: PreparedPod, app: PreparedApp) -> list[tuple[str, str]]:
+    """Variables of an app that tells how it fares. No WATCHDOG_PID: it has PIDs of its own (sd_watchdog_enabled(3))."""
+    if not app_steps.notifies(pod, app):
+        return []
+    found = [("NOTIFY_SOCKET", f"{appsockets.TARGET}/{appsockets.NOTIFY}")]
+    return [*found, ("WATCHDOG_USEC", str(pod.given.watchdog))] if pod.given.watchdog else found
 
 
 def _streams(pod: PreparedPod, app: PreparedApp) -> Streams:
@@ -205,7 +233,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
     spec = LaunchSpec(
         app_name=app.name,
         argv=section.exec,
-        environment=section.environment,
+        environment=(*section.environment, *app_steps.credentials_variable(pod)),
         user=section.user,
         group=section.group,
         supplementary_gids=section.supplementary_gids,
@@ -226,6 +254,7 @@ def run(pod: PreparedPod) -> NoReturn:
         announce(registrar, pod, resources.of_pod(pod.isolators), machine=True)
     made = plan(pod)
     app_steps.write_names(pod.directory, made.hostname)
+    logdriver.record(pod.directory, made.log_driver)
     if pod.name_options:
         _record_names(pod)
     for app, planned in zip(pod.apps, made.apps, strict=True):
@@ -243,6 +272,9 @@ def run(pod: PreparedPod) -> NoReturn:
     if registrar is not None:
         keep.append(registrar.channel.fileno())
         made = made._replace(registrar=registrar.pid)
+    if made.credentials:
+        files.make_directory(poddir.credentials(pod.directory), 0o700)
+        keep.append(pod.credentials)
     keep += range(FIRST_SOCKET, FIRST_SOCKET + len(made.given.sockets))
     boot.execute("run", dumps(made), keep=keep)
 
@@ -278,6 +310,14 @@ def _recorded_names(directory: str) -> Names:
     except (OSError, ValueError) as error:
         raise PodError(f"cannot tell what the pod's files about names are to say: {error}") from error
     return names if isinstance(names, Names) else Names("")
+
+
+def _recorded_credentials(directory: str) -> int:
+    """For apps that are added later: whether there are some. They are the monitor's to see."""
+    try:
+        return os.open(poddir.credentials(directory), os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return -1
 
 
 def _describe(app: AppPlan) -> None:
@@ -338,6 +378,11 @@ def gc(directory: str) -> None:
         problems = detach(directory)
         if problems:
             raise NetworkError("; ".join(problems), hint="rkpy rm --force removes the pod all the same")
+
+
+def send_signal(directory: str, app: str, number: int) -> None:
+    """To the main process of an app; without a name, of every app."""
+    control.request(directory, {"op": "signal", "app": app, "signal": number})
 
 
 # --- pods that change

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.records import NamedTuple
 from stage1 import kernelfs, mounts, rootfs
+from stage1.credentials import Credentials
 from stage1.limits import Limits
 from stage1.streams import Streams
 from stage1.systemd.given import Given
@@ -19,6 +20,12 @@ from stage2.launch import LaunchSpec
 
 ON_ANY_FAILURE, ON_ANY, UNTIL_ALL = EXIT_POLICIES = ("on-any-failure", "on-any", "until-all")
 """What ends a pod before all its apps have ended: an app that fails (as rkt has it), any app that ends, or nothing."""
+READY_STARTED, READY_NOTIFY, HEALTHY = READINESS = ("started", "notify", "healthy")
+"""When a pod is ready: its apps have been executed, have said so themselves, or pass their health checks."""
+
+
+LOG_DRIVERS = AUTO, JOURNALD, FILE = ("auto", "journald", "file")
+"""Where the apps' output is kept: in the journal, in files of the pod directory, or in these if there is no journal."""
 
 
 class Restart(NamedTuple):
@@ -28,6 +35,31 @@ class Restart(NamedTuple):
     """"no", "on-failure" or "always"."""
     limit: int = 0
     """How many times at most; 0 for no limit."""
+
+
+class Health(NamedTuple):
+    """How to tell whether an app is well. Times are seconds."""
+
+    argv: tuple[str, ...]
+    """A command beside the app that ends with 0 when it is."""
+    interval: float = 30.0
+    timeout: float = 30.0
+    retries: int = 3
+    """Failures in a row that make it unhealthy."""
+    start_period: float = 0.0
+    """From the start of the app, in which failures do not count."""
+    on_failure: str = "none"
+    """What follows when it becomes unhealthy: "none", "kill", "restart" or "stop"."""
+
+
+class HandedSocket(NamedTuple):
+    """A descriptor of the service manager's that an app gets (sd_listen_fds(3))."""
+
+    number: int
+    """Which one, in `Given.sockets`."""
+    name: str
+    once: bool = False
+    """For the app's first start only: a connection, which must end when the app closes it."""
 
 
 class AppPlan(NamedTuple):
@@ -46,6 +78,13 @@ class AppPlan(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     limits: Limits = Limits()
+    image_id: str = ""
+    image_name: str = ""
+    sockets: tuple[str, ...] = ()
+    """The sockets of the monitor's that it has, by the names of `stage1.appsockets`."""
+    health: Health | None = None
+    listening: tuple[HandedSocket, ...] = ()
+    """In the order of the app's descriptors 3, 4, …"""
 
 
 class PodPlan(NamedTuple):
@@ -79,6 +118,13 @@ class PodPlan(NamedTuple):
     """The one given with --pod-name."""
     given: Given = Given()
     """What the service manager handed over. Its sockets come with the plan, after all other descriptors."""
+    log_driver: str = FILE
+    journal: bool = False
+    """Whether there is a journal, for events if for nothing else."""
+    ready: str = READY_STARTED
+    """What being ready means, one of READINESS."""
+    credentials: bool = False
+    """Whether a mount of the pod's credentials comes with the plan, before the sockets."""
 
 
 class EnterPlan(NamedTuple):
@@ -96,8 +142,8 @@ class EnterPlan(NamedTuple):
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, EnterPlan, Restart, Streams, Limits, Given, LaunchSpec, rootfs.OverlayRoot, rootfs.CopiedRoot,
-        *mounts.STEPS, *kernelfs.STEPS,
+        AppPlan, PodPlan, EnterPlan, Restart, Health, HandedSocket, Streams, Limits, Given, LaunchSpec,
+        rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS, Credentials,
     )
 }  # fmt: skip
 _ELSEWHERE = {

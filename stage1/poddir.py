@@ -14,6 +14,7 @@
     control                   the socket of the pod's monitor
     limits                    what became of the limits asked for, one a line: "APP NAME VERDICT: DETAIL"
     volumes/APP.POINT         what a mount point of the app's image without a volume was given
+    credentials               empty; where the pod has its credentials, in mount namespaces of its own
     etc/{hosts,hostname}      for apps whose image has none
     status/APP                how the app ended, see `read_ending`
     started/APP               "PID STARTTIME" of the app's process; its mtime is when the app was started last
@@ -21,9 +22,10 @@
     name                      the pod's name, when it has one
     private-users             "SHIFT:COUNT": the host IDs of the pod's user namespace, when it has one
     apps-lock                 locked while the set of apps of a running pod is changed
-    unit                      the scope that systemd has for the pod
+    unit                      the unit of systemd that the pod is in, or was
     machine                   its name with machined
     logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
+    log-driver                "journald" or "file": where the apps' output is kept
 
 The layout is documented for users in docs/on-disk-format.md.
 """
@@ -46,6 +48,7 @@ LIMITS = "limits"
 NAME = "name"
 PRIVATE_USERS = "private-users"
 APPS_LOCK = "apps-lock"
+LOG_DRIVER = "log-driver"
 UNIT = "unit"
 MACHINE = "machine"
 
@@ -77,6 +80,10 @@ def implicit_volumes(pod: str, app: str) -> list[str]:
         return [name for name in os.listdir(f"{pod}/volumes") if name.startswith(f"{app}.")]
     except FileNotFoundError:
         return []
+
+
+def credentials(pod: str) -> str:
+    return f"{pod}/credentials"
 
 
 def etc(pod: str, name: str) -> str:
@@ -208,6 +215,12 @@ def read_limits(pod: str) -> list[LimitReport]:
         return []
 
 
+def read_word(pod: str, name: str) -> str:
+    """What one of the files UNIT and MACHINE says; empty when it is not there."""
+    words = _words(f"{pod}/{name}")
+    return words[0] if words else ""
+
+
 class Ending(NamedTuple):
     """How an app ended, as `status/APP` tells it: the exit status (128+N for a signal), then words."""
 
@@ -261,7 +274,17 @@ def read_private_range(pod: str) -> tuple[int, int] | None:
 
 def read_name(pod: str) -> str:
     """The pod's name; empty when it has none."""
-    words = _words(f"{pod}/{NAME}")
+    return read_word(pod, NAME)
+
+
+def write_log_driver(pod: str, driver: str) -> None:
+    """Record where the apps' output is kept; written whole or not at all."""
+    _write_text(f"{pod}/{LOG_DRIVER}", driver)
+
+
+def read_log_driver(pod: str) -> str:
+    """What was recorded; empty when nothing was."""
+    words = _words(f"{pod}/{LOG_DRIVER}")
     return words[0] if words else ""
 
 

@@ -44,14 +44,24 @@ class Streams(NamedTuple):
 
 
 class Log(Protocol):
-    """What keeps an app's output, such as `logs.LogFile`. It always takes everything."""
+    """What keeps an app's output, such as `logs.LogFile`. It always takes everything; while it is `full` it should not
+    be given more."""
+
+    @property
+    def full(self) -> bool: ...
+
+    def when_room(self, callback: Callable[[], None]) -> None: ...
 
     def write(self, stream: str, data: bytes) -> None:
         """`stream` is "stdout" or "stderr"; `data` is cut anywhere."""
         ...
 
-    def end_lines(self) -> None:
-        """What follows does not belong to a line that was begun."""
+    def started(self, pid: int) -> None:
+        """What follows is from this process (0: unknown), and does not belong to a line that was begun."""
+        ...
+
+    def ended(self) -> None:
+        """The app's process has ended, and all that it wrote was given."""
         ...
 
     def close(self) -> None: ...
@@ -71,13 +81,21 @@ class Sink(Protocol):
 class Foreground:
     """The standard output and error of the caller of `rkpy run`, shared by the apps of a pod."""
 
-    def __init__(self, loop: Loop, *, prefixed: bool, fds: tuple[int, int] = (1, 2)) -> None:
-        """`prefixed`: for a pod of several apps, show whole lines with the name of their app before each."""
+    def __init__(
+        self, loop: Loop, *, prefixed: bool, fds: tuple[int, int] = (1, 2), silent: tuple[int, ...] = ()
+    ) -> None:
+        """`prefixed`: for a pod of several apps, show whole lines with the name of their app before each. `silent`: of
+        1 and 2 those on which what the log has already is not to be shown."""
         self.prefixed = prefixed
+        self._silent = silent
         self._out = Outlet(loop, fds[0], nonblocking=False)
         same = os.path.samestat(os.fstat(fds[0]), os.fstat(fds[1]))
         # One outlet for one pipe or terminal: two would write into the middle of each other's lines.
         self._err = self._out if same else Outlet(loop, fds[1], nonblocking=False)
+
+    def shows(self, stream: str) -> bool:
+        """Whether what is logged is to be shown there, too."""
+        return (2 if stream == "stderr" else 1) not in self._silent
 
     def outlet(self, stream: str) -> Outlet:
         return self._err if stream == "stderr" else self._out
@@ -337,7 +355,8 @@ class _Source:
 
     def _flow(self) -> None:
         """Read on, or wait until the first full sink has room."""
-        full = next((sink for sink in self.sinks if sink.full), None)
+        outlets: list[Sink | Log] = [*self.sinks] if self._log is None else [self._log, *self.sinks]
+        full = next((outlet for outlet in outlets if outlet.full), None)
         if full is not None:
             self._pause()
             full.when_room(self._flow)
@@ -409,7 +428,7 @@ class AppStreams:
     def _add_source(self, name: str, *, logged: bool) -> _Source:
         stream = "stderr" if name == "stderr" else "stdout"
         source = self._sources[name] = _Source(self._loop, stream, self._log if logged else None)
-        if logged and self._foreground is not None:
+        if logged and self._foreground is not None and self._foreground.shows(stream):
             outlet = self._foreground.outlet(stream)
             if self._foreground.prefixed:
                 self._lines.append(_Lines(outlet, lambda: self._prefix))
@@ -466,7 +485,7 @@ class AppStreams:
         """The app runs as process `pid`, for the first time or again."""
         self._prefix = f"{self._name}[{pid}]: ".encode() if pid else f"{self._name}: ".encode()
         if self._log is not None:
-            self._log.end_lines()
+            self._log.started(pid)
         for source in self._sources.values():
             source.begin()
         if self._of_caller and self.input is not None and self._feed is None:
@@ -479,6 +498,8 @@ class AppStreams:
             source.drain()
         for lines in self._lines:
             lines.end_line()
+        if self._log is not None:
+            self._log.ended()
 
     # --- towards clients
 
@@ -578,7 +599,11 @@ class AppStreams:
                 call()
 
 
-def when_all_written(those: Sequence[Foreground | AppStreams], callback: Callable[[], None]) -> None:
+class Writer(Protocol):
+    def when_written(self, callback: Callable[[], None]) -> None: ...
+
+
+def when_all_written(those: Sequence[Writer], callback: Callable[[], None]) -> None:
     """Call once, when everything that was given to these is written, or cannot be."""
     if those:
         those[0].when_written(lambda: when_all_written(those[1:], callback))

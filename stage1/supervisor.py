@@ -5,12 +5,13 @@ the pod's lock, decides by what it was told, and ends with the pod: the kernel t
 namespace (pid_namespaces(7)).
 
 The monitor says (descriptors in brackets):
-    start APP [plan stdin stdout stderr cgroup mounts…]    cgroup is /dev/null where there are no cgroups
+    start [plan stdin stdout stderr cgroup sockets… mounts…]    cgroup is /dev/null where there are no cgroups
     sealed             all apps of the beginning were named
     cleared APP [cgroup]    nothing is left of the app that ended; what follows happens in a new cgroup
     stop APP, kill APP, restart APP, remove APP
-    signal NUMBER      to the main process of every app
-    terminate          stop the pod; SIGTERM means the same
+    signal NUMBER [APP]    to the main process of every app, or of one
+    terminate          stop the pod; signals mean the same, see ENDING
+    ping               answered by a pong
 The supervisor says:
     started APP PID [pidfd]           PID as the pod sees it
     terminal APP [master]
@@ -21,6 +22,7 @@ The supervisor says:
     idle APP           it is not started, or not started again: it was stopped before
     ready              every app of the beginning has been started
     over STATUS        the pod is over
+    pong               it was asked for
 """
 
 from __future__ import annotations
@@ -39,8 +41,12 @@ from stage1 import apptree, channel, footprint, namespaces, policy, terminal
 from stage1.channel import Channel
 from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
+from stage2 import listening
 from stage2.launch import LaunchSpec, forget_keys, launch, run_and_wait
 
+ENDING = (signal.SIGTERM, signal.SIGINT, *(signal.SIGRTMIN + offset for offset in range(3, 7)))
+"""Signals that ask the pod to end, among them those by which an init is told to halt, power off, reboot or kexec
+(systemd(1), "Signals"): machined sends them."""
 MAX_ERROR = 4096
 """Characters of an error message that are passed on."""
 
@@ -48,11 +54,13 @@ MAX_ERROR = 4096
 class _App:
     """One app and its main process."""
 
-    def __init__(self, plan: AppPlan, streams: list[int], cgroup: int, mounts: list[int]) -> None:
+    def __init__(self, plan: AppPlan, streams: list[int], cgroup: int, fds: list[int]) -> None:
         self.plan = plan
         self.streams = streams
         self.cgroup = cgroup
-        self.mounts = mounts
+        self.sockets = [(socket, fds.pop(0)) for socket in plan.listening]
+        """Those the app gets at its next start."""
+        self.mounts = fds
         """Descriptors for the first start, which makes the app's mount namespace of them."""
         self.namespace = -1
         """The app's mount namespace, once it is furnished."""
@@ -82,8 +90,15 @@ class _App:
         """Whether something of it runs or will."""
         return bool(self.pid or self.clearing or self.handlers or self.timer)
 
+    def spend(self) -> None:
+        """Let go of what only the first start needs, which has it now."""
+        for fd in (*self.mounts, *(fd for socket, fd in self.sockets if socket.once)):
+            os.close(fd)
+        self.mounts = []
+        self.sockets = [(socket, fd) for socket, fd in self.sockets if not socket.once]
+
     def close(self) -> None:
-        for fd in (*self.streams, self.cgroup, *self.mounts, self.namespace):
+        for fd in (*self.streams, self.cgroup, *(fd for _, fd in self.sockets), *self.mounts, self.namespace):
             if fd >= 0:
                 os.close(fd)
 
@@ -106,7 +121,8 @@ class Supervisor:
 
     def run(self) -> int:
         self._loop.on_signal(signal.SIGCHLD, self._reap)
-        self._loop.on_signal(signal.SIGTERM, self._terminate)
+        for number in ENDING:
+            self._loop.on_signal(number, self._terminate)
         # Until here the monitor has had it blocked for us: of PID 1 the kernel drops what has no handler yet.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._loop.add(self._monitor.fileno(), select.EPOLLIN, lambda _events: self._obey())
@@ -130,10 +146,12 @@ class Supervisor:
         elif verb == "sealed":
             self._sealed = True
             self._review()
+        elif verb == "ping":
+            self._tell("pong")
         elif verb == "signal":
             for app in self._apps.values():
-                if app.started:
-                    _kill(app.pid, int(name))
+                if app.started and words[2:] in ([], [app.plan.name]):
+                    _kill(app.pid, int(words[1]))
         elif verb == "terminate":
             self._terminate()
         elif verb == "cleared":
@@ -233,9 +251,7 @@ class Supervisor:
             _become(app, theirs, self._plan.window)
         theirs.close()
         app.pid, app.pidfd, app.report = pid, pidfd, ours
-        for fd in app.mounts:
-            os.close(fd)
-        app.mounts = []
+        app.spend()
         self._loop.add(ours.fileno(), select.EPOLLIN, lambda _events: self._listen(app, pid))
 
     def _listen(self, app: _App, pid: int) -> None:
@@ -382,11 +398,13 @@ def _kill(pid: int, number: int) -> None:
 
 def _become(app: _App, report: Channel, window: tuple[int, int]) -> NoReturn:
     """Enter or make the app's mount namespace, take its streams, and execute it; or say why not."""
+    sockets = [(socket.name, fd) for socket, fd in app.sockets]
     try:
-        _prepare(app, report, window)
+        report = report.above(listening.FIRST + len(sockets))
+        credentials = _prepare(app, report, window)
         for handler in app.plan.pre_start:
             run_and_wait(handler, "pre-start handler")
-        launch(app.plan.launch, report=report.fileno())
+        launch(app.plan.launch, report=report.fileno(), sockets=sockets, credentials=credentials)
     except LaunchError as error:
         _give_up(report, error.exit_status, str(error))
     except OSError as error:
@@ -404,8 +422,8 @@ def _give_up(report: Channel, status: int, text: str) -> NoReturn:
         os._exit(status)
 
 
-def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
-    _enter_namespace(app, report)
+def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> int:
+    credentials = _enter_namespace(app, report)
     os.setsid()
     streams = app.plan.streams
     if "tty" in streams:
@@ -418,19 +436,22 @@ def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
     for fd, word in enumerate(streams):
         if word != "tty":
             os.dup2(app.streams[fd], fd)
+    return credentials
 
 
-def _enter_namespace(app: _App, report: Channel) -> None:
-    """The first start makes the app's mount namespace, later ones find it as the app left it."""
+def _enter_namespace(app: _App, report: Channel) -> int:
+    """The first start makes the app's mount namespace, later ones find it as the app left it. Returns the mount of its
+    credentials where these are still to be given to its user, else -1."""
     _part()
     if app.namespace >= 0:
         syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
-        return
+        return -1
     syscalls.unshare(syscalls.CLONE_NEWNS)
     namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    apptree.furnish(app.plan, app.mounts)
+    credentials = apptree.furnish(app.plan, app.mounts)
     report.send("namespace", (namespace,))
     os.close(namespace)
+    return credentials
 
 
 def _part() -> None:

@@ -120,6 +120,9 @@ class Lab:
     def _hide(self, name: str) -> None:
         for directory in HIDDEN:
             self.run(name, "mount", "-t", "tmpfs", "-o", "mode=755", "rkpy-lab", directory)
+        # That there is no systemd was said already.
+        self.run(name, "mkdir", "/run/rkpy")
+        self.run(name, "touch", "/run/rkpy/without-systemd")
 
     def path(self, where: Where) -> str:
         """A path of the network namespace that this process's children can open too."""

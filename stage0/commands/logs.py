@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC
+from functools import partial
 
 import click
 
+from common import journal
 from common.errors import PodError, UsageError, reason
+from common.records import NamedTuple
 from stage0 import durations
 from stage0.commands.pod_arguments import one_uuid
 from stage0.config import Config
-from stage0.pods import Pod, Pods, State
-from stage1 import logreader
+from stage0.pods import NoSuchPodError, Pod, Pods, State
+from stage1 import logdriver, logreader
 from stage1.logreader import Entry
+from stage1.plan import JOURNALD
 
 _FLUSH = 1 << 16
 
@@ -43,36 +48,83 @@ def command(
     """Show what the apps of a rkpy pod have written: to standard output what they wrote there, to standard error what
     they wrote there. With several apps each line begins with the name of its app."""
     start = _parse_since(since) if since else ""
-    with Pods(config.pods).find(one_uuid(uuid, uuid_file)) as pod:
-        names = _choose(pod, app)
-        output = _Output(prefixed=len(names) > 1, timestamps=timestamps)
-
-        def running() -> bool:
-            output.flush()
-            return pod.state() is State.RUNNING
-
-        try:
-            for entry in logreader.read(pod.base, names, since=start, tail=tail, running=running if follow else None):
-                output.show(entry)
-        finally:
-            output.finish()
+    wanted = one_uuid(uuid, uuid_file)
+    try:
+        pod = Pods(config.pods).find(wanted)
+    except NoSuchPodError as error:
+        log = _of_the_past(wanted, error)
+        _show(log, app, follow=False, since=start, tail=tail, timestamps=timestamps)
+        return
+    with pod:
+        _show(_log(pod), app, follow=follow, since=start, tail=tail, timestamps=timestamps)
 
 
-def _choose(pod: Pod, app: str) -> list[str]:
-    """The apps whose logs are meant. Raises PodError for a pod without logs, UsageError for an app it does not have."""
-    state = pod.state()
-    if not state.started:
+class _Log(NamedTuple):
+    """Where a pod's log is."""
+
+    uuid: str
+    pod: Pod | None
+    """None for a pod that has been removed."""
+    logged: list[str]
+    """The apps that are in it."""
+    read: Callable[..., Iterator[Entry]]
+    """`logreader.read` or its like, without its first argument."""
+
+
+def _show(log: _Log, app: str, *, follow: bool, since: str, tail: int, timestamps: bool) -> None:
+    names = _choose(log, app)
+    output = _Output(prefixed=len(names) > 1, timestamps=timestamps)
+
+    def running() -> bool:
+        output.flush()
+        return log.pod is not None and log.pod.state() is State.RUNNING
+
+    try:
+        for entry in log.read(names, since=since, tail=tail, running=running if follow else None):
+            output.show(entry)
+    finally:
+        output.finish()
+
+
+def _log(pod: Pod) -> _Log:
+    """Raises PodError for a pod without logs."""
+    if not pod.state().started:
         raise PodError(f'pod "{pod.uuid}" has no logs: it has not been started')
+    if logdriver.of_pod(pod.base) == JOURNALD:
+        from stage0 import journalreader
+
+        return _Log(pod.uuid, pod, journalreader.apps(pod.uuid), partial(journalreader.read, pod.uuid))
     try:
         logged = logreader.apps(pod.base)
     except OSError as error:
         raise PodError(f'cannot read the logs of pod "{pod.uuid}": {reason(error)}') from error
-    if not logged:
-        hint = "apps under fly write to the streams of whoever runs them" if pod.flavour() == "fly" else ""
-        raise PodError(f'pod "{pod.uuid}" has no logs', hint=hint)
+    return _Log(pod.uuid, pod, logged, partial(logreader.read, pod.base))
+
+
+def _of_the_past(wanted: str, missing: NoSuchPodError) -> _Log:
+    """The log of a pod that was removed, if the journal has it; raises `missing` if not."""
+    from stage0 import journalreader
+
+    if not journal.is_there():
+        raise missing
+    if not journalreader.is_installed():
+        hint = f"the journal may have its log: journalctl RKPY_POD_UUID={wanted}"
+        raise PodError(missing.message, hint=hint) from missing
+    uuid = journalreader.find(wanted)
+    if not uuid:
+        raise missing
+    return _Log(uuid, None, journalreader.apps(uuid), partial(journalreader.read, uuid))
+
+
+def _choose(log: _Log, app: str) -> list[str]:
+    """The apps whose logs are meant. Raises PodError for a pod without logs, UsageError for an app it does not have."""
+    if not log.logged:
+        fly = log.pod is not None and log.pod.flavour() == "fly"
+        hint = "apps under fly write to the streams of whoever runs them" if fly else ""
+        raise PodError(f'pod "{log.uuid}" has no logs', hint=hint)
     if not app:
-        return logged
-    known = sorted({*logged, *(one.name for one in pod.manifest().apps)})
+        return log.logged
+    known = sorted({*log.logged, *(() if log.pod is None else (one.name for one in log.pod.manifest().apps))})
     if app not in known:
         raise UsageError(f'no app "{app}" in the pod', hint=f"there is: {', '.join(known)}")
     return [app]
@@ -135,4 +187,4 @@ class _Output:
         self._pieces = []
         self._size = 0
         while data:
-            data = data[os.write(2 if self._stream == "stderr" else 1, data) :]
+            data = data[os.write(1 if self._stream == "stdout" else 2, data) :]

@@ -117,6 +117,10 @@ def _lines(pod: PodInfo) -> list[tuple[str, object]]:
     lines.append(("networks", podnets.describe(pod.networks)))
     if pod.pid is not None:
         lines.append(("pid", pod.pid))
+    if pod.unit:
+        lines.append(("unit", pod.unit))
+    if pod.machine:
+        lines.append(("machine", pod.machine))
     over = pod.state is not State.RUNNING
     lines.append(("exited", "true" if over else "false"))
     if over:

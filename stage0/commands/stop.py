@@ -51,12 +51,12 @@ def _stop(pods: Pods, prefix: str, force: bool) -> str:
             return f'pod "{pod.uuid}" is already stopped'
         if state is not State.RUNNING:
             raise PodError(f'pod "{pod.uuid}" is not running')
-        _wait_for_leader(pod)
+        wait_for_leader(pod)
         flavour.load(pod.flavour()).stop(pod.path, force=force)
         return f'"{pod.uuid}"'
 
 
-def _wait_for_leader(pod: Pod) -> None:
+def wait_for_leader(pod: Pod) -> None:
     """A pod is running before its leader is recorded, and without a leader there is nothing a flavour could stop."""
     for _ in range(_PATIENCE):
         if pod.leader() is not None:

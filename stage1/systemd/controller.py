@@ -26,12 +26,15 @@ _SIGNAL = 4
 class Controller:
     """Watches the bus until the pod's end."""
 
-    def __init__(self, loop: Loop, fd: int, systemd: str, stop: Callable[[], None]) -> None:
-        """`fd` is ours from now on; `systemd` is the unique name of who may ask for `stop`."""
+    def __init__(
+        self, loop: Loop, fd: int, systemd: str, *, stop: Callable[[], None], lost: Callable[[], None]
+    ) -> None:
+        """`fd` is ours from now on; `systemd` is the unique name of who may ask for `stop`. `lost`: the bus is gone."""
         self._loop = loop
         self._socket = Socket(fileno=fd)
         self._systemd = systemd
         self._stop = stop
+        self._lost = lost
         self._data = bytearray()
         self._skip = 0
         self._open = True
@@ -59,7 +62,8 @@ class Controller:
         except OSError:
             data = b""
         if not data:
-            self.close()  # The bus is gone. systemd stops scopes without a controller by SIGTERM, which is heard too.
+            self.close()
+            self._lost()
             return
         dropped = min(self._skip, len(data))
         self._skip -= dropped

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import select
 import signal
+from _socket import AF_UNIX, SOCK_STREAM
+from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
 from contextlib import suppress
 
+from common.errors import reason
 from stage1 import boot, channel, poddir
 from stage1.channel import Channel
 from stage1.loop import Loop
 from stage1.systemd.controller import Controller
+
+_PRIVATE = "/run/systemd/private"
+"""Where PID 1 listens to root without a bus."""
 
 
 class Membership:
@@ -27,6 +33,7 @@ class Membership:
         self._loop: Loop | None = None
         self._controller: Controller | None = None
         self._farewell = b""
+        self._giving_up = b""
 
     def join(self) -> bool:
         """Wait until the registrar has done its part; whether this process is in a scope of the pod's now."""
@@ -37,16 +44,34 @@ class Membership:
             self._dismiss()
             return False
         self._bus = fds[0]
+        unit, _, self._systemd = rest.partition(" ")
+        _write(self._directory, poddir.UNIT, unit)
         if verb == "scoped":
-            unit, _, self._systemd = rest.partition(" ")
-            _write(self._directory, poddir.UNIT, unit)
+            self._giving_up = channel.read_memory_file(fds[1])
         return verb == "scoped"
 
     def watch(self, loop: Loop, stop: Callable[[], None]) -> None:
         """Let systemd ask for the pod's end."""
         self._loop = loop
         if self._bus >= 0:
-            self._controller = Controller(loop, self._bus, self._systemd, stop)
+            self._controller = Controller(loop, self._bus, self._systemd, stop=stop, lost=self._abandon)
+
+    def _abandon(self) -> None:
+        """Without the bus systemd cannot ask us any more, and would wait for us in vain. A scope that its controller
+        gave up is stopped by SIGTERM, as any other; PID 1 itself is told, on its private socket."""
+        if not self._giving_up:
+            return
+        socket = Socket(AF_UNIX, SOCK_STREAM, 0)
+        try:
+            socket.settimeout(1)
+            socket.connect(_PRIVATE)
+            socket.send(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n" + self._giving_up)
+            socket.recv(64)
+        except OSError as error:
+            why = f"{_PRIVATE}: {reason(error)}"
+            boot.complain(self._command, f"the pod will not hear that its scope is to be stopped: {why}")
+        finally:
+            socket.close()
 
     def announce(self, leader: int) -> None:
         """The pod has its namespaces and networks: it can be a machine."""

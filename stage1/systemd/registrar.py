@@ -7,8 +7,9 @@ It hears, from the engine and then from the monitor (descriptors in brackets):
     pod [registration]  a Registration
     machine LEADER      the pod's leader exists and is attached to its networks; only for pods that are machines
 It says, to the monitor (under fly, to the engine):
-    scoped UNIT [bus]   the monitor is in its scope. The bus's socket is where systemd asks for the scope to be stopped
-    kept [bus]          it stays in the unit it was started in
+    scoped UNIT SYSTEMD [bus call]    the monitor is in its scope. By the bus's socket systemd, under that unique name,
+                        asks for the scope to be stopped; the call, a memory file, says that nobody listens any more
+    kept UNIT [bus]     it stays in the unit it was started in
     apart TEXT          there is no scope, for this reason; nothing follows
     machine NAME [call] registered with machined; the call, a memory file, takes it back
     unknown TEXT        not registered with machined, for this reason
@@ -43,6 +44,7 @@ _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 """A terminal sends them to us too; it is the monitor that decides, and lets go of our channel when we are to end."""
 JOBS = f"type='signal',sender='{SYSTEMD[0]}',interface='{SYSTEMD[2]}',member='JobRemoved'"
 _SYSTEMDS = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{SYSTEMD[0]}'"
+_START = "ssa(sv)a(sa(sv))"
 _UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 _MACHINE_EXISTS = "org.freedesktop.machine1.MachineExists"
 _MACHINE = "org.freedesktop.machine1.Machine"
@@ -93,13 +95,15 @@ def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, machine:
     from stage1.plan import dumps
 
     disk = cgroup.disk(pod.directory)
+    keep = units.stays(pod.keep_unit)
     registration = Registration(
         uuid=pod.uuid,
         name=pod.name,
         directory=pod.directory,
         root=poddir.rootfs(pod.directory, pod.apps[0].name) if len(pod.apps) == 1 else pod.directory,
-        keep=units.stays(pod.keep_unit),
-        machine=machine and pod.register,
+        keep=keep,
+        # machined finds a machine's unit by its leader's cgroup, which is nowhere in a unit that is not ours to divide.
+        machine=machine and pod.register and (not keep or cgroup.find().delegated),
         stop_timeout=pod.stop_timeout,
         limits=limits,
         disk=f"/dev/block/{disk}" if disk else "",
@@ -144,7 +148,13 @@ def _work(source: Channel, parent: int) -> None:
     unit = "" if pod.keep else make_scope(connection, pod, parent)
     connection.ignore(JOBS)
     connection.listen(_SYSTEMDS)
-    if _send(source, f"scoped {unit} {systemd}" if unit else "kept", (connection.socket.fileno(),)) and pod.machine:
+    connected = connection.socket.fileno()
+    if unit:
+        giving_up = channel.memory_file(bus.call_without_answer(SYSTEMD, "AbandonScope", "s", (unit,)))
+        said = _send(source, f"scoped {unit} {systemd}", (connected, giving_up))
+    else:
+        said = _send(source, f"kept {units.own()}", (connected,))
+    if said and pod.machine:
         # The monitor reads what comes from that connection; ours is another from now on.
         connection.close()
         _register(Bus(timeout=TIMEOUT), pod, source)
@@ -160,23 +170,27 @@ def make_scope(connection: Bus, pod: Registration, pid: int) -> str:
         *units.of_scope(pid, connection.name if pod.machine else "", pod.stop_timeout),
         *units.resources(pod.limits, pod.disk),
     ]
-    names = units.scope(pod.uuid, pod.name)
-    for unit in names:
+    unit, job = start(connection, units.names(pod.uuid, pod.name, "scope"), properties)
+    require_done(connection, unit, job)
+    return unit
+
+
+def start(connection: Bus, names: list[str], properties: list[Property]) -> tuple[str, str]:
+    """Have a transient unit started, by the first of `names` that is free: its name and the job. Raises
+    SystemdError."""
+    packed = [[name, bus.variant(signature, value)] for name, signature, value in properties]
+    while True:
+        unit = names.pop(0)
         try:
-            start(connection, unit, properties)
+            return unit, connection.call(SYSTEMD, "StartTransientUnit", _START, (unit, "fail", packed, []))[0]
         except SystemdError as error:
             # One of that name lies about, or somebody else's pod has it.
-            if error.name != _UNIT_EXISTS or unit == names[-1]:
+            if error.name != _UNIT_EXISTS or not names:
                 raise
-        else:
-            return unit
-    raise SystemdError("no scope")
 
 
-def start(connection: Bus, unit: str, properties: list[Property]) -> None:
-    """Start a transient unit and wait until it is there; the connection hears of JOBS. Raises SystemdError."""
-    packed = [[name, bus.variant(signature, value)] for name, signature, value in properties]
-    job = connection.call(SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", packed, []))[0]
+def require_done(connection: Bus, unit: str, job: str) -> None:
+    """Wait for the end of a job; the connection hears of JOBS. Raises SystemdError when it has failed."""
     result = connection.wait(lambda signal: signal.member == "JobRemoved" and signal.body[1] == job).body[3]
     if result != "done":
         raise SystemdError(f"systemd could not start {unit}: {result}")

@@ -12,7 +12,7 @@ SLICE = "machine.slice"
 """Where systemd has virtual machines and containers (systemd.special(7))."""
 DEFAULT_TASKS = 16384
 """What systemd lets a machine have; without a word a scope has what is meant for a program."""
-SCOPE_MARGIN = 15
+MARGIN = 15
 """Seconds beyond what the pod allows its apps and their handlers until systemd kills what is left."""
 
 Property = tuple[str, str, object]
@@ -44,12 +44,14 @@ def warnings(keep_unit: bool) -> list[str]:
     """What is not as one would expect of a unit a pod stays in."""
     if not stays(keep_unit) or cgroup.find().delegated:
         return []
-    return [f"{own() or 'this unit'} does not bound the pod, whose cgroup is not in it; Delegate=yes changes that"]
+    unit = own() or "this unit"
+    return [f"{unit} does not bound the pod, which machined will not know either; Delegate=yes changes both"]
 
 
-def scope(uuid: str, name: str) -> list[str]:
-    """The names a pod's scope may have, the best first. Names of pods have nothing that would have to be escaped."""
-    return [*([f"rkpy-{name}.scope"] if name else []), f"rkpy-{uuid}.scope"]
+def names(uuid: str, name: str, kind: str) -> list[str]:
+    """What a pod's unit ("scope" or "service") may be called, the best first. Names of pods have nothing that would
+    have to be escaped."""
+    return [*([f"rkpy-{name}.{kind}"] if name else []), f"rkpy-{uuid}.{kind}"]
 
 
 def about(uuid: str, name: str, directory: str) -> Iterator[Property]:
@@ -61,13 +63,26 @@ def about(uuid: str, name: str, directory: str) -> Iterator[Property]:
 def of_scope(pid: int, controller: str, stop_timeout: int) -> Iterator[Property]:
     """What every pod's scope has. `controller`: the bus name of who is asked to stop it; `stop_timeout`: of the pod."""
     yield "PIDs", "au", [pid]
+    if controller:
+        yield "Controller", "s", controller
+    yield from _of_any(stop_timeout)
+
+
+def of_service(command: list[str], stop_post: list[str], stop_timeout: int) -> Iterator[Property]:
+    """What a service has that runs one pod once (systemd.service(5)). Commands begin with an absolute path."""
+    yield "Type", "s", "notify"
+    yield "ExecStart", "a(sasb)", [[command[0], command, False]]
+    yield "ExecStopPost", "a(sasb)", [[stop_post[0], stop_post, True]]
+    yield "KillMode", "s", "mixed"
+    yield from _of_any(stop_timeout)
+
+
+def _of_any(stop_timeout: int) -> Iterator[Property]:
     yield "Slice", "s", SLICE
     yield "Delegate", "b", True
     # Where a pod failed is in its directory; a unit of that name must not be in the way of the next.
     yield "CollectMode", "s", "inactive-or-failed"
-    yield "TimeoutStopUSec", "t", (2 * stop_timeout + SCOPE_MARGIN) * 1_000_000
-    if controller:
-        yield "Controller", "s", controller
+    yield "TimeoutStopUSec", "t", (2 * stop_timeout + MARGIN) * 1_000_000
     for kind in ("CPU", "Memory", "Tasks", "IO"):
         yield f"{kind}Accounting", "b", True
 

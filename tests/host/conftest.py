@@ -22,6 +22,10 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     """No mount, network namespace, cgroup, interface, firewall rule or process of ours outlives the session."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
+    # It is said once, and would be found in the output of whichever test comes first.
+    said = pathlib.Path("/run/rkpy/without-systemd")
+    said.parent.mkdir(exist_ok=True)
+    said.touch()
     leaks.become_subreaper()
     before = leaks.take()
     yield

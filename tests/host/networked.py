@@ -143,7 +143,7 @@ class Site:
 
     def leases(self) -> list[str]:
         """What is claimed: every file below /run/rkpy/net but the lock and the marks of what was given out last."""
-        found = self.lab.host("find", "/run", "-path", "/run/rkpy/*", "!", "-type", "d").splitlines()
+        found = self.lab.host("find", "/run", "-path", "/run/rkpy/net/*", "!", "-type", "d").splitlines()
         return [path for path in found if "/last-" not in path and not path.endswith("/lock")]
 
     def state(self) -> dict[str, object]:

@@ -1,0 +1,45 @@
+"""`rkpy systemd`: the unit that would run a pod."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from common.errors import PodError, UsageError
+from stage0 import behaviour, config, grammar, options, podunit
+from stage0.grammar import Request
+from stage0.pods import Pods
+
+_SHORTEST = 8
+"""What `rkpy list` prints of a UUID."""
+FLAGS = {"systemd": options.table(options.PREPARE, options.RUNTIME, options.APP)}
+
+
+def systemd(words: Sequence[str]) -> int:
+    """`rkpy systemd UUID`, or the words of `rkpy run`; prints the unit."""
+    request = grammar.parse(words, {**FLAGS["systemd"], **options.table(options.GLOBAL)})
+    unit = _of_pod(request) or podunit.of_run(words, request)
+    sys.stdout.write(podunit.render(unit))
+    return 0
+
+
+def _of_pod(request: Request) -> podunit.Unit | None:
+    """The unit of the pod that the only word names; None for what `rkpy run` would run."""
+    settings = config.load(request.flags)
+    if not request.images and request.flags.get("pod-manifest") is None:
+        raise UsageError("must provide a pod UUID, an image or the pod manifest")
+    others = set(request.flags.typed()) - {flag.name for flag in options.GLOBAL}
+    if len(request.images) != 1 or others or request.images[0].flags.typed() or request.images[0].arguments:
+        return None
+    wanted = request.images[0].reference
+    try:
+        pod = Pods(settings.pods).find(wanted)
+    except PodError:
+        return None
+    with pod:
+        if pod.name() != wanted and len(wanted) < _SHORTEST:
+            return None  # That may well be chance, and the name of an image.
+        if not pod.has_manifest():
+            raise PodError(f'pod "{pod.uuid}" has no manifest')
+        lives = behaviour.of_pod(pod.manifest())
+        return podunit.of_pod(pod.uuid, lives.name, request.flags, lives.stop_timeout)

@@ -1,0 +1,93 @@
+"""`--detach`: a pod is prepared by the caller and started by systemd, as a transient service. There is no daemon of
+rkpy's for that and never will be: systemd is one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from common.errors import PodError, SystemdError, UsageError
+from stage0 import behaviour, options, podunit, program, starting
+from stage0.config import Config
+from stage0.grammar import Request
+from stage0.pods import PREPARED, RUN, Pod, Pods
+from stage1 import cgroup, resources
+from stage1.systemd import given, units
+from stage1.systemd.bus import SYSTEMD, Bus
+from stage1.systemd.registrar import JOBS, require_done, start
+from stage1.systemd.units import Property
+
+_PATIENCE = 10 * 365 * 24 * 3600.0
+"""Seconds: how long a start may take is for the unit to say."""
+_HERE = ("detach", "uuid-file-save")
+"""Flags that are seen to before systemd has its turn."""
+
+
+def run(request: Request, settings: Config, flavour: str) -> int:
+    """`rkpy run --detach`: prints the pod's UUID once it is up."""
+    _require_systemd(request)
+    pod = starting.prepared_pod(request, settings, flavour)
+    return _launch(pod, "run-prepared", request, settings)
+
+
+def again(verb: str, request: Request, settings: Config, uuid: str) -> int:
+    """`rkpy run-prepared --detach` and `rkpy start --detach`."""
+    _require_systemd(request)
+    return _launch(Pods(settings.pods).find(uuid), verb, request, settings)
+
+
+def _require_systemd(request: Request) -> None:
+    if not given.booted():
+        raise UsageError(
+            "--detach: systemd is not running here, and rkpy has no daemon", hint="leave it out, and use &"
+        )
+    if request.flags.boolean("interactive"):
+        raise UsageError("--interactive: a detached pod has no terminal", hint="rkpy attach connects to its apps")
+
+
+def _launch(pod: Pod, verb: str, request: Request, settings: Config) -> int:
+    uuid, name = pod.uuid, pod.name()
+    with pod:
+        properties = [*_service(pod, verb, request)]
+    bus = Bus(timeout=_PATIENCE)
+    bus.listen(JOBS)
+    try:
+        unit, job = start(bus, units.names(uuid, name, "service"), properties)
+        _await(bus, unit, job)
+    except (SystemdError, KeyboardInterrupt):
+        _give_back(settings, uuid)
+        raise
+    starting.save_uuid(request.flags.get("uuid-file-save"), uuid)
+    sys.stdout.write(f"{uuid}\n")
+    return 0
+
+
+def _await(bus: Bus, unit: str, job: str) -> None:
+    try:
+        require_done(bus, unit, job)
+    except SystemdError as error:
+        raise SystemdError(error.message, hint=f"journalctl -u {unit} says why") from error
+    except KeyboardInterrupt:
+        bus.call(SYSTEMD, "StopUnit", "ss", (unit, "replace"))
+        raise
+
+
+def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:
+    manifest = pod.manifest()
+    stop_timeout = behaviour.of_pod(manifest).stop_timeout
+    rkpy = [*program.absolute(), *podunit.global_words(request.flags)]
+    words = [*rkpy, verb, *podunit.words(request.flags, options.RUNTIME, but=_HERE), pod.uuid]
+    disk = cgroup.disk(pod.path)
+    yield from units.about(pod.uuid, pod.name(), f"{pod.root}/{RUN}/{pod.uuid}")
+    yield from units.of_service(words, [*rkpy, "gc", "--mark-only"], stop_timeout)
+    yield from units.resources(resources.of_pod(manifest.isolators), f"/dev/block/{disk}" if disk else "")
+
+
+def _give_back(settings: Config, uuid: str) -> None:
+    """What was prepared for nothing."""
+    try:
+        with Pods(settings.pods).find(uuid, (PREPARED,)) as pod:
+            pod.take()
+            pod.discard()
+    except PodError:
+        pass  # It got further than that, and tells more as it is.

@@ -1,0 +1,164 @@
+"""The unit that runs a pod: what `rkpy systemd` prints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterable, Sequence
+
+from common.errors import UsageError
+from common.records import NamedTuple
+from stage0 import behaviour, netflags, options, ports, program, reference, unitfile, values
+from stage0.grammar import Request
+from stage0.options import BOOL, Flag, Values
+
+_PATHS = (
+    "dir", "local-config", "pod-manifest", "set-env-file", "signature", "system-config", "user-config",
+    "uuid-file-save",
+)  # fmt: skip
+"""Flags whose value is a path of the machine."""
+_FETCHED = ("docker", "remote", "name")
+_GRACE = 15
+"""Seconds that systemd waits longer for the pod than the pod waits for its apps."""
+_SIGTERM_STATUS = 128 + 15
+
+
+class Unit(NamedTuple):
+    """What there is to say of one pod to systemd."""
+
+    description: str
+    page: str
+    """The manual page of its command, without the section."""
+    words: tuple[str, ...]
+    """What rkpy is asked to do."""
+    stop_seconds: int
+    fetches: bool = False
+    """Whether the pod's images may have to be fetched when it starts."""
+    collects: tuple[str, ...] = ()
+    """Words of the command that marks what is over as garbage, for units of which each start is a new pod."""
+
+
+def render(unit: Unit) -> str:
+    """The text of a service: systemd.service(5), systemd.kill(5), systemd.resource-control(5)."""
+    online = [("Wants", "network-online.target"), ("After", "network-online.target")] if unit.fetches else []
+    command = program.command()
+    collect = [("ExecStopPost", f"-{unitfile.command(*command, *unit.collects)}")] if unit.collects else []
+    return unitfile.render(
+        [
+            (
+                "Unit",
+                [
+                    ("Description", unitfile.literal(unit.description)),
+                    ("Documentation", f"man:{unit.page}(1)"),
+                    *online,
+                ],
+            ),
+            (
+                "Service",
+                [
+                    ("Type", "notify"),
+                    ("ExecStart", unitfile.command(*command, *unit.words)),
+                    *collect,
+                    ("Restart", "on-failure"),
+                    # An app that ends by the SIGTERM it was sent has done what it was asked to.
+                    ("SuccessExitStatus", str(_SIGTERM_STATUS)),
+                    ("KillMode", "mixed"),
+                    ("TimeoutStopSec", str(unit.stop_seconds + _GRACE)),
+                    ("Delegate", "yes"),
+                    ("Slice", "machine.slice"),
+                ],
+            ),
+            ("Install", [("WantedBy", "multi-user.target")]),
+        ]
+    )
+
+
+def of_pod(uuid: str, name: str, flags: Values, stop_seconds: int) -> Unit:
+    """The unit that starts one pod again and again, with the same global flags."""
+    return Unit(f"rkpy pod {name or uuid}", "rkpy-start", (*global_words(flags), "start", uuid), stop_seconds)
+
+
+def of_run(words: Sequence[str], request: Request) -> Unit:
+    """The unit that runs a new pod each time, from the words of `rkpy run`. Raises what `rkpy run` would raise."""
+    flags = request.flags
+    _check(request)
+    name = flags.get("pod-name") or " ".join(image.reference for image in request.images) or flags.get("pod-manifest")
+    stop = flags.get("stop-timeout")
+    return Unit(
+        f"rkpy pod {name}",
+        "rkpy-run",
+        ("run", *absolute(words)),
+        behaviour.STOP_SECONDS if stop is None else behaviour.stop_timeout(stop),
+        fetches=_fetches(request),
+        collects=(*global_words(flags), "gc", "--mark-only"),
+    )
+
+
+def _check(request: Request) -> None:
+    """As much of the words as can be judged without the images."""
+    flags = request.flags
+    if flags.boolean("interactive"):
+        raise UsageError("--interactive: a unit has no terminal")
+    behaviour.pod_annotations(flags)
+    netflags.networks(flags.all("net"))
+    for text in flags.all("port"):
+        ports.exposed_with_pod_port(text)
+    for text in flags.all("volume"):
+        values.volume(text)
+    values.variables("set-env", flags.all("set-env"))
+    for image in request.images:
+        behaviour.app_annotations(image.flags, {})
+        list(values.isolators(image.flags))
+        values.variables("environment", image.flags.all("environment"))
+
+
+def _fetches(request: Request) -> bool:
+    policy = request.flags.get("pull-policy")
+    if policy == "never" or request.flags.boolean("store-only"):
+        return False
+    return any(reference.parse(image.reference).kind in _FETCHED for image in request.images)
+
+
+def absolute(words: Sequence[str]) -> tuple[str, ...]:
+    """The words of `rkpy run` so that they mean the same in every directory: a unit runs in /."""
+    flags = options.table(options.GLOBAL, options.PREPARE, options.RUNTIME, options.APP)
+    found: list[str] = []
+    at = 0
+    while at < len(words):
+        if words[at] == "--":
+            end = words.index("---", at) if "---" in words[at:] else len(words)
+            found += words[at : end + 1]
+            at = end + 1
+        elif options.is_flag(words[at]):
+            flag, value, at = options.take(words, at, flags)
+            found.append(_flag(flag, value))
+        else:
+            found.append(image(words[at]))
+            at += 1
+    return tuple(found)
+
+
+def global_words(flags: Values) -> tuple[str, ...]:
+    """The global flags that were typed, as words."""
+    return words(flags, options.GLOBAL)
+
+
+def words(flags: Values, table: Iterable[Flag], *, but: Container[str] = ()) -> tuple[str, ...]:
+    """What was typed of the flags of `table`, except those named in `but`, as words."""
+    return tuple(_flag(flag, value) for flag in table if flag.name not in but for value in flags.all(flag.name))
+
+
+def _flag(flag: Flag, value: str) -> str:
+    if flag.kind == BOOL and value == "true":
+        return f"--{flag.name}"
+    return f"--{flag.name}={os.path.abspath(value) if flag.name in _PATHS and value else value}"
+
+
+def image(text: str) -> str:
+    """An image argument with an absolute path, if it is one."""
+    found = reference.parse(text)
+    if found.kind == "file":
+        return found.value
+    scheme = text.partition(":")[0]
+    if scheme in reference.ARCHIVES and found.kind == reference.ARCHIVES[scheme]:
+        return f"{scheme}:{found.value}" + (f":{found.image}" if found.image else "")
+    return text

@@ -1,0 +1,379 @@
+"""Pods that a service manager looks after: when they are ready, what they tell of themselves, and signs of life."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aci.store import Store
+from tests import servers
+from tests.host import flavours, servicemanager
+from tests.host.flavours import SEVERAL, SUPERVISED, Ground, Variant, every, until
+from tests.host.servicemanager import Manager, service
+from tests.images import make_aci, manifest
+
+NOTIFIES = "--annotation=appc.io/executor/supports-systemd-notify=true"
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator[Ground]:
+    with flavours.ground(tmp_path_factory.mktemp("services"), inspector) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return servicemanager.build_service(tmp_path_factory.mktemp("service"))
+
+
+@pytest.fixture
+def image(ground: Ground, program: bytes) -> str:
+    return ground.image({"bin/service": program})
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Manager]:
+    with servicemanager.manager(tmp_path) as made:
+        yield made
+
+
+def app(image: str, *steps: str, flags: tuple[str, ...] = ()) -> list[str]:
+    return [image, *flags, "--exec=/bin/service", "--", *steps]
+
+
+def go(path: Path) -> str:
+    """A step that waits until the test makes `GO` in `path`, a volume of the app's."""
+    path.mkdir(exist_ok=True)
+    return "wait:/go/GO"
+
+
+def volume(path: Path) -> list[str]:
+    return [f"--volume=go,kind=host,source={path}", "--mount=volume=go,target=/go"]
+
+
+@every(SUPERVISED)
+def test_a_pod_is_ready_when_its_apps_have_started(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
+    words = ground.words(variant)
+    with service(ground, words, [app(image, "show:NOTIFY_SOCKET")], NOTIFY_SOCKET=host.address) as running:
+        ready = host.until("READY", "1")
+        assert ready.fields["STATUS"] == "1 app running"
+        assert ready.pid == running.process.pid
+        assert {message.fields.get("MAINPID", "") for message in host.heard} == {"", str(running.process.pid)}
+        assert running.line() == "NOTIFY_SOCKET", "an app that does not tell has no socket, least of all the host's"
+        os.kill(running.process.pid, signal.SIGTERM)
+        host.until("STOPPING", "1")
+
+
+@every(SUPERVISED)
+def test_an_app_with_the_annotation_says_when_it_is_ready(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    wait = go(tmp_path / "go")
+    steps = (
+        "show:NOTIFY_SOCKET", "say:STATUS=warming up", "print:waiting", wait, "say:READY=1|STATUS=\x1b[2Jserving",
+        "barrier",
+    )  # fmt: skip
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    with service(ground, words, [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address) as running:
+        assert running.line() == "NOTIFY_SOCKET=/run/systemd/notify"
+        assert running.line() == "waiting"
+        host.until("STATUS", "app: warming up")
+        assert not host.values("READY")
+        assert ground.rkpy("status", "--wait-ready=200ms", running.uuid).status != 0
+        (tmp_path / "go" / "GO").touch()
+        host.until("READY", "1")
+        host.until("STATUS", "app:  [2Jserving")
+        assert running.line() == "barrier"
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+
+
+@every(SEVERAL)
+def test_every_app_with_the_annotation_has_to_be_ready(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    wait = go(tmp_path / "go")
+    apps = [
+        app(image, "say:READY=1", "print:said", flags=("--name=one", NOTIFIES)),
+        app(image, wait, "say:READY=1", flags=("--name=two", NOTIFIES)),
+        app(image, "sleep:0", flags=("--name=three",)),
+    ]
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    with service(ground, words, apps, NOTIFY_SOCKET=host.address) as running:
+        assert "said" in running.line()
+        host.until("STATUS", "waiting for two")
+        assert not host.values("READY")
+        (tmp_path / "go" / "GO").touch()
+        assert host.until("READY", "1").fields["STATUS"] == "3 apps running"
+
+
+@every(SUPERVISED)
+def test_with_ready_notify_all_apps_are_waited_for_when_none_has_the_annotation(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    wait = go(tmp_path / "go")
+    words = ground.words(variant, "--ready=notify", *volume(tmp_path / "go"))
+    flags = ("--user=1234", "--group=1234", "--readonly-rootfs")
+    steps = app(image, "print:up", wait, "say:READY=1", flags=flags)
+    with service(ground, words, [steps], NOTIFY_SOCKET=host.address) as running:
+        assert running.line() == "up"
+        assert not host.values("READY")
+        (tmp_path / "go" / "GO").touch()
+        host.until("READY", "1")
+
+
+@every(SUPERVISED)
+def test_ready_started_does_not_wait_for_an_app_with_the_annotation(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    words = ground.words(variant, "--ready=started")
+    with service(ground, words, [app(image, "sleep:0", flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address):
+        host.until("READY", "1")
+
+
+@every(SUPERVISED)
+def test_a_hostile_app_cannot_say_more_than_it_may(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
+    steps = (
+        "say:MAINPID=1", "say:FDSTORE=1|FDNAME=x", "say:BUSERROR=org.example", "say:STOPPING=1", "say:ERRNO=1",
+        "say:EXTEND_TIMEOUT_USEC=-1", "say:=|=|====", "say:WATCHDOG_USEC=1", "say:STATUS=" + "x" * 5000,
+        "say:STATUS=" + "y" * 3000, "say:READY=1", "barrier",
+    )  # fmt: skip
+    words = ground.words(variant)
+    with service(ground, words, [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address) as running:
+        host.until("READY", "1")
+        assert running.line() == "barrier"
+        allowed = {"MAINPID", "STATUS", "READY"}
+        host.until("STATUS", "app: " + "y" * 200)
+        assert {key for message in host.heard for key in message.fields} <= allowed
+        assert set(host.values("MAINPID")) == {str(running.process.pid)}
+        assert not [text for text in host.values("STATUS") if "x" in text.removeprefix("app: ")[:3]]
+
+
+@every(SUPERVISED)
+def test_an_app_that_never_stops_talking_is_heard_in_measure(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    words = ground.words(variant, "--ready=started")
+    with service(
+        ground, words, [app(image, "every:0:STATUS=again", flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address
+    ) as running:
+        host.until("STATUS", "app: again")
+        until(lambda: ground.rkpy("status", "--wait-ready=1s", running.uuid).status == 0)
+        host.drain()
+        before, start = len(host.heard), time.monotonic()
+        while time.monotonic() < start + 1:
+            host.hear(0.1)
+        assert 0 < len(host.heard) - before <= (time.monotonic() - start) / 0.05 + 1
+
+
+@every(SUPERVISED)
+def test_reloads_of_a_single_app_are_passed_on(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
+    words = ground.words(variant)
+    with service(
+        ground, words, [app(image, "say:READY=1", "print:up", flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address
+    ) as running:
+        host.until("READY", "1")
+        assert running.line() == "up"
+        after = len(host.heard)
+        ground.rkpy.ok("kill", "--signal=HUP", running.uuid)
+        assert int(host.until("RELOADING", "1", after=after).fields["MONOTONIC_USEC"]) > 0
+        host.until("READY", "1", after=after)
+        host.until("STATUS", "app: reloaded", after=after)
+        assert running.line() == "reloaded"
+
+
+@every(SUPERVISED)
+def test_extensions_are_passed_on_while_it_starts_and_stops(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    steps = ("say:EXTEND_TIMEOUT_USEC=1000000", "say:READY=1", "barrier", "say:EXTEND_TIMEOUT_USEC=2000000", "print:x")
+    with service(
+        ground, ground.words(variant), [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address
+    ) as running:
+        host.until("READY", "1")
+        assert (running.line(), running.line()) == ("barrier", "x")
+        ground.rkpy.ok("status", running.uuid)
+        assert host.values("EXTEND_TIMEOUT_USEC") == ["1000000"]
+
+
+@every(SUPERVISED)
+def test_restarts_are_told_in_the_status(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
+    words = ground.words(variant)
+    flags = ("--restart=on-failure:1",)
+    with service(ground, words, [app(image, "exit:3", flags=flags)], NOTIFY_SOCKET=host.address) as running:
+        host.until("STATUS", "app app failed (3), starting it again; 0 apps running")
+        assert servicemanager.status(running.process) == 3
+
+
+def test_the_address_may_be_abstract(ground: Ground, image: str, tmp_path: Path) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    address, words = f"@rkpy-test-{os.getpid()}", ground.words(variant)
+    with servicemanager.manager(tmp_path, address) as host, service(ground, words, [app(image)], NOTIFY_SOCKET=address):
+        host.until("READY", "1")
+
+
+def test_nobody_has_to_listen(ground: Ground, image: str, tmp_path: Path) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = ground.words(variant)
+    with service(ground, words, [app(image, "exit:0")], NOTIFY_SOCKET=f"{tmp_path}/nobody") as running:
+        assert servicemanager.status(running.process) == 0
+
+
+def test_a_volume_in_the_way_is_refused(ground: Ground, image: str, tmp_path: Path) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    pod: list[Any] = [f"--volume=run,kind=host,source={tmp_path}", "--mount=volume=run,target=/run/systemd"]
+    line = ground.rkpy.refused(*ground.words(variant, *pod), *app(image, flags=(NOTIFIES,)))
+    assert 'volume "run" cannot be mounted on "/run/systemd"' in line
+
+
+@every(SUPERVISED)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_pod_that_is_asked_to_end_ends_like_its_app(variant: Variant, ground: Ground, number: signal.Signals) -> None:
+    words = ground.words(variant)
+    app = ground.app("sleep 1000", f"--stop-signal={number.name}")
+    with service(ground, words, [app]) as running:
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        os.kill(running.process.pid, signal.SIGTERM)
+        assert running.process.wait(timeout=flavours.DEADLINE) == -number, "a death by signal, and no exit status"
+
+
+@every(SUPERVISED)
+@pytest.mark.parametrize("offset", [3, 4, 5, 6, signal.SIGINT - signal.SIGRTMIN])
+def test_what_machined_sends_to_the_leader_ends_the_pod(
+    variant: Variant, ground: Ground, image: str, offset: int
+) -> None:
+    with service(ground, ground.words(variant), [app(image)]) as running:
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        os.kill(int(ground.status(running.uuid)["pid"]), signal.SIGRTMIN + offset)
+        assert servicemanager.status(running.process) == 0
+
+
+@every()
+def test_kill_signals_apps(variant: Variant, ground: Ground, image: str) -> None:
+    with service(ground, ground.words(variant), [app(image, "print:up")]) as running:
+        assert running.line() == "up"
+        assert ground.rkpy.ok("kill", "--signal=sighup", running.uuid) == f'"{running.uuid}"\n'
+        assert running.line() == "no NOTIFY_SOCKET"
+        assert running.line() == "no NOTIFY_SOCKET"
+        assert running.line() == "reloaded"
+        ground.rkpy.ok("kill", "-s", "15", "--app=app", running.uuid)
+        assert servicemanager.status(running.process) == 0
+
+
+@every(SEVERAL)
+def test_kill_signals_one_app(variant: Variant, ground: Ground, image: str) -> None:
+    apps = [app(image, "print:up", flags=(f"--name={name}",)) for name in ("one", "two")]
+    with service(ground, ground.words(variant, "--exit-policy=until-all"), apps) as running:
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("kill", "--app=two", running.uuid)
+        until(lambda: ground.status(running.uuid)["state"] == "running")
+        until(lambda: (ground.rkpy.data / f"pods/run/{running.uuid}/status/two").exists())
+        assert 'app "two" is not running' in ground.rkpy("kill", "--app=two", running.uuid).err
+        ground.rkpy.ok("kill", "--signal=TERM", "--app=one", running.uuid)
+        assert servicemanager.status(running.process) == 137
+
+
+@every()
+def test_kill_ends_the_pod(variant: Variant, ground: Ground) -> None:
+    with service(ground, ground.words(variant), [ground.app("sleep 1000", "--restart=always")]) as running:
+        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("kill", running.uuid)
+        assert servicemanager.status(running.process) == 137
+        line = ground.rkpy("kill", running.uuid)
+        assert line.status == 254
+        assert "isn't currently running" in line.err
+
+
+@pytest.mark.parametrize("words", [["--signal=NOPE", "x"], ["--signal=0", "x"], [], ["no-such-pod"]])
+def test_kill_refuses(ground: Ground, words: list[str]) -> None:
+    done = ground.rkpy("kill", *words)
+    assert done.status == 254
+    assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def published(ground: Ground, program: bytes) -> Iterator[Published]:
+    """The image on a server that sends it no faster than it is allowed to."""
+    path = ground.new("www") / "slow.aci"
+    section = {"exec": ["/bin/service"], "user": "0", "group": "0"}
+    files = {"bin/service": program, "weight": os.urandom(4 << 20)}
+    make_aci(str(path), manifest("example.com/slow", app=section), files)
+    with servers.site() as made:
+        yield Published(made, path.read_bytes())
+
+
+class Published:
+    """One image that is sent in drops as long as `dripping`, is withheld otherwise, and sent whole once `go`."""
+
+    def __init__(self, site: servers.Site, content: bytes) -> None:
+        self.site, self.content = site, content
+        self.dripping, self.go = threading.Event(), threading.Event()
+        site.pages["/slow.aci"] = self.page
+        self.url = site.url("/slow.aci")
+        self.environment = {"SSL_CERT_FILE": servers.authority().certificate}
+
+    def page(self, handler: servers.Handler) -> None:
+        handler.head(200, Content_Length=str(len(self.content)))
+        sent = 0
+        while not self.go.wait(0.05):
+            if self.dripping.is_set() and sent < len(self.content) // 2:
+                handler.wfile.write(self.content[sent : sent + 8192])
+                sent += 8192
+        handler.wfile.write(self.content[sent:])
+
+
+@every(SUPERVISED)
+def test_a_slow_fetch_asks_for_more_time(variant: Variant, ground: Ground, host: Manager, published: Published) -> None:
+    published.dripping.set()
+    words = ground.words(variant, "--no-store")
+    with service(ground, words, [[published.url]], NOTIFY_SOCKET=host.address, **published.environment) as running:
+        host.until("STATUS", f"fetching {published.url}")
+        until(lambda: len(host.values("EXTEND_TIMEOUT_USEC")) >= 5)
+        assert not host.values("READY")
+        published.go.set()
+        host.until("STATUS", "preparing the pod")
+        host.until("READY", "1")
+        assert {message.pid for message in host.heard} == {running.process.pid}, "systemd listens to nobody else"
+
+
+def test_a_server_that_keeps_silent_gets_no_more_time(ground: Ground, host: Manager, published: Published) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = ground.words(variant, "--no-store")
+    with service(ground, words, [[published.url]], NOTIFY_SOCKET=host.address, **published.environment):
+        host.until("STATUS", f"fetching {published.url}")
+        until(lambda: published.site.paths())
+        time.sleep(2.5)  # until all that went before has been told
+        before = len(host.values("EXTEND_TIMEOUT_USEC"))
+        time.sleep(2.5)
+        assert len(host.values("EXTEND_TIMEOUT_USEC")) == before
+        published.go.set()
+        host.until("READY", "1")
+
+
+def test_who_waits_for_the_store_asks_for_more_time(ground: Ground, image: str, host: Manager) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    store = Store(str(ground.rkpy.data / "cas"))
+    with ExitStack() as held:
+        held.enter_context(store.lock(exclusive=True))
+        with service(ground, ground.words(variant), [app(image)], NOTIFY_SOCKET=host.address):
+            host.until("STATUS", "waiting for another rkpy")
+            until(lambda: len(host.values("EXTEND_TIMEOUT_USEC")) >= 3)
+            held.close()
+            host.until("READY", "1")
+
+
+def test_a_fetch_that_is_asked_to_end_is_no_failure(ground: Ground, host: Manager, published: Published) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = ground.words(variant, "--no-store")
+    with service(ground, words, [[published.url]], NOTIFY_SOCKET=host.address, **published.environment) as running:
+        host.until("STATUS", f"fetching {published.url}")
+        os.kill(running.process.pid, signal.SIGTERM)
+        assert running.process.wait(timeout=flavours.DEADLINE) == -signal.SIGTERM
+    published.go.set()

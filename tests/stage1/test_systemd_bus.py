@@ -1,0 +1,200 @@
+"""A connection to a real bus of our own, and the lines that recognize systemd's request to stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import SystemdError
+from stage1.loop import Loop
+from stage1.systemd import bus, controller
+from stage1.systemd.bus import Bus
+from stage1.systemd.controller import Controller
+
+CONFIG = """\
+<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <listen>unix:path={path}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default"><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy>
+</busconfig>
+"""
+SELF = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+
+
+class Daemon(NamedTuple):
+    path: str
+    process: subprocess.Popen[bytes]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A dbus-daemon of ours."""
+    program = shutil.which("dbus-daemon")
+    if program is None:
+        pytest.skip("needs dbus-daemon")
+    address = f"/tmp/rkpy-bus-{os.getpid()}"
+    (tmp_path / "config").write_text(CONFIG.format(path=address))
+    process = subprocess.Popen([program, f"--config-file={tmp_path}/config", "--nofork"])
+    end = time.monotonic() + 60
+    while not os.path.exists(address):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    yield Daemon(address, process)
+    process.kill()
+    process.wait()
+    os.unlink(address)
+
+
+@pytest.fixture
+def path(daemon: Daemon) -> str:
+    """Where it listens."""
+    return daemon.path
+
+
+def test_calls_are_answered(path: str) -> None:
+    connection = Bus(path)
+    assert connection.name.startswith(":1.")
+    assert connection.owner("org.freedesktop.DBus") == "org.freedesktop.DBus"
+    assert connection.get(*SELF[:2], SELF[2], "Features") is not None
+    connection.close()
+
+
+def test_an_error_has_its_name(path: str) -> None:
+    connection = Bus(path)
+    with pytest.raises(SystemdError) as caught:
+        connection.owner("org.example.nobody")
+    assert caught.value.name == "org.freedesktop.DBus.Error.NameHasNoOwner"
+    connection.close()
+
+
+def test_a_signal_that_came_before_an_answer_is_not_lost(path: str) -> None:
+    one, other = Bus(path), Bus(path)
+    one.listen("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='org.example.x'")
+    one.owner("org.freedesktop.DBus")
+    other.call(SELF, "RequestName", "su", ("org.example.x", 0))
+    assert one.owner("org.example.x") == other.name
+    signal = one.wait(lambda message: message.member == "NameOwnerChanged")
+    assert signal.body == ["org.example.x", "", other.name]
+    one.close()
+    other.close()
+
+
+def test_no_bus_and_no_answer_are_errors(tmp_path: Path, path: str) -> None:
+    with pytest.raises(SystemdError, match="no such file or directory"):
+        Bus(f"{tmp_path}/nothing")
+    connection = Bus(path, timeout=0.2)
+    with pytest.raises(SystemdError, match="timed out"):
+        connection.wait(lambda _message: False)
+    connection.close()
+
+
+class Watched:
+    """A controller on a connection of a real bus."""
+
+    def __init__(self, path: str) -> None:
+        connection = Bus(path)
+        connection.listen("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='" + NAME + "'")
+        connection.owner("org.freedesktop.DBus")
+        self.name = connection.name
+        self.loop = Loop()
+        self.heard: list[str] = []
+        self.systemd = Bus(path)
+        fd = os.dup(connection.socket.fileno())
+        connection.close()
+        self.controller = Controller(
+            self.loop, fd, self.systemd.name, stop=lambda: self.note("stop"), lost=lambda: self.note("lost")
+        )
+
+    def note(self, word: str) -> None:
+        self.heard.append(word)
+        self.loop.stop()
+
+    def run(self, seconds: float = 60) -> list[str]:
+        timer = self.loop.call_later(seconds, lambda: self.note("nothing"))
+        self.loop.run()
+        timer.cancel()
+        return self.heard
+
+    def close(self) -> None:
+        self.controller.close()
+        self.loop.close()
+
+
+NAME = "org.freedesktop.systemd1"
+
+
+def request_stop(sender: Bus, receiver: str, member: str = "RequestStop", text: str = "") -> None:
+    bus.load()
+    from dbus_next.constants import MessageType
+    from dbus_next.message import Message
+
+    message: Any = Message(
+        destination=receiver, path="/x", interface="org.freedesktop.systemd1.Scope", member=member,
+        message_type=MessageType.SIGNAL, signature="s" if text else "", body=[text] if text else [], serial=77,
+    )  # fmt: skip
+    sender.socket.sendall(bytes(message._marshall(False)))
+
+
+def test_systemd_can_ask_for_the_end(path: str) -> None:
+    watched = Watched(path)
+    request_stop(watched.systemd, watched.name)
+    assert watched.run() == ["stop"]
+    watched.close()
+
+
+def test_nobody_else_can(path: str) -> None:
+    watched = Watched(path)
+    stranger = Bus(path)
+    request_stop(stranger, watched.name)
+    request_stop(watched.systemd, watched.name, "SomethingElse")
+    stranger.owner("org.freedesktop.DBus")
+    assert watched.run(0.5) == ["nothing"]
+    watched.close()
+    stranger.close()
+
+
+def test_messages_that_are_too_long_are_passed_over(path: str) -> None:
+    watched = Watched(path)
+    for size in (10, 70_000, 1_000_000):
+        request_stop(watched.systemd, watched.name, "Noise", "x" * size)
+    request_stop(watched.systemd, watched.name)
+    assert watched.run() == ["stop"]
+    watched.close()
+
+
+def test_a_systemd_that_was_executed_anew_can_ask_as_well(path: str) -> None:
+    watched = Watched(path)
+    anew = Bus(path)
+    anew.call(SELF, "RequestName", "su", (NAME, 0))
+    request_stop(anew, watched.name)
+    assert watched.run() == ["stop"]
+    watched.close()
+    anew.close()
+
+
+def test_that_the_bus_is_gone_is_noticed(daemon: Daemon) -> None:
+    watched = Watched(daemon.path)
+    daemon.process.kill()
+    assert watched.run() == ["lost"]
+    watched.controller.send(b"whatever")
+    watched.close()
+
+
+@given(st.binary(max_size=200))
+def test_what_is_no_message_is_refused(data: bytes) -> None:
+    try:
+        controller.parse(data)
+    except (struct.error, IndexError, UnicodeDecodeError):
+        pass
