@@ -9,8 +9,8 @@ import pytest
 from tests.systemd.container import Container
 
 INSIDE = Path(__file__).parent / "inside"
-MODULES = ("basic",)
-IN_MACHINE: tuple[str, ...] = ()
+MODULES = ("basic", "scopes")
+IN_MACHINE = ("limits",)
 """Those that tests/vm/test_guest.py runs, because they need controllers."""
 
 

@@ -1,4 +1,4 @@
-"""What puts rkpy into a machine as its users do: its wheel, installed by pip for Debian's own Python, with what it needs."""
+"""rkpy as its users install it: its wheel, by pip, for Debian's own Python, and what it needs beside it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def tree(place: Path) -> Path:
     (wheel,) = build(place).glob("rkpy-*.whl")
     # As root of Debian's Python, which would rather have packages of Debian's; nobody there has any of these.
     _pip(
-        f"--python={PYTHON}", "install", "--no-deps", "--no-index", "--break-system-packages", "--no-warn-script-location",
-        "--root-user-action=ignore", f"--root={installed}", wheel,
+        f"--python={PYTHON}", "install", "--no-deps", "--no-index", "--break-system-packages",
+        "--no-warn-script-location", "--root-user-action=ignore", f"--root={installed}", wheel,
     )  # fmt: skip
     # The machine has no network; these are what pip would find.
     for source, target in packages("usr/local/lib/python3.11/dist-packages", "rkpy", "systemd-python").items():

@@ -188,8 +188,8 @@ def _make_root(directory: Path) -> None:
 
 
 def make_payload(disk: Path, start: str, content: Mapping[Path, str]) -> None:
-    """A disk of one partition with a file system, as disks of machines have it: copies of files and directories, and the
-    script `start` that the machine runs when it has booted."""
+    """A disk of one partition with a file system, as disks of machines have it. On it are copies of files and
+    directories, and the script `start` that the machine runs when it has booted."""
     payload = disk.with_name(f"{disk.name}-content")
     for source, target in content.items():
         _copy(source, payload / target)

@@ -48,7 +48,8 @@ while True:
     heard += read
     while b"\\n" in heard:
         line, _, heard = heard.partition(b"\\n")
-        done = subprocess.run(json.loads(line), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        streams = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(json.loads(line), **streams)
         say({{"status": done.returncode, "output": done.stdout.decode(errors="replace")}})
 """
 
