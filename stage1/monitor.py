@@ -153,6 +153,7 @@ class Monitor:
             except OSError as error:
                 raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
             if pid == 0:
+                boot.call_ourselves("rkpy-init")
                 ours.close()
                 if self._worker is not None:
                     self._worker.close()

@@ -81,11 +81,16 @@ def test_what_the_last_run_recorded_is_gone(rkpy: Rkpy, aci: str) -> None:
     assert (pod / "pid").stat().st_mtime_ns > before
 
 
-def test_what_cannot_be_started(rkpy: Rkpy, aci: str, sleeping: subprocess.Popen[str]) -> None:
+def test_what_runs_cannot_be_started(rkpy: Rkpy, sleeping: subprocess.Popen[str]) -> None:
     assert "is running already" in rkpy.refused("start", "web")
-    prepared = rkpy.ok("--insecure-options=image", "prepare", "--stage1=fly", aci).strip()
-    assert "use rkpy run-prepared" in rkpy.refused("start", prepared)
     assert sleeping.poll() is None
+
+
+def test_a_prepared_pod_is_started_for_the_first_time_and_then_again(rkpy: Rkpy, aci: str) -> None:
+    prepared = rkpy.ok("--insecure-options=image", "prepare", "--stage1=fly", aci).strip()
+    for _ in range(2):
+        rkpy.ok("start", prepared)
+        assert "state=exited\n" in rkpy.ok("status", prepared)
 
 
 def test_the_name_may_be_somebody_else_s_by_now(rkpy: Rkpy, aci: str) -> None:
