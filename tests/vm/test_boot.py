@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from common import journal
 from tests import images
 from tests.gpg import Signer, signer
 from tests.vm import installing
@@ -29,15 +30,17 @@ until [ -e /srv/hog ]; do sleep 1; done
 busybox rm /srv/hog
 busybox dd if=/dev/zero of=/dev/null bs=128M count=1
 """
-UNIT = """\
+POD = """\
 [Unit]
-Description=The pod web
+Description=The site
+
+[Pod]
+Image=example.com/web
+Network=none
+Volume=/srv/web:/srv
+Memory=64Mi
 
 [Service]
-ExecStart=/usr/local/bin/rkpy run --net=none --pod-name=web --volume=srv,kind=host,source=/srv/web \
-    example.com/web --memory=64Mi --mount=volume=srv,target=/srv
-Delegate=yes
-KillMode=mixed
 Restart=on-failure
 RestartSec=1
 
@@ -77,7 +80,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         _image(builder, key, place / "big.aci", "example.com/big", {**images.busybox_files(), **big})
         (place / "builder.pub").write_bytes(builder.export(key))
     (place / "server.py").write_text(SERVER)
-    (place / "web.service").write_text(UNIT)
+    (place / "web.pod").write_text(POD)
     yield place
 
 
@@ -90,10 +93,10 @@ def guest(machine: Machine, site: Path, tmp_path_factory: pytest.TempPathFactory
     try:
         made.boot()
         made.sh(
-            "cp -a /payload/installed/. /; mkdir /srv/web;"
+            "cp -a /payload/installed/. /; rkpy install-units; systemd-sysusers; systemd-tmpfiles --create rkpy.conf;"
             "rkpy trust --prefix=example.com --skip-fingerprint-review /payload/site/builder.pub;"
             "rkpy fetch /payload/site/web.aci;"
-            "cp /payload/site/web.service /etc/systemd/system/; systemctl enable web.service"
+            "mkdir -p /srv/web /etc/rkpy/pods; cp /payload/site/web.pod /etc/rkpy/pods/; rkpy unit check web"
         )
         made.reboot()
         yield made
@@ -103,10 +106,11 @@ def guest(machine: Machine, site: Path, tmp_path_factory: pytest.TempPathFactory
 
 def test_the_pod_starts_with_the_machine(guest: Persistent) -> None:
     pod = web(guest)
-    report = guest.sh(
-        "systemctl show --property=ActiveEnterTimestampMonotonic --value basic.target web.service multi-user.target"
+    units = ("basic.target", "web.service", "multi-user.target")
+    times = guest.sh(f"systemctl show --property=ActiveEnterTimestampMonotonic --value {' '.join(units)}").split()
+    print(
+        "seconds after the kernel:", *(f"{unit} {int(time) / 1e6:.2f}" for unit, time in zip(units, times, strict=True))
     )
-    print("basic.target, web.service, multi-user.target (µs after the kernel):", *report.split())
     cgroup = guest.sh(f"cat {PODS}/run/{pod}/cgroup").strip()
     assert guest.sh(f"cat {cgroup}/web/memory.max").strip() == str(MEMORY)
 
@@ -116,6 +120,8 @@ def test_an_app_over_its_memory_is_killed_and_reported(guest: Persistent) -> Non
     guest.sh("touch /srv/web/hog")
     status = guest.until(f"rkpy status {pod} | tee /tmp/status | grep -q state=exited && cat /tmp/status")
     assert "app-web-oom=true" in status.splitlines()
+    events = guest.sh(f"journalctl --quiet --unit=web.service MESSAGE_ID={journal.OOM} --output=cat").splitlines()
+    assert len(events) == 1
     assert guest.until("systemctl show --property=NRestarts --value web.service | grep -v '^0$'")
     assert web(guest) != pod
 
