@@ -79,6 +79,8 @@ class _App:
         self.report: Channel | None = None
         """Where a process that has not become the app yet tells of its progress."""
         self.started = False
+        self.failed = False
+        """It has said that it cannot become the app."""
         self.times = 0
         """How often it was started again by its restart policy."""
         self.timer: Timer | None = None
@@ -241,7 +243,7 @@ class Supervisor:
         """Start the app's main process, in its cgroup from the first instant."""
         if app.promised:
             self._tell(f"again {app.plan.name}")
-        app.started = app.stopping = app.again = app.promised = False
+        app.started = app.failed = app.stopping = app.again = app.promised = False
         ours, theirs = channel.pair()
         try:
             pid, pidfd = syscalls.clone3(0, app.cgroup)
@@ -272,13 +274,15 @@ class Supervisor:
             self._tell(f"terminal {app.plan.name}", (fds[0],))
             os.close(fds[0])
         elif text:
+            app.failed = True
             self._tell(f"failed {app.plan.name} {text}")
         else:
             self._loop.remove(report.fileno())
             report.close()
             app.report = None
-            app.started = True
-            self._tell(f"started {app.plan.name} {pid}", (app.pidfd,))
+            if not app.failed:
+                app.started = True
+                self._tell(f"started {app.plan.name} {pid}", (app.pidfd,))
             os.close(app.pidfd)
             if app.stopping:
                 self._ask_to_end(app)
@@ -407,10 +411,17 @@ class Supervisor:
         elif not self._plan.mutable:
             self._outcome.ended(app.status)
 
+    def _are_up(self) -> bool:
+        """Whether all apps have been started that could be, and the pod is not over because one could not."""
+        apps = self._apps.values()
+        if self._stopping or self._outcome.over or not all(app.started or not app.busy for app in apps):
+            return False
+        return not apps or any(app.started for app in apps)
+
     def _review(self) -> None:
         """What the pod as a whole has come to."""
         apps = self._apps.values()
-        if self._sealed and not self._ready and all(app.started or not app.busy for app in apps):
+        if self._sealed and not self._ready and self._are_up():
             self._ready = True
             self._tell("ready")
             gc.enable()
