@@ -82,6 +82,15 @@ def test_what_stays_resident_is_small(module: str) -> None:
     assert not HEAVY & names
 
 
+@pytest.mark.parametrize("module", ["stage1.health", "stage1.systemd.service", "stage1.systemd.notify"])
+def test_what_not_every_pod_needs_is_not_resident(module: str) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import stage1.boot, stage1.monitor; print(*sys.modules)"
+    words = [sys.executable, "-I", "-S", "-c", code, str(ROOT)]
+    loaded = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert "stage1.supervisor" in loaded
+    assert module not in loaded
+
+
 def test_named_tuples_are_the_cheap_ones() -> None:
     users = {
         str(path.relative_to(ROOT))
