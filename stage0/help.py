@@ -23,7 +23,7 @@ _USAGE = {
     "app add": "[OPTIONS] UUID IMAGE [-- ARGS...]",
     "start": "[OPTIONS] UUID",
     "systemd": "[OPTIONS] UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
-    "unit check": "[FILE ...]",
+    "unit check": "[NAME|FILE ...]",
     "unit generate": "NORMAL [EARLY LATE]",
     "unit list": "[OPTIONS]",
     "unit show": "NAME|FILE",

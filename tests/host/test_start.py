@@ -86,7 +86,6 @@ def test_what_runs_cannot_be_started(rkpy: Rkpy, sleeping: subprocess.Popen[str]
     assert sleeping.poll() is None
 
 
-<<<<<<< HEAD
 def test_a_prepared_pod_has_its_first_run_and_more(rkpy: Rkpy, aci: str) -> None:
     words = ("--insecure-options=image", "prepare", "--stage1=fly", "--pod-name=web", aci, "--", "-c")
     uuid = rkpy.ok(*words, "echo x >> /srv/log; cat /srv/log").strip()
@@ -108,13 +107,6 @@ def test_the_unit_of_a_pod_starts_it(rkpy: Rkpy, aci: str) -> None:
     assert f" start --net=none {uuid}\n" in rkpy.ok("systemd", "--net=none", uuid)
     # That a word of four letters is the beginning of a UUID may be chance.
     assert "rkpy-run(1)" in rkpy.ok("systemd", uuid[:4])
-=======
-def test_a_prepared_pod_is_started_for_the_first_time_and_then_again(rkpy: Rkpy, aci: str) -> None:
-    prepared = rkpy.ok("--insecure-options=image", "prepare", "--stage1=fly", aci).strip()
-    for _ in range(2):
-        rkpy.ok("start", prepared)
-        assert "state=exited\n" in rkpy.ok("status", prepared)
->>>>>>> podfiles
 
 
 def test_the_name_may_be_somebody_else_s_by_now(rkpy: Rkpy, aci: str) -> None:

@@ -155,7 +155,7 @@ def test_every_flag_has_a_key() -> None:
     """Flags of `rkpy run` that a file says in another way, or that make no sense for a service."""
     other = {
         "stage1-name", "store-only", "no-store", "pod-file", "volume", "mount", "interactive", "exec", "annotation",
-        "detach", "keep-unit",
+        "detach", "keep-unit", "no-healthcheck",
     }  # fmt: skip
     known = {key.flag for key in (*keys.POD.values(), *keys.APP.values())}
     assert run.FLAGS["run"].keys() - known - other == set()

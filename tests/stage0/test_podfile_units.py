@@ -378,3 +378,29 @@ def test_the_commands(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
         unit.show([*flags, "off"])
     with pytest.raises(Exception, match='no pod file "nope"'):
         unit.show([*flags, "nope"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("net = 'none'\n[[app]]\nimage = 'x'\nmemory = '1G'\nargs = ['--memory=x', '%i']\n", []),
+        ("nett = 'none'\n", ["nett: there is no such key"]),
+        ("x = \n", ["not a TOML document"]),
+        (
+            "port = ['x']\n[[app]]\nimage = 'x'\nmemory = 'x'\n[[app]]\nimage = 'A B'\ncaps-retain = 'FOO'\n",
+            ['--port=x: "" is not a port', '"x" is not a quantity', "A B", 'there is no capability "FOO"'],
+        ),
+        ("dns = 'none'\ndns-search = 'a'\n[[app]]\nimage = 'x'\n", ["--dns=none leaves no place"]),
+    ],
+)
+def test_check_of_data(tmp_path: Path, text: str, said: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "etc/pods/web.toml", text)
+    flags = [f"--local-config={tmp_path}/etc", f"--system-config={tmp_path}/usr"]
+    for words in ([path], []):
+        assert unit.check([*flags, *words]) == (254 if said else 0)
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == len(said), lines
+        for line, expected in zip(lines, said, strict=True):
+            assert line.startswith(f"{path}: ")
+            assert expected in line
+            assert line.count(path) == 1

@@ -181,8 +181,9 @@ def test_templates(files: Files) -> None:
     wanted = units.show(target, "Wants")["Wants"].split()
     assert sorted(wanted) == [f"{files.name}@one.service", f"{files.name}@zero.service"]
     for instance in ("zero", "one", "two"):
-        units.run("systemctl", "start", f"{files.name}@{instance}.service")
-        until(lambda instance=instance: f"up {instance}" in said(f"{files.name}@{instance}.service"))
+        unit = f"{files.name}@{instance}.service"
+        units.run("systemctl", "start", unit)
+        units.logged(f"_SYSTEMD_UNIT={unit}", f"MESSAGE=up {instance}")
     assert sorted(name for name, _ in files.pods()) == [f"{files.name}-{name}" for name in ("one", "two", "zero")]
     assert units.show(f"{files.name}@one.service", "ExecStart")["ExecStart"].count("--hostname=special") == 1
     assert "--hostname" not in units.show(f"{files.name}@two.service", "ExecStart")["ExecStart"]
