@@ -370,10 +370,13 @@ def test_the_commands(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     rows = [line.split() for line in capfd.readouterr().out.splitlines()]
     assert [row[:2] for row in rows] == [
         ["UNIT", "STATE"],
-        ["bad.service", "1"],
+        ["bad.service", "2"],
         ["off.service", "masked"],
         ["web.service", "good"],
     ]
+    template = write(tmp_path / "etc/pods/db@.pod", "[Pod]\nImage=x\n")
+    assert unit.show([*flags, "db@7"]) == 0
+    assert f"SourcePath={template}\n" in capfd.readouterr().out
     with pytest.raises(Exception, match="is masked"):
         unit.show([*flags, "off"])
     with pytest.raises(Exception, match='no pod file "nope"'):
