@@ -58,6 +58,9 @@ def about(uuid: str, name: str, directory: str) -> Iterator[Property]:
     """What tells people which pod a unit is."""
     yield "Description", "s", f"Pod {name} ({uuid})" if name else f"Pod {uuid}"
     yield "Documentation", "as", ["man:rkpy(1)", f"file:{directory}/pod"]
+    # At the machine's end it is stopped before what it takes to be stopped, and to end well.
+    yield "After", "as", ["dbus.service", "dbus.socket", "network.target"]
+    yield "RequiresMountsFor", "as", [directory]
 
 
 def of_scope(pid: int, controller: str, stop_timeout: int) -> Iterator[Property]:
