@@ -283,6 +283,10 @@ MISTAKES = {
         'web.pod:3: RkpyArgs=: "--" is no flag: write --FLAG=VALUE in one word',
         'web.pod:3: RkpyArgs=: "x" is no flag: write --FLAG=VALUE in one word',
     ],
+    "[Pod]\nImage=i\nRkpyArgs=--interactive --detach=true\n": [
+        "web.pod:3: RkpyArgs=: --interactive: a service has no terminal",
+        "web.pod:3: RkpyArgs=: --detach=true: the service is the pod",
+    ],
     "[Pod]\nImage=i\nVolume=data:/x\n": ['web.pod:3: Volume=: "data:/x" names no path'],
     "[Pod]\nImage=i\nVolume=/a:/b:z\n": ['web.pod:3: Volume=: "z" is no option of a volume'],
     "[Pod]\nImage=i\nVolume=/a:b\n": ["web.pod:3: Volume=: /a:b"],
