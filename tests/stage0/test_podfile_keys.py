@@ -265,6 +265,7 @@ MISTAKES = {
     "[Pod]\nImage=-x\n": ['web.pod:2: "-x" is no image'],
     "[Pod]\nImage=i\nimage=x\n": ["web.pod:3: there is no key image= in [Pod]: it is written Image="],
     "[Pod]\nImage=i\nPodmanArgs=x\n": ["web.pod:3: there is no key PodmanArgs= in [Pod]: use RkpyArgs="],
+    "[Pod]\nImage=i\nMemmory=1G\n": ["web.pod:3: there is no key Memmory= in [Pod]: perhaps Memory= is meant"],
     "[Pod]\nImage=i\nFoo=\n": ["web.pod:3: there is no key Foo= in [Pod]"],
     "[Pod]\nMemory=1\n[App]\nImage=i\n": ["web.pod:2: Memory= is an app's: it stands in [App],"],
     "[App]\nImage=i\nNetwork=none\n": ["web.pod:3: Network= is the pod's: it stands in [Pod]"],

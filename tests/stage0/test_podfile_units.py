@@ -213,7 +213,7 @@ def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
     assert done.returncode == 254
     assert done.stderr.splitlines() == [
         f"rkpy-generator: {bad}:1: [Pod] names no image: Image= is missing",
-        f"rkpy-generator: {bad}:2: there is no key Imagine= in [Pod]",
+        f"rkpy-generator: {bad}:2: there is no key Imagine= in [Pod]: perhaps Image= is meant",
     ]
     assert " run \\\n    --pod-name=web" in (out / "web.service").read_text()
     assert f" unit check {bad}\n" in (out / "bad.service").read_text()
