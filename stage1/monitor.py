@@ -339,7 +339,7 @@ class Monitor:
             raise LaunchError(rest)
         elif not text:
             self._loop.stop()
-        elif verb in ("started", "terminal", "failed", "ended", "again", "idle"):
+        elif verb in ("started", "terminal", "failed", "ended", "again", "idle", "health"):
             name, _, rest = rest.partition(" ")
             if name in self._apps:
                 getattr(self, f"_{verb}")(self._apps[name], rest, fds)
@@ -409,6 +409,13 @@ class Monitor:
         app.state = EXITED
         if app.streams is not None:
             app.streams.close()
+
+    def _health(self, app: _App, rest: str, _fds: list[int]) -> None:
+        state, _, _ = rest.partition(" ")
+        text = "".join(char if char.isprintable() else " " for char in rest)
+        self._record(poddir.write_health, app, text.strip())
+        if self._service is not None:
+            self._service.health(app.plan.name, state)
 
     def _write_status(self, app: _App, words: list[str]) -> None:
         app.state = EXITED

@@ -32,14 +32,19 @@ def generate(words: Sequence[str]) -> int:
 
 
 def check(words: Sequence[str]) -> int:
-    """`rkpy unit check [FILE…]`: every mistake, each with its line."""
+    """`rkpy unit check [NAME|FILE…]`: every mistake, each with its line. Files may be JSON or TOML, too."""
     settings, names, _ = _parse("unit check", words)
     from stage0.podfile import check as checking
+    from stage0.podfile import data
 
     folders = search.directories(settings)
     wrong: list[Mistake] = []
-    for file in _files(names, folders, wrong):
+    as_data = [name for name in names if name.endswith(data.SUFFIXES)] if names else search.data_files(folders)
+    pods = [name for name in names if name not in as_data]
+    for file in _files(pods, folders, wrong) if pods or not names else ():
         wrong += checking.mistakes(file)
+    for path in as_data:
+        wrong += checking.of_data(os.path.abspath(path), settings)
     _say(wrong)
     return EXIT_FAILURE if wrong else 0
 

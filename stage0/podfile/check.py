@@ -15,9 +15,10 @@ from stage0 import assemble, behaviour, config, grammar, netflags, options, port
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.commands import run
+from stage0.config import Config
 from stage0.grammar import ImageArguments, Request
 from stage0.options import Values
-from stage0.podfile import generate, pods, search, specifiers, units
+from stage0.podfile import data, generate, pods, search, specifiers, units
 from stage0.podfile.pods import PodWords, Word
 from stage0.podfile.search import PodFile
 from stage0.podfile.syntax import Entry, Mistake, Parsed, Section
@@ -45,6 +46,35 @@ def mistakes(file: PodFile) -> list[Mistake]:
     found += _values(file, pod)
     found += _systemd(file, parsed, pod)
     return sorted(dict.fromkeys(found), key=lambda mistake: _place(file, mistake))
+
+
+def of_data(path: str, settings: Config) -> list[Mistake]:
+    """What is wrong with a pod in JSON or TOML; such a file has no lines."""
+    try:
+        words = data.words(path, settings, run.FLAGS["run"])
+    except RkpyError as error:
+        return [Mistake(path, 0, str(error).removeprefix(f"{path}: ").removeprefix(f"open {path}: "))]
+    file = PodFile(os.path.basename(path).partition(".")[0], path)
+    found = [*_of_words(file, words)]
+    together = None if found else _whole(file, [Word(word) for word in words], set(), expand=False)
+    return found if together is None else [Mistake(path, 0, str(together))]
+
+
+def _of_words(file: PodFile, words: list[str]) -> Iterator[Mistake]:
+    """Each flag of a command line alone, with the image it is said of."""
+    image, arguments = "", False
+    for word in words:
+        arguments = (arguments or word == "--") and word != "---"
+        try:
+            if arguments or word == "---":
+                continue
+            if word.startswith("--"):
+                _judge([image, word] if image else [word, "image"])
+            else:
+                image = word
+                reference.parse(word)
+        except RkpyError as error:
+            yield Mistake(file.path, 0, str(error))
 
 
 def _place(file: PodFile, found: Mistake | Entry) -> tuple[int, int]:
@@ -159,13 +189,14 @@ def _is_flag(word: Word) -> bool:
     return word.text.startswith("--")
 
 
-def _whole(file: PodFile, words: list[Word], without: set[int]) -> RkpyError | None:
-    kept = [_put_in(word.text, file.name) for index, word in enumerate(words) if index not in without]
+def _whole(file: PodFile, words: list[Word], without: set[int], *, expand: bool = True) -> RkpyError | None:
+    texts = [word.text for index, word in enumerate(words) if index not in without]
+    kept = [_put_in(text, file.name) for text in texts] if expand else texts
     try:
         request = grammar.parse(kept, _FLAGS)
         _judged(request, "", mounts=True)
         if request.flags.get("pod-manifest") is not None and request.images:
-            raise UsageError("PodManifest= is instead of images")
+            raise UsageError("a pod manifest stands instead of images")
     except RkpyError as error:
         return error
     return None
@@ -187,8 +218,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
         name = f"{file.name}instance.service" if file.is_template else file.unit
         path = f"{directory}/{name}"
         with open(path, "w", encoding="utf-8") as unit:
-            # A program that is there, whether rkpy is installed or not.
-            unit.write("".join(re.sub("(?<==)(-?)rkpy ", r"\1/bin/sh ", f"{line.text}\n") for line in lines))
+            unit.write("".join(f"{line.text}\n" for line in lines))
         try:
             done = subprocess.run(
                 [analyze, "verify", "--man=no", "--recursive-errors=no", path],

@@ -40,7 +40,9 @@ POD = {
     "Pull=always": ["--pull-policy=update"],
     "Pull=newer": ["--pull-policy=update"],
     "Ready=healthy": ["--ready=healthy"],
+    "Register=no": ["--register=false"],
     "RkpyArgs=--debug --dns=none": ["--debug", "--dns=none"],
+    "SetCredential=a:b c": ["--set-credential=a:b c"],
     "Stage1=fly": ["--stage1=fly"],
     "StopTimeout=1m": ["--stop-timeout=1m"],
     "UUIDFile=/run/%N.uuid": ["--uuid-file-save=/run/%N.uuid"],
@@ -153,6 +155,7 @@ def test_every_flag_has_a_key() -> None:
     """Flags of `rkpy run` that a file says in another way, or that make no sense for a service."""
     other = {
         "stage1-name", "store-only", "no-store", "pod-file", "volume", "mount", "interactive", "exec", "annotation",
+        "detach", "keep-unit", "no-healthcheck",
     }  # fmt: skip
     known = {key.flag for key in (*keys.POD.values(), *keys.APP.values())}
     assert run.FLAGS["run"].keys() - known - other == set()
@@ -160,7 +163,7 @@ def test_every_flag_has_a_key() -> None:
 
 def test_every_key_has_a_flag() -> None:
     """Save those of parts that are not in this tree yet."""
-    coming = {"ready", "load-credential", "log-driver"} | {
+    coming = {"log-driver"} | {
         f"health-{word}" for word in ("cmd", "interval", "on-failure", "retries", "start-period", "timeout")
     }
     known = {key.flag for key in (*keys.POD.values(), *keys.APP.values())} - {""}

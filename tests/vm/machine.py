@@ -188,8 +188,8 @@ def _make_root(directory: Path) -> None:
 
 
 def make_payload(disk: Path, start: str, content: Mapping[Path, str]) -> None:
-    """A disk of one partition with a file system, as disks of machines have it: copies of files and directories, and the
-    script `start` that the machine runs when it has booted."""
+    """A disk of one partition with a file system, as disks of machines have it. On it are copies of files and
+    directories, and the script `start` that the machine runs when it has booted."""
     payload = disk.with_name(f"{disk.name}-content")
     for source, target in content.items():
         _copy(source, payload / target)
@@ -206,7 +206,7 @@ def make_payload(disk: Path, start: str, content: Mapping[Path, str]) -> None:
 
 
 def _checkout() -> dict[Path, str]:
-    return {ROOT / room: f"tree/{room}" for room in ROOMS} | packages("site")
+    return {ROOT / room: f"tree/{room}" for room in ROOMS} | packages("site", *DISTRIBUTIONS)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -224,21 +224,22 @@ def _make_file_system(image: Path, content: Path, size: str, *options: str) -> N
     subprocess.run([tool, "-q", "-t", "ext4", "-d", content, *options, image, size], check=True)
 
 
-def packages(below: str) -> dict[Path, str]:
-    """The files of every distribution the guest needs, and where they go."""
+def packages(below: str, *names: str) -> dict[Path, str]:
+    """The files of distributions and of all they require, rkpy's own excepted, and where they go."""
     return {
         Path(str(file.locate())): f"{below}/{file}"
-        for distribution in _closure()
+        for distribution in _closure(*names)
         if distribution.name != "rkpy"
         for file in distribution.files or ()
-        if ".." not in file.parts
+        # Some list files they did not install.
+        if ".." not in file.parts and Path(str(file.locate())).exists()
     }
 
 
-def _closure() -> Iterator[importlib.metadata.Distribution]:
-    """DISTRIBUTIONS and what they require, in any direction, as far as it is installed: what is not, is for other
+def _closure(*names: str) -> Iterator[importlib.metadata.Distribution]:
+    """Distributions and what they require, in any direction, as far as it is installed: what is not, is for other
     platforms or optional."""
-    pending, seen = list(DISTRIBUTIONS), set[str]()
+    pending, seen = list(names), set[str]()
     while pending:
         name = pending.pop()
         if name in seen:

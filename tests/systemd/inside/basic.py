@@ -63,7 +63,7 @@ def test_a_pod_in_a_service(rkpy: Rkpy, delegate: str) -> None:
 
 
 def test_a_service_that_is_stopped_stops_its_pod(rkpy: Rkpy) -> None:
-    script = "trap 'echo stopped; exit 0' TERM; echo up; while :; do sleep 1; done"
+    script = "trap 'echo stopped; exit 0' TERM; echo up; sleep 1000 & wait"
     command = rkpy.command(*RUN, NAME, *SHELL, script)
     with units.service(*command, properties={"Delegate": "yes", "KillMode": "mixed"}) as name:
         until(lambda: "up" in units.messages(units.journal(f"_SYSTEMD_UNIT={name}")))
