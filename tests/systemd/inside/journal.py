@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +92,26 @@ def test_short_lived_apps_keep_their_unit(rkpy: Rkpy) -> None:
             f"rkpy-{pod.uuid}.scope"
         }
         assert pod.lines() == ["1", "2", "3"]
+
+
+def test_a_pod_waits_until_the_journal_knows_its_unit(rkpy: Rkpy) -> None:
+    """Who sent an entry the journal looks up when it reads it, which it does not while it is stopped."""
+    journald = int(units.show("systemd-journald.service", "MainPID")["MainPID"])
+    uuid_file = rkpy.directory / "late"
+    words = [*RUN, f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, "echo late"]
+    os.kill(journald, signal.SIGSTOP)
+    try:
+        process = subprocess.Popen(units.in_scope(*rkpy.command(*words)), stdout=subprocess.DEVNULL)
+        until(lambda: uuid_file.exists() and uuid_file.read_text().strip())
+        uuid = uuid_file.read_text().strip()
+        until(lambda: (rkpy.data / "pods" / "run" / uuid / "status" / "a").exists())
+        with pytest.raises(subprocess.TimeoutExpired):  # long enough for one that does not wait to be gone
+            process.wait(2)
+    finally:
+        os.kill(journald, signal.SIGCONT)
+    assert process.wait(60) == 0
+    (entry,) = Ran(rkpy, uuid).entries("RKPY_STREAM=stdout")
+    assert entry["_SYSTEMD_UNIT"] == f"rkpy-{uuid}.scope"
 
 
 def _engine(found: list[Entry]) -> str:
