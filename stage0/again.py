@@ -11,7 +11,10 @@ from stage0.pods import EXITED_GARBAGE, RUN, Pod, PodBusyError, Pods, State
 from stage1 import poddir
 from stage1.flavour import PreparedPod
 
-_RECORDS = ("status", "started", "restarts", poddir.LIMITS, poddir.UNIT, poddir.MACHINE, poddir.STARTING, poddir.PID)
+_RECORDS = (
+    "status", "started", "restarts", "credentials", "health", "sockets", poddir.LIMITS, poddir.UNIT, poddir.MACHINE,
+    poddir.STARTING, poddir.PID,
+)  # fmt: skip
 """What a run leaves behind, the leader last: until it is gone the pod is one that has exited."""
 
 

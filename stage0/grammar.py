@@ -38,7 +38,7 @@ class Request(NamedTuple):
 
 
 APP_FLAGS = options.table(options.APP)
-_AFTER_IMAGE = {*APP_FLAGS, "user-annotation", "user-label"}
+AFTER_IMAGE = {*APP_FLAGS, "user-annotation", "user-label"}
 
 
 def parse(
@@ -76,7 +76,7 @@ def _app_arguments(words: Sequence[str], at: int, into: list[str]) -> int:
 
 
 def _flags_for(flag: Flag, request: Request) -> Values:
-    if flag.name in _AFTER_IMAGE:
+    if flag.name in AFTER_IMAGE:
         if request.images:
             return request.images[-1].flags
         if flag.name not in POD_OR_APP:

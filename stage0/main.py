@@ -72,6 +72,12 @@ VERBS = {
     "stop": Verb("stop", "Stop a pod"),
     "systemd": Verb("systemd", "Print the unit that would run a pod", fast=True),
     "trust": Verb("trust", "Trust a key for image verification"),
+    "unit check": Verb("unit", "Check pod files, and say what is wrong where", fast=True, attribute="check"),
+    "unit generate": Verb(
+        "unit", "Make services of pod files, as a generator of systemd's", fast=True, attribute="generate"
+    ),
+    "unit list": Verb("unit", "List pod files", fast=True, attribute="list_files"),
+    "unit show": Verb("unit", "Print the service that a pod file becomes", fast=True, attribute="show"),
     "version": Verb("version", "Print the version and exit"),
 }
 """Every command, by the words that name it; a module of `stage0.commands` each."""

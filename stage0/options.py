@@ -99,6 +99,7 @@ PREPARE = (
     Flag("set-env", LIST, "environment variable to set for all the apps in the form name=value"),
     Flag("set-env-file", LIST, "file of environment variables to set for all the apps"),
     Flag("no-overlay", BOOL, "copy the images' files instead of using overlayfs"),
+    Flag("pod-file", STRING, "pod as JSON or TOML: a path, or the name of one in the directories of pod files"),
     Flag("pod-manifest", STRING, "path of a pod manifest to run instead of images"),
     Flag("port", LIST, "ports to publish: NAME:[HOSTIP:]HOSTPORT, or [HOSTIP:]HOSTPORT:PODPORT[/udp]"),
     Flag("private-users", BOOL, "run within user namespaces"),
@@ -116,6 +117,8 @@ RUNTIME = (
     Flag("dns-domain", STRING, "DNS domain"),
     Flag("hosts-entry", LIST, "entry for /etc/hosts in the form IP=HOST, or host for the host's file"),
     Flag("hostname", STRING, "host name of the pod", "rkpy-UUID"),
+    Flag("load-credential", LIST, "credential for the apps in the form ID:PATH"),
+    Flag("set-credential", LIST, "credential for the apps in the form ID:VALUE"),
     Flag("interactive", BOOL, "run the pod interactively; exactly one app"),
     Flag("ipc", STRING, "IPC namespace: auto, private or parent", "auto"),
     Flag("detach", BOOL, "have systemd run the pod, and print its UUID once it is up"),
@@ -152,6 +155,15 @@ APP = (
     Flag("stderr", STRING, "where the app's errors go: log, null, tty or stream", "log"),
     Flag("device", LIST, "device of the host the app may use, in the form HOST[:APP][:rwm]"),
     Flag("ulimit", LIST, "limit of each process in the form NAME=SOFT[:HARD], such as nofile=1024:4096"),
+    Flag(
+        "health-cmd", STRING, "command that tells whether the app is well: a line for its shell, a JSON list, or none"
+    ),
+    Flag("health-interval", STRING, "time between two health checks", "30s"),
+    Flag("health-timeout", STRING, "time after which a health check has failed", "30s"),
+    Flag("health-retries", STRING, "failed health checks in a row that make the app unhealthy", "3"),
+    Flag("health-start-period", STRING, "time after the app's start in which failed health checks do not count", "0s"),
+    Flag("health-on-failure", STRING, "what follows when it becomes unhealthy: none, kill, restart or stop", "none"),
+    Flag("no-healthcheck", BOOL, "do without the image's health check"),
     Flag("signature", STRING, "file with the image's detached signature"),
 )
 

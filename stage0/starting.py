@@ -222,7 +222,7 @@ def _checked(
         net=networking.asked(flags),
         name_options=tuple(f"--{name}" for name in flags.typed() if name in _NAME_OPTIONS),
         hostname=_hostname(flags),
-        ipc=_ipc(flags),
+        ipc=behaviour.ipc(flags.get("ipc") or "auto"),
         asked=asked,
         debug=settings.debug,
         interactive=flags.boolean("interactive"),
@@ -230,8 +230,13 @@ def _checked(
         given=request.given,
     )
     prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
+    prepared = prepared._replace(credentials=_credentials(request))
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
+    if request.given.sockets or any(port.socket_activated for app in prepared.apps for port in app.app.ports):
+        from stage0 import activation
+
+        prepared, manifest = activation.settle(prepared, manifest)
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
     for warning in flavour.check(prepared):
@@ -240,16 +245,21 @@ def _checked(
     return prepared
 
 
+def _credentials(request: Request) -> int:
+    """As a mount, for the flavour; -1 when there are none."""
+    flags, directory = request.flags, request.given.credentials
+    if not directory and flags.get("load-credential") is None and flags.get("set-credential") is None:
+        return -1
+    from stage0 import credentials
+    from stage1.credentials import pack
+
+    found = credentials.collect(directory, flags)
+    return pack(found) if found else -1
+
+
 def _hostname(flags: Values) -> str:
     given = flags.get("hostname")
     return behaviour.hostname(given) if given else ""
-
-
-def _ipc(flags: Values) -> str:
-    ipc = flags.get("ipc") or "auto"
-    if ipc not in ("auto", "private", "parent"):
-        raise UsageError(f"--ipc={ipc}: not one of auto, private, parent")
-    return ipc
 
 
 def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from common import files, syscalls
 from common.errors import PodError, UsageError, reason
 from stage1 import appsockets, kernelfs, mounts, poddir
+from stage1.credentials import TARGET, VARIABLE, Credentials
 from stage1.flavour import NOTIFIES, Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import ONLY_CGROUP, PROC, SYS
 from stage1.plan import JOURNALD, READY_NOTIFY
@@ -62,6 +63,8 @@ def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mou
     if pod.ipc != "parent":
         yield kernelfs.FileSystem("mqueue", "/dev/mqueue", kernelfs.QUIET)
     yield from _names(pod, app)
+    if pod.credentials >= 0:
+        yield Credentials(poddir.credentials(pod.directory), pod.private_range[0])
     if app.read_only_root:
         yield from map(kernelfs.Writable, WRITABLE)
     if names := sockets(pod, app):
@@ -95,6 +98,11 @@ def notifies(pod: PreparedPod, app: PreparedApp) -> bool:
     """Whether `app` is one that tells how it fares (sd_notify(3)): as it says itself; all do where that was asked for
     and none says so."""
     return app.notifies or (pod.ready == READY_NOTIFY and not any(other.notifies for other in pod.apps))
+
+
+def credentials_variable(pod: PreparedPod) -> tuple[tuple[str, str], ...]:
+    """What tells the apps where their credentials are, if they have any."""
+    return ((VARIABLE, TARGET),) if pod.credentials >= 0 else ()
 
 
 def _terminals(pod: PreparedPod) -> kernelfs.FileSystem:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from common import syscalls
 from common.errors import LaunchError, reason
 from stage1 import kernelfs
+from stage1.credentials import Credentials
 from stage1.locked import lock
 from stage1.mounts import NO_SOURCE, NONE, HostFile, Namespaces, SourcedStep, new_file_system
 from stage1.plan import AppPlan
@@ -144,18 +145,23 @@ def show_console(slave: int) -> None:
         raise LaunchError(f"cannot show the terminal as /dev/console: {error.strerror or reason(error)}") from error
 
 
-def furnish(plan: AppPlan, fds: list[int]) -> None:
+def furnish(plan: AppPlan, fds: list[int]) -> int:
     """Make the app's root from `fds`, as `open_app` gave them, and enter it: nothing but the terminal (`show_console`)
     is mounted afterwards. Called in a child of the supervisor that has just left its mount namespace. Closes `fds`.
-    Raises LaunchError."""
+    Returns the mount of its credentials, for `launch`, or NO_SOURCE. Raises LaunchError."""
     sources = iter(fds)
+    credentials = NO_SOURCE
     root_fd = next(sources)
     try:
         _attach_over(root_fd, PLACE)
         root = AppRoot(root_fd, {mount_id(root_fd)}, set())
         for step in plan.steps:
-            step.apply(root, next(sources) if isinstance(step, SourcedStep) else NO_SOURCE)
+            source = next(sources) if isinstance(step, SourcedStep) else NO_SOURCE
+            if isinstance(step, Credentials):
+                credentials = os.dup(source)
+            step.apply(root, source)
         switch_root(root_fd)
         os.close(root_fd)
     except OSError as error:
         raise LaunchError(f"cannot furnish the app's root: {error.strerror or reason(error)}") from error
+    return credentials

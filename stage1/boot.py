@@ -194,7 +194,8 @@ def _run() -> _Act:
         value = value._replace(lock_fd=next(fds))
         worker = _channel(next(fds)) if value.worker else None
         registrar = _channel(next(fds)) if value.registrar else None
-        return Monitor("run", value, worker, registrar, tuple(fds)).run()
+        credentials = next(fds) if value.credentials else -1
+        return Monitor("run", value, worker, registrar, credentials, tuple(fds)).run()
 
     return act
 
@@ -220,6 +221,7 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # instead of a traceback
     os.set_inheritable(int(fd), False)
+    call_ourselves(f"rkpy-{job}")
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     try:
         status = _do(job, _channel(int(fd)), int(engine))
@@ -243,6 +245,12 @@ def _end_like(status: int) -> None:
         signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.kill(os.getpid(), number)
+
+
+def call_ourselves(name: str) -> None:
+    """What ps(1) and systemctl(1) call this process, where our command line says but "python" (proc(5), comm)."""
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(name)
 
 
 def _do(job: str, source: Channel, engine: int) -> int:

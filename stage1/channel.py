@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socketpair
@@ -41,6 +42,12 @@ class Channel:
 
     def _received(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
         return self._socket.recvmsg(MAX_TEXT, CMSG_SPACE(MAX_FDS * 4), MSG_CMSG_CLOEXEC)
+
+    def above(self, first: int) -> Channel:
+        """The same end at a descriptor not below `first`; this one is closed."""
+        moved = Channel(Socket(fileno=fcntl.fcntl(self.fileno(), fcntl.F_DUPFD_CLOEXEC, first)))
+        self.close()
+        return moved
 
     def close(self) -> None:
         self._socket.close()

@@ -12,7 +12,7 @@ from aci.image_manifest import App, Isolator
 from common.errors import UsageError
 from common.records import NamedTuple
 from stage1.network.plan import Names, Network, Port
-from stage1.plan import AUTO, ON_ANY_FAILURE, Health, Restart
+from stage1.plan import AUTO, ON_ANY_FAILURE, HandedSocket, Health, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
 
@@ -76,6 +76,8 @@ class PreparedApp(NamedTuple):
     notifies: bool = False
     """It tells how it fares by the protocol of sd_notify(3)."""
     health: Health | None = None
+    listening: tuple[HandedSocket, ...] = ()
+    """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
 
 
 class PreparedPod(NamedTuple):
@@ -132,6 +134,8 @@ class PreparedPod(NamedTuple):
     """What the service manager handed to this process."""
     ready: str = ""
     """What being ready means, one of `plan.READINESS`; empty leaves it to the apps."""
+    credentials: int = -1
+    """A detached mount of the pod's credentials (`stage1.credentials.pack`); -1 when it has none."""
     register: bool = True
     """Whether the pod is to be known to systemd's machined."""
     keep_unit: bool = False

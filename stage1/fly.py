@@ -12,24 +12,28 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from common import journal, syscalls
+from common import files, journal, syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
 from common.imports import seal
 from common.records import NamedTuple
-from stage1 import boot, logdriver, mounts, poddir
+from stage1 import appsockets, boot, logdriver, mounts, poddir
+from stage1.credentials import TARGET, VARIABLE, Credentials, show
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.limits import Limits
-from stage1.plan import FILE, JOURNALD, ON_ANY_FAILURE
+from stage1.plan import FILE, HEALTHY, JOURNALD, ON_ANY_FAILURE, READY_NOTIFY, READY_STARTED
 from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
-from stage1.systemd.given import booted
+from stage1.systemd import notify
+from stage1.systemd.given import FIRST_SOCKET, booted
 from stage1.systemd.membership import Membership
 from stage1.systemd.registrar import announce
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
 NETWORKS = False
 NO_NEW_PRIVILEGES = "os/linux/no-new-privileges"
+_NOTIFY = f"{appsockets.TARGET}/{appsockets.NOTIFY}"
+"""Where the app has the service manager's socket."""
 _STREAMS = ("--stdin", "--stdout", "--stderr")
 
 
@@ -50,8 +54,20 @@ def plan(pod: PreparedPod) -> Plan:
     root: OverlayRoot | CopiedRoot = CopiedRoot(place)
     if app.layers:
         root = OverlayRoot(app.layers, poddir.overlay(pod.directory, app.name), place, pod.uuid)
-    steps = mounts.arrange((_volume(pod, mount) for mount in app.mounts), _defaults())
+    steps = mounts.arrange((_volume(pod, mount) for mount in app.mounts), (*_defaults(pod), *_notify_socket(pod)))
     return Plan(root, (*steps, mounts.ReadOnlyRoot()) if app.read_only_root else steps)
+
+
+def _notifies(pod: PreparedPod) -> bool:
+    """Whether the app is to speak to the service manager itself: it is the process that was started."""
+    return bool(pod.given.notify) and (pod.apps[0].notifies or pod.ready == READY_NOTIFY)
+
+
+def _notify_socket(pod: PreparedPod) -> Iterator[mounts.Step]:
+    """The service manager's own. An abstract one is there already, with the host's network."""
+    path = pod.given.notify
+    if _notifies(pod) and os.path.exists(path):
+        yield mounts.Bind(path, _NOTIFY, read_only=False, recursive=False, about="socket of the service manager")
 
 
 def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind | mounts.MemoryVolume:
@@ -67,10 +83,11 @@ def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind | mounts.MemoryVolume
     return mounts.MemoryVolume(bind, mount.size, mount.mode, mount.uid, mount.gid) if mount.size else bind
 
 
-def _defaults() -> tuple[mounts.Step, ...]:
+def _defaults(pod: PreparedPod) -> tuple[mounts.Step, ...]:
     trees = (mounts.Bind(path, path, False, True, about=path) for path in ("/dev", "/proc", "/sys"))
     files = (mounts.HostFile(path) for path in ("/etc/hosts", "/etc/resolv.conf"))
-    return (*trees, mounts.Tmpfs("/tmp", 0o1777), *files)  # noqa: S108
+    own = (Credentials(poddir.credentials(pod.directory)),) if pod.credentials >= 0 else ()
+    return (*trees, mounts.Tmpfs("/tmp", 0o1777), *files, *own)  # noqa: S108
 
 
 def check(pod: PreparedPod) -> list[str]:
@@ -92,11 +109,6 @@ def check(pod: PreparedPod) -> list[str]:
         for handler in app.app.event_handlers
         if handler.name != "pre-start"
     ]
-    warnings += [
-        f'fly ignores socket activation of port "{port.name}" of app "{app.name}"'
-        for port in app.app.ports
-        if port.socket_activated
-    ]
     warnings += [f'fly ignores network "{name}": apps use the host\'s' for name in pod.net or () if name != "host"]
     warnings += [f'fly ignores --port of "{name}": apps listen on the host itself' for name in pod.ports]
     warnings += [f"fly ignores {option}: apps have the image's files or the host's" for option in pod.name_options]
@@ -106,6 +118,8 @@ def check(pod: PreparedPod) -> list[str]:
         warnings.append(
             f'fly ignores --restart={app.restart.policy} of app "{app.name}": nothing stays to start it again'
         )
+    if app.health is not None:
+        warnings.append(f'fly ignores the health check of app "{app.name}": nothing stays to look after it')
     if pod.log_driver == JOURNALD:
         logdriver.choose(pod.log_driver, there=journal.is_there())
     if pod.log_driver == JOURNALD and not pod.given.journal:
@@ -128,6 +142,8 @@ def _refuse(pod: PreparedPod) -> None:
         raise UsageError(f"fly runs one app per pod, not {len(pod.apps)}", hint="use another --stage1")
     if not pod.apps[0].app.exec:
         raise UsageError(f'app "{pod.apps[0].name}" has nothing to execute', hint="name a program with --exec")
+    if pod.ready == HEALTHY:
+        raise UsageError("fly cannot wait until an app is healthy: nothing stays to look", hint="use another --stage1")
     if pod.ipc == "private":
         raise UsageError("fly has no IPC namespaces", hint="leave out --ipc=private, or use another --stage1")
     if pod.private_users:
@@ -152,24 +168,45 @@ def run(pod: PreparedPod) -> NoReturn:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY)
     _leave_mount_namespace()
+    if pod.credentials >= 0:
+        files.make_directory(poddir.credentials(pod.directory), 0o700)
+        show(pod.credentials, poddir.credentials(pod.directory))
     # Sources before anything is mounted, and after the unshare: a descriptor from before belongs to the old namespace.
     namespaces = mounts.Namespaces(mounts=host)
     sources = [mounts.open_source(step, namespaces) for step in planned.steps]
     os.close(host)
     root = planned.root.attach()
+    credentials = -1
     for step, source in zip(planned.steps, sources, strict=True):
+        if isinstance(step, Credentials):
+            credentials = os.dup(source)
         step.apply(root, source)
     if booted():
         _join_unit(pod)
     spec = _with_journal(pod, launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,)))
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
+    manager = notify.Sender(pod.given.notify)
     seal()
     switch_root(root.fd)
+    if _notifies(pod):
+        spec = spec._replace(environment=(*spec.environment, *_told(pod)))
+    if credentials >= 0:
+        spec = spec._replace(environment=(*spec.environment, (VARIABLE, TARGET)))
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
-    launch(spec)
+    if not _notifies(pod) or pod.ready == READY_STARTED:
+        manager.send("READY=1\nSTATUS=1 app running")
+    sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.listening]
+    launch(spec, sockets=sockets, credentials=credentials)
+
+
+def _told(pod: PreparedPod) -> Iterator[tuple[str, str]]:
+    """Variables of an app that speaks to the service manager (sd_notify(3), sd_watchdog_enabled(3))."""
+    yield "NOTIFY_SOCKET", pod.given.notify if pod.given.notify.startswith("@") else _NOTIFY
+    if pod.given.watchdog:
+        yield "WATCHDOG_USEC", str(pod.given.watchdog)
 
 
 def _join_unit(pod: PreparedPod) -> None:

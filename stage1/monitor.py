@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
 from common.records import NamedTuple
-from stage1 import apptree, boot, channel, control, footprint, namespaces, poddir, supervisor
+from stage1 import apptree, boot, channel, control, credentials, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.logs import LogFile
 from stage1.loop import Loop
@@ -67,6 +67,7 @@ class Monitor:
         plan: PodPlan,
         worker: channel.Channel | None = None,
         registrar: channel.Channel | None = None,
+        credentials: int = -1,
         sockets: tuple[int, ...] = (),
     ) -> None:
         self._command = command
@@ -74,6 +75,7 @@ class Monitor:
         self._worker = worker
         """The process that attaches the pod to its networks, as long as it lives."""
         self._membership = _membership(command, plan, registrar)
+        self._credentials = credentials
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
         self._apps = {app.name: _App(app) for app in plan.apps}
@@ -135,6 +137,8 @@ class Monitor:
             _protect_null()
         except OSError as error:
             raise LaunchError(f"cannot make a mount namespace: {reason(error)}") from error
+        if self._plan.credentials:
+            credentials.show(self._credentials, poddir.credentials(self._plan.directory))
 
     def _clone(self) -> _Supervisor:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""
@@ -149,6 +153,7 @@ class Monitor:
             except OSError as error:
                 raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
             if pid == 0:
+                boot.call_ourselves("rkpy-init")
                 ours.close()
                 if self._worker is not None:
                     self._worker.close()
@@ -249,6 +254,10 @@ class Monitor:
             self._membership.announce(self._supervisor.pid)
         for app in self._apps.values():
             self._start(app)
+        # What else held a connection would keep it from its end.
+        for fd in self._sockets:
+            os.close(fd)
+        self._sockets = ()
         self._tell("sealed")
         self._report_limits()
 
@@ -285,9 +294,10 @@ class Monitor:
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
-            fds = (opened[0], *stdio, *opened[1:])
+            sockets = (self._sockets[socket.number] for socket in plan.listening)
+            fds = (*opened[:1], *stdio, *opened[1:2], *sockets, *opened[2:])
             if len(fds) > channel.MAX_FDS:
-                raise LaunchError(f'app "{plan.name}" has more mounts than can be passed on ({len(fds)})')
+                raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
             self._tell("start", fds)
         finally:
             for fd in (*opened, null):
@@ -329,7 +339,7 @@ class Monitor:
             raise LaunchError(rest)
         elif not text:
             self._loop.stop()
-        elif verb in ("started", "terminal", "failed", "ended", "again", "idle"):
+        elif verb in ("started", "terminal", "failed", "ended", "again", "idle", "health"):
             name, _, rest = rest.partition(" ")
             if name in self._apps:
                 getattr(self, f"_{verb}")(self._apps[name], rest, fds)
@@ -399,6 +409,13 @@ class Monitor:
         app.state = EXITED
         if app.streams is not None:
             app.streams.close()
+
+    def _health(self, app: _App, rest: str, _fds: list[int]) -> None:
+        state, _, _ = rest.partition(" ")
+        text = "".join(char if char.isprintable() else " " for char in rest)
+        self._record(poddir.write_health, app, text.strip())
+        if self._service is not None:
+            self._service.health(app.plan.name, state)
 
     def _write_status(self, app: _App, words: list[str]) -> None:
         app.state = EXITED

@@ -85,6 +85,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
         net=("host",) if net else ("none",),
         networks=(),
         names=_recorded_names(pod.directory),
+        credentials=_recorded_credentials(pod.directory),
         log_driver=logdriver.of_pod(pod.directory),
         ipc="parent" if ipc else "private",
     )
@@ -175,6 +176,7 @@ def plan(pod: PreparedPod) -> PodPlan:
         log_driver=pod.log_driver,
         journal=there,
         ready=_readiness(pod),
+        credentials=pod.credentials >= 0,
     )
 
 
@@ -187,11 +189,6 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
     launch, warnings = _launch_spec(pod, app)
     as_root = launch._replace(user="0", group="0", supplementary_gids=(), working_directory="/")
     handlers = {handler.name: (as_root._replace(argv=handler.exec),) for handler in app.app.event_handlers}
-    warnings += [
-        f'nspawn ignores socket activation of port "{port.name}" of app "{app.name}"'
-        for port in app.app.ports
-        if port.socket_activated
-    ]
     made = AppPlan(
         name=app.name,
         root=_root(pod, app),
@@ -207,6 +204,7 @@ def _app_plan(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]:
         image_name=app.image_name,
         sockets=app_steps.sockets(pod, app),
         health=app.health,
+        listening=app.listening,
     )
     return made, warnings
 
@@ -235,7 +233,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
     spec = LaunchSpec(
         app_name=app.name,
         argv=section.exec,
-        environment=section.environment,
+        environment=(*section.environment, *app_steps.credentials_variable(pod)),
         user=section.user,
         group=section.group,
         supplementary_gids=section.supplementary_gids,
@@ -274,6 +272,9 @@ def run(pod: PreparedPod) -> NoReturn:
     if registrar is not None:
         keep.append(registrar.channel.fileno())
         made = made._replace(registrar=registrar.pid)
+    if made.credentials:
+        files.make_directory(poddir.credentials(pod.directory), 0o700)
+        keep.append(pod.credentials)
     keep += range(FIRST_SOCKET, FIRST_SOCKET + len(made.given.sockets))
     boot.execute("run", dumps(made), keep=keep)
 
@@ -309,6 +310,14 @@ def _recorded_names(directory: str) -> Names:
     except (OSError, ValueError) as error:
         raise PodError(f"cannot tell what the pod's files about names are to say: {error}") from error
     return names if isinstance(names, Names) else Names("")
+
+
+def _recorded_credentials(directory: str) -> int:
+    """For apps that are added later: whether there are some. They are the monitor's to see."""
+    try:
+        return os.open(poddir.credentials(directory), os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return -1
 
 
 def _describe(app: AppPlan) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.records import NamedTuple
 from stage1 import kernelfs, mounts, rootfs
+from stage1.credentials import Credentials
 from stage1.limits import Limits
 from stage1.streams import Streams
 from stage1.systemd.given import Given
@@ -51,6 +52,16 @@ class Health(NamedTuple):
     """What follows when it becomes unhealthy: "none", "kill", "restart" or "stop"."""
 
 
+class HandedSocket(NamedTuple):
+    """A descriptor of the service manager's that an app gets (sd_listen_fds(3))."""
+
+    number: int
+    """Which one, in `Given.sockets`."""
+    name: str
+    once: bool = False
+    """For the app's first start only: a connection, which must end when the app closes it."""
+
+
 class AppPlan(NamedTuple):
     """One app."""
 
@@ -72,6 +83,8 @@ class AppPlan(NamedTuple):
     sockets: tuple[str, ...] = ()
     """The sockets of the monitor's that it has, by the names of `stage1.appsockets`."""
     health: Health | None = None
+    listening: tuple[HandedSocket, ...] = ()
+    """In the order of the app's descriptors 3, 4, …"""
 
 
 class PodPlan(NamedTuple):
@@ -110,6 +123,8 @@ class PodPlan(NamedTuple):
     """Whether there is a journal, for events if for nothing else."""
     ready: str = READY_STARTED
     """What being ready means, one of READINESS."""
+    credentials: bool = False
+    """Whether a mount of the pod's credentials comes with the plan, before the sockets."""
 
 
 class EnterPlan(NamedTuple):
@@ -127,8 +142,8 @@ class EnterPlan(NamedTuple):
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        AppPlan, PodPlan, EnterPlan, Restart, Health, Streams, Limits, Given, LaunchSpec, rootfs.OverlayRoot,
-        rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS,
+        AppPlan, PodPlan, EnterPlan, Restart, Health, HandedSocket, Streams, Limits, Given, LaunchSpec,
+        rootfs.OverlayRoot, rootfs.CopiedRoot, *mounts.STEPS, *kernelfs.STEPS, Credentials,
     )
 }  # fmt: skip
 _ELSEWHERE = {

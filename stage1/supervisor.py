@@ -5,7 +5,7 @@ the pod's lock, decides by what it was told, and ends with the pod: the kernel t
 namespace (pid_namespaces(7)).
 
 The monitor says (descriptors in brackets):
-    start APP [plan stdin stdout stderr cgroup mounts…]    cgroup is /dev/null where there are no cgroups
+    start [plan stdin stdout stderr cgroup sockets… mounts…]    cgroup is /dev/null where there are no cgroups
     sealed             all apps of the beginning were named
     cleared APP [cgroup]    nothing is left of the app that ended; what follows happens in a new cgroup
     stop APP, kill APP, restart APP, remove APP
@@ -21,6 +21,7 @@ The supervisor says:
     again APP          it is being started again, as was said
     idle APP           it is not started, or not started again: it was stopped before
     ready              every app of the beginning has been started
+    health APP STATE TEXT    it is starting, healthy or unhealthy now, and why
     over STATUS        the pod is over
     pong               it was asked for
 """
@@ -32,7 +33,7 @@ import os
 import select
 import signal
 import stat
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, located, reason
@@ -41,7 +42,11 @@ from stage1 import apptree, channel, footprint, namespaces, policy, terminal
 from stage1.channel import Channel
 from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
+from stage2 import listening
 from stage2.launch import LaunchSpec, forget_keys, launch, run_and_wait
+
+if TYPE_CHECKING:
+    from stage1.health import Check
 
 ENDING = (signal.SIGTERM, signal.SIGINT, *(signal.SIGRTMIN + offset for offset in range(3, 7)))
 """Signals that ask the pod to end, among them those by which an init is told to halt, power off, reboot or kexec
@@ -53,11 +58,13 @@ MAX_ERROR = 4096
 class _App:
     """One app and its main process."""
 
-    def __init__(self, plan: AppPlan, streams: list[int], cgroup: int, mounts: list[int]) -> None:
+    def __init__(self, plan: AppPlan, streams: list[int], cgroup: int, fds: list[int]) -> None:
         self.plan = plan
         self.streams = streams
         self.cgroup = cgroup
-        self.mounts = mounts
+        self.sockets = [(socket, fds.pop(0)) for socket in plan.listening]
+        """Those the app gets at its next start."""
+        self.mounts = fds
         """Descriptors for the first start, which makes the app's mount namespace of them."""
         self.namespace = -1
         """The app's mount namespace, once it is furnished."""
@@ -72,6 +79,8 @@ class _App:
         self.report: Channel | None = None
         """Where a process that has not become the app yet tells of its progress."""
         self.started = False
+        self.failed = False
+        """It has said that it cannot become the app."""
         self.times = 0
         """How often it was started again by its restart policy."""
         self.timer: Timer | None = None
@@ -81,14 +90,22 @@ class _App:
         self.promised = False
         """Whether the monitor was told that it is to start again."""
         self.removed = False
+        self.check: Check | None = None
 
     @property
     def busy(self) -> bool:
         """Whether something of it runs or will."""
         return bool(self.pid or self.clearing or self.handlers or self.timer)
 
+    def spend(self) -> None:
+        """Let go of what only the first start needs, which has it now."""
+        for fd in (*self.mounts, *(fd for socket, fd in self.sockets if socket.once)):
+            os.close(fd)
+        self.mounts = []
+        self.sockets = [(socket, fd) for socket, fd in self.sockets if not socket.once]
+
     def close(self) -> None:
-        for fd in (*self.streams, self.cgroup, *self.mounts, self.namespace):
+        for fd in (*self.streams, self.cgroup, *(fd for _, fd in self.sockets), *self.mounts, self.namespace):
             if fd >= 0:
                 os.close(fd)
 
@@ -226,7 +243,7 @@ class Supervisor:
         """Start the app's main process, in its cgroup from the first instant."""
         if app.promised:
             self._tell(f"again {app.plan.name}")
-        app.started = app.stopping = app.again = app.promised = False
+        app.started = app.failed = app.stopping = app.again = app.promised = False
         ours, theirs = channel.pair()
         try:
             pid, pidfd = syscalls.clone3(0, app.cgroup)
@@ -241,9 +258,7 @@ class Supervisor:
             _become(app, theirs, self._plan.window)
         theirs.close()
         app.pid, app.pidfd, app.report = pid, pidfd, ours
-        for fd in app.mounts:
-            os.close(fd)
-        app.mounts = []
+        app.spend()
         self._loop.add(ours.fileno(), select.EPOLLIN, lambda _events: self._listen(app, pid))
 
     def _listen(self, app: _App, pid: int) -> None:
@@ -259,16 +274,20 @@ class Supervisor:
             self._tell(f"terminal {app.plan.name}", (fds[0],))
             os.close(fds[0])
         elif text:
+            app.failed = True
             self._tell(f"failed {app.plan.name} {text}")
         else:
             self._loop.remove(report.fileno())
             report.close()
             app.report = None
-            app.started = True
-            self._tell(f"started {app.plan.name} {pid}", (app.pidfd,))
+            if not app.failed:
+                app.started = True
+                self._tell(f"started {app.plan.name} {pid}", (app.pidfd,))
             os.close(app.pidfd)
             if app.stopping:
                 self._ask_to_end(app)
+            elif app.plan.health is not None:
+                self._watch(app)
             self._review()
 
     def _reap(self) -> None:
@@ -286,12 +305,17 @@ class Supervisor:
                 elif pid == app.handlers:
                     app.handlers = 0
                     self._settle(app)
+                elif app.check is not None and pid == app.check.pid:
+                    app.check.ended(status)
 
     def _main_ended(self, app: _App, status: int) -> None:
         """The app's main process is gone. What it still had to say is heard first."""
         pid = app.pid
         app.pid = 0  # from here on it is somebody else's number
         app.clearing = True
+        if app.check is not None:
+            app.check.end()
+            app.check = None
         while app.report is not None:
             self._listen(app, pid)
         code = os.waitstatus_to_exitcode(status)
@@ -334,6 +358,39 @@ class Supervisor:
         os.close(pidfd)
         app.handlers = pid
 
+    def _watch(self, app: _App) -> None:
+        """See whether it is well, as long as it runs."""
+        health = app.plan.health
+        if health is None:
+            return
+        from stage1.health import Check
+
+        name = app.plan.name
+        app.check = Check(
+            self._loop,
+            health,
+            lambda output: self._probe(app, output),
+            lambda state, text: self._tell(f"health {name} {state} {text}"),
+            lambda: self._treat(app, health.on_failure),
+        )
+        app.check.begin()
+
+    def _probe(self, app: _App, output: int) -> int:
+        """Start the command that tells; its PID. Raises OSError."""
+        pid, pidfd = syscalls.clone3(0, app.cgroup)
+        if pid == 0:
+            _run_check(app, output)
+        os.close(pidfd)
+        return pid
+
+    def _treat(self, app: _App, action: str) -> None:
+        """An app that is not well any more."""
+        if action == "kill":
+            _kill(app.pid, signal.SIGKILL)
+        elif action in ("restart", "stop") and not app.stopping:
+            app.again = action == "restart" and not self._stopping
+            self._stop(app)
+
     def _settle(self, app: _App) -> None:
         """Once nothing of the app runs any more: start it again if that was asked, or count its end."""
         if app.busy:
@@ -354,10 +411,17 @@ class Supervisor:
         elif not self._plan.mutable:
             self._outcome.ended(app.status)
 
+    def _are_up(self) -> bool:
+        """Whether all apps have been started that could be, and the pod is not over because one could not."""
+        apps = self._apps.values()
+        if self._stopping or self._outcome.over or not all(app.started or not app.busy for app in apps):
+            return False
+        return not apps or any(app.started for app in apps)
+
     def _review(self) -> None:
         """What the pod as a whole has come to."""
         apps = self._apps.values()
-        if self._sealed and not self._ready and all(app.started or not app.busy for app in apps):
+        if self._sealed and not self._ready and self._are_up():
             self._ready = True
             self._tell("ready")
             gc.enable()
@@ -390,11 +454,13 @@ def _kill(pid: int, number: int) -> None:
 
 def _become(app: _App, report: Channel, window: tuple[int, int]) -> NoReturn:
     """Enter or make the app's mount namespace, take its streams, and execute it; or say why not."""
+    sockets = [(socket.name, fd) for socket, fd in app.sockets]
     try:
-        _prepare(app, report, window)
+        report = report.above(listening.FIRST + len(sockets))
+        credentials = _prepare(app, report, window)
         for handler in app.plan.pre_start:
             run_and_wait(handler, "pre-start handler")
-        launch(app.plan.launch, report=report.fileno())
+        launch(app.plan.launch, report=report.fileno(), sockets=sockets, credentials=credentials)
     except LaunchError as error:
         _give_up(report, error.exit_status, str(error))
     except OSError as error:
@@ -412,8 +478,8 @@ def _give_up(report: Channel, status: int, text: str) -> NoReturn:
         os._exit(status)
 
 
-def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
-    _enter_namespace(app, report)
+def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> int:
+    credentials = _enter_namespace(app, report)
     os.setsid()
     streams = app.plan.streams
     if "tty" in streams:
@@ -426,19 +492,22 @@ def _prepare(app: _App, report: Channel, window: tuple[int, int]) -> None:
     for fd, word in enumerate(streams):
         if word != "tty":
             os.dup2(app.streams[fd], fd)
+    return credentials
 
 
-def _enter_namespace(app: _App, report: Channel) -> None:
-    """The first start makes the app's mount namespace, later ones find it as the app left it."""
+def _enter_namespace(app: _App, report: Channel) -> int:
+    """The first start makes the app's mount namespace, later ones find it as the app left it. Returns the mount of its
+    credentials where these are still to be given to its user, else -1."""
     _part()
     if app.namespace >= 0:
         syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
-        return
+        return -1
     syscalls.unshare(syscalls.CLONE_NEWNS)
     namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    apptree.furnish(app.plan, app.mounts)
+    credentials = apptree.furnish(app.plan, app.mounts)
     report.send("namespace", (namespace,))
     os.close(namespace)
+    return credentials
 
 
 def _part() -> None:
@@ -462,6 +531,25 @@ def _run_post_stop(app: _App) -> NoReturn:
         os._exit(0)
 
 
+def _run_check(app: _App, output: int) -> NoReturn:
+    """As the app is run, but for where what it says goes, and that it does not speak for the app."""
+    status = EXIT_FAILURE
+    try:
+        _part()
+        syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
+        os.setsid()
+        for fd in (1, 2):
+            os.dup2(output, fd)
+        own = tuple(pair for pair in app.plan.launch.environment if pair[0] not in ("NOTIFY_SOCKET", "WATCHDOG_USEC"))
+        argv = app.plan.health.argv if app.plan.health is not None else ()
+        launch(app.plan.launch._replace(argv=argv, environment=own, owns_streams=True))
+    except LaunchError as error:
+        status = error.exit_status
+        os.write(2, str(error).encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(status)
+
+
 def _run_handler(handler: LaunchSpec) -> None:
     try:
         run_and_wait(handler, "post-stop handler")
@@ -479,6 +567,8 @@ def main(plan: PodPlan, monitor: Channel) -> NoReturn:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         # What has no handler the kernel keeps from the first process of a namespace (pid_namespaces(7)).
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if plan.mutable or any(app.health is not None for app in plan.apps):
+            import stage1.health  # noqa: F401  # While that can be done.
         seal()
         _shed(plan, monitor)
         if monitor.receive()[0] != "go":

@@ -12,7 +12,7 @@ from typing import NoReturn
 from common import syscalls
 from common.errors import LaunchError, reason
 from common.records import NamedTuple
-from stage2 import capabilities, environment, identity, program
+from stage2 import capabilities, environment, identity, listening, program
 
 MAX_FD = 2**31 - 1
 _RLIMIT_NAMES = (
@@ -50,21 +50,27 @@ class LaunchSpec(NamedTuple):
     """Descriptors 0 to 2 are the app's own pipes or terminal, so that its user may open them again by name."""
 
 
-def launch(spec: LaunchSpec, *, report: int = -1) -> NoReturn:
+def launch(spec: LaunchSpec, *, report: int = -1, sockets: listening.Sockets = (), credentials: int = -1) -> NoReturn:
     """Execute the app in this process. LaunchError says why that was not possible; its exit status is the shell's 127
     for a missing program and 126 for one that cannot be executed.
 
-    Closes descriptors, so a caller that catches the error must not use its own; 0, 1, 2 and `report` stay, the latter
-    until the app is executed."""
+    The app finds `sockets`, names and descriptors, as `stage2.listening` has it; `report` lies above them.
+    `credentials` is a mount in the root whose files are to be its user's. Closes descriptors, so a caller that catches
+    the error must not use its own; 0, 1, 2 and `report` stay, the latter until the app is executed."""
     sys.stdout.flush()
     sys.stderr.flush()
     # Before any path of the image's choosing is walked: through /proc/self/fd a directory of the host left open would
     # be a way out of the root (CVE-2024-21626).
-    _close_all_but((*spec.keep_fds, report))
+    raised = listening.raised(sockets)
+    _close_all_but((*spec.keep_fds, *raised, report, credentials))
     for fd in spec.keep_fds:
         os.set_inheritable(fd, True)
     who = identity.resolve(spec.user, spec.group, spec.supplementary_gids)
     variables = environment.build(spec.app_name, spec.environment, who, _terminal())
+    if credentials >= 0:
+        _give_credentials(credentials, who)
+    listening.place(raised)
+    variables.update(listening.variables(sockets))
     _reset_signals()
     os.umask(0o022)
     # While we still may: raising a limit takes a privilege of the host's, giving a descriptor away one of ours.
@@ -169,6 +175,21 @@ def _adjust_oom_score(value: int) -> None:
         ) from error
     finally:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+
+
+def _give_credentials(mount: int, who: identity.Identity) -> None:
+    """Let the app's user read what is in the directory `mount`, and nobody write to it; closes it. By descriptors: what
+    lies at a path now is the image's affair."""
+    try:
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=mount)
+        for name in os.listdir(directory):
+            os.chown(name, who.uid, who.gid, dir_fd=directory, follow_symlinks=False)
+        os.fchown(directory, who.uid, who.gid)
+        os.close(directory)
+        syscalls.mount_setattr(mount, "credentials", set_attributes=syscalls.MOUNT_ATTR_RDONLY, recursive=False)
+        os.close(mount)
+    except OSError as error:
+        raise LaunchError(f"cannot give the credentials to user {who.uid}: {reason(error)}") from error
 
 
 def _give_streams(who: identity.Identity) -> None:

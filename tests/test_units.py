@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from stage0 import main
-from stage0.commands import gc, image
+from stage0 import grammar, main
+from stage0.commands import gc, image, run
 
 UNITS = pathlib.Path(__file__).parent.parent / "systemd-units"
 COMMANDS = {"gc": gc.command, "image gc": image.gc}
@@ -37,6 +37,9 @@ def test_rkpy_accepts_the_commands_in_the_units(unit: pathlib.Path) -> None:
     assert commands(unit)
     for program, *words in commands(unit):
         # Not an absolute path: systemd finds it below /usr/local too (systemd.service(5), "Command lines").
-        assert program == "rkpy"
+        assert program.removeprefix("-") == "rkpy"
         name, rest = main.find_command(words)
-        COMMANDS[name].make_context(name, rest)
+        if name in run.FLAGS:
+            grammar.parse(rest, run.FLAGS[name])
+        else:
+            COMMANDS[name].make_context(name, [f"{word}=true" if word == "--mark-only" else word for word in rest])

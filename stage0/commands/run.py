@@ -43,7 +43,7 @@ _RKT_FLAVOURS = {"fly": "fly", "coreos": "nspawn", "host": "nspawn", "src": "nsp
 def run(words: Sequence[str]) -> int:
     """`rkpy run`; does not return when the pod starts: this process becomes it."""
     request, settings = parse("run", words, FLAGS["run"])
-    name = _flavour(request.flags, settings)
+    name = flavour(request.flags, settings.stage1)
     if request.flags.boolean("detach"):
         from stage0 import detached
 
@@ -59,7 +59,7 @@ def prepare_pod(words: Sequence[str]) -> int:
     request, settings = parse("prepare", words, FLAGS["prepare"])
     from stage0 import starting
 
-    return starting.prepare_pod(request, settings, _flavour(request.flags, settings))
+    return starting.prepare_pod(request, settings, flavour(request.flags, settings.stage1))
 
 
 def run_prepared(words: Sequence[str]) -> int:
@@ -93,7 +93,7 @@ def sandbox(words: Sequence[str]) -> int:
         raise UsageError("app sandbox: --detach is for pods with apps", hint="systemd-run rkpy app sandbox does it")
     if request.images:
         raise UsageError("app sandbox takes no images", hint="add them with rkpy app add")
-    name = _flavour(request.flags, settings)
+    name = flavour(request.flags, settings.stage1)
     _begin(name, request.flags)
     from stage0 import starting
 
@@ -114,9 +114,23 @@ def parse(
     settings = config.load(request.flags)
     if os.geteuid() != 0:
         raise UsageError("cannot run as unprivileged user", hint="run it as root")
+    if request.flags.get("pod-file") is not None:
+        request, settings = _of_file(request, settings, flags)
     if name in ("run", "prepare") and not request.images and request.flags.get("pod-manifest") is None:
         raise UsageError("must provide at least one image or specify the pod manifest")
     return request._replace(given=given.take(os.environ)), settings
+
+
+def _of_file(typed: Request, settings: Config, flags: Mapping[str, Flag]) -> tuple[Request, Config]:
+    """What `--pod-file` says, and after it what was typed, so that of a flag which counts once the typed one does."""
+    from stage0.podfile import data
+
+    if typed.images:
+        raise UsageError("--pod-file cannot be combined with images")
+    words = data.words(typed.flags.get("pod-file") or "", settings, flags)
+    request = grammar.parse(words, {**flags, **options.table(options.GLOBAL)})
+    request.flags.update(typed.flags)
+    return request, config.load(request.flags)
 
 
 def _uuid(request: Request) -> str:
@@ -125,19 +139,20 @@ def _uuid(request: Request) -> str:
     return request.images[0].reference
 
 
-def _flavour(flags: Values, settings: Config) -> str:
-    name = flags.get("stage1") or flags.get("stage1-name") or settings.stage1 or DEFAULT_FLAVOUR
+def flavour(flags: Values, configured: str) -> str:
+    """The flavour the flags name, or else the configuration, or else the default."""
+    name = flags.get("stage1") or flags.get("stage1-name") or configured or DEFAULT_FLAVOUR
     short = name.rpartition("/")[2].partition(":")[0]
     return _RKT_FLAVOURS.get(short.removeprefix("stage1-"), short)
 
 
-def _begin(flavour: str, flags: Values) -> None:
+def _begin(name: str, flags: Values) -> None:
     from stage1 import boot
 
     systemd = given.booted()
     if not systemd:
         _say_once("systemd is not running here: pods have no unit, no machine and no journal")
-    if flavour in boot.FLAVOURS:
+    if name in boot.FLAVOURS:
         net = flags.get("net") or "default"
         boot.begin("run", networks=net not in ("none", "host") and not net.startswith("ns:"), systemd=systemd)
     elif systemd:

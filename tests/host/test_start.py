@@ -81,11 +81,32 @@ def test_what_the_last_run_recorded_is_gone(rkpy: Rkpy, aci: str) -> None:
     assert (pod / "pid").stat().st_mtime_ns > before
 
 
-def test_what_cannot_be_started(rkpy: Rkpy, aci: str, sleeping: subprocess.Popen[str]) -> None:
+def test_what_runs_cannot_be_started(rkpy: Rkpy, sleeping: subprocess.Popen[str]) -> None:
     assert "is running already" in rkpy.refused("start", "web")
-    prepared = rkpy.ok("--insecure-options=image", "prepare", "--stage1=fly", aci).strip()
-    assert "use rkpy run-prepared" in rkpy.refused("start", prepared)
     assert sleeping.poll() is None
+
+
+def test_a_prepared_pod_has_its_first_run_and_more(rkpy: Rkpy, aci: str) -> None:
+    words = ("--insecure-options=image", "prepare", "--stage1=fly", "--pod-name=web", aci, "--", "-c")
+    uuid = rkpy.ok(*words, "echo x >> /srv/log; cat /srv/log").strip()
+    assert rkpy.ok("start", "web") == "x\n"
+    assert rkpy.ok("start", uuid) == "x\nx\n"
+    assert "is not prepared: it is exited" in rkpy.refused("run-prepared", uuid)
+
+
+def test_the_unit_of_a_pod_starts_it(rkpy: Rkpy, aci: str) -> None:
+    words = ("--insecure-options=image", "prepare", "--stage1=fly", "--pod-name=web", "--stop-timeout=1m", aci)
+    uuid = rkpy.ok(*words).strip()
+    for name in ("web", uuid, uuid[:8]):
+        unit = rkpy.ok("systemd", name)
+        assert "Description=rkpy pod web\n" in unit
+        assert f" start {uuid}\n" in unit
+        assert f" --dir={rkpy.data} " in unit
+        assert "TimeoutStopSec=75\n" in unit
+        assert "ExecStopPost" not in unit
+    assert f" start --net=none {uuid}\n" in rkpy.ok("systemd", "--net=none", uuid)
+    # That a word of four letters is the beginning of a UUID may be chance.
+    assert "rkpy-run(1)" in rkpy.ok("systemd", uuid[:4])
 
 
 def test_the_name_may_be_somebody_else_s_by_now(rkpy: Rkpy, aci: str) -> None:

@@ -38,7 +38,8 @@ def test_flags_before_an_image_and_after_it() -> None:
     assert "--stdin=" in offered("run", "image", "--st")
     assert "--mount=" in offered("run", "--mou")
     assert {"--net", "--net="} <= set(offered("run", "--ne"))
-    assert offered("run", "--debug", "--dir=/x", "--d") == ["--dns=", "--dns-domain=", "--dns-opt=", "--dns-search="]
+    assert offered("run", "--dn") == ["--dns=", "--dns-domain=", "--dns-opt=", "--dns-search="]
+    assert not {"--debug", "--dir="} & set(offered("run", "--debug", "--dir=/x", "--d"))
     assert offered("--de") == ["--debug"]
 
 

@@ -140,10 +140,7 @@ WARNINGS: dict[str, tuple[PreparedPod, list[str]]] = {
         pod({"event_handlers": (EventHandler("pre-start", ("a",)), EventHandler("post-stop", ("b",)))}),
         ['fly ignores event handler "post-stop" of app "web"'],
     ),
-    "ports": (
-        pod({"ports": (Port("plain", "tcp", 80, 1, False), Port("http", "tcp", 81, 1, True))}),
-        ['fly ignores socket activation of port "http" of app "web"'],
-    ),
+    "ports": (pod({"ports": (Port("plain", "tcp", 80, 1, False), Port("http", "tcp", 81, 1, True))}), []),
 }
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +28,11 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ("qemu-system-x86_64", "mmdebstrap", "mke2fs")
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-container", "dbus", "udev", "kmod", "procps", "python3", "gnupg", "libseccomp2",
-    "busybox-static", "ca-certificates", "iproute2", "nftables",
+    "busybox-static", "ca-certificates", "iproute2", "nftables", "libnss-mymachines", "libpam-systemd",
 )  # fmt: skip
 SUITE = "bookworm"
 ROOT_SIZE, PAYLOAD_SIZE = "2G", "512M"
-DISTRIBUTIONS = ("rkpy", "pytest", "hypothesis")
+DISTRIBUTIONS = ("rkpy", "pytest", "hypothesis", "systemd-python")
 """Python packages that go into the guest with all they require; rkpy itself is taken from the checkout."""
 ROOMS = ("aci", "common", "stage0", "stage1", "stage2", "systemd-units", "tests", "rkpy.py", "pyproject.toml")
 
@@ -55,6 +55,11 @@ ExecStart=/bin/sh /payload/start
 StandardOutput=journal+console
 StandardError=journal+console
 """
+MASKED = (
+    "getty@tty1.service", "serial-getty@ttyS0.service", "apt-daily.timer", "apt-daily-upgrade.timer",
+    "e2scrub_reap.service", "systemd-binfmt.service",
+)  # fmt: skip
+"""What only takes time."""
 FSTAB = """\
 /dev/vda / ext4 defaults 0 0
 /dev/vdb1 /payload ext4 defaults 0 0
@@ -91,11 +96,12 @@ class Machine:
 
     def run(self, *command: str, files: tuple[Path, ...] = (), deadline: float = DEADLINE) -> Result:
         """Boot, run `command` in the checkout (as root, with `files` in /payload/files), and switch off."""
-        root = self._root()
+        root = self.root()
         with tempfile.TemporaryDirectory(prefix="rkpy-vm-") as directory:
             place = Path(directory)
             word = secrets.token_hex(16)
-            _make_payload(place, command, files, word)
+            start = START.format(port=PORT, command=shlex.join(command), word=word)
+            make_payload(place / "payload", start, {**_checkout(), **{file: f"files/{file.name}" for file in files}})
             process = subprocess.Popen(_qemu(root, place), stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT)
             try:
                 output = _await(process, place / "result", word, time.monotonic() + deadline)
@@ -109,9 +115,9 @@ class Machine:
         result = self.run("python3", "-m", "pytest", "-p", "no:cacheprovider", "--durations=10", *modules, files=files)
         assert result.status == 0, f"{result.output}\n{result.console[-2000:] if result.status is None else ''}"
 
-    def _root(self) -> Path:
+    def root(self) -> Path:
         """The disk with Debian, made when it is not cached; whatever it is made from is part of its name."""
-        recipe = repr((PACKAGES, SUITE, ROOT_SIZE, UNIT, FSTAB, _kernel().name))
+        recipe = repr((PACKAGES, SUITE, ROOT_SIZE, UNIT, FSTAB, MASKED, _kernel().name))
         image = self.cache / f"vm-root-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.img"
         if not image.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -176,22 +182,18 @@ def _make_root(directory: Path) -> None:
     (units / "rkpy-test.service").write_text(UNIT)
     (units / "multi-user.target.wants").mkdir(exist_ok=True)
     (units / "multi-user.target.wants/rkpy-test.service").symlink_to("../rkpy-test.service")
-    for unit in ("getty@tty1.service", "serial-getty@ttyS0.service", "apt-daily.timer", "apt-daily-upgrade.timer"):
+    for unit in MASKED:
         (units / unit).symlink_to("/dev/null")
     _make_file_system(directory / "img", root, ROOT_SIZE)
 
 
-def _make_payload(place: Path, command: tuple[str, ...], files: tuple[Path, ...], word: str) -> None:
-    """`place`/payload: one partition with a file system, as disks of machines have it."""
-    payload = place / "content"
-    for room in ROOMS:
-        _copy(ROOT / room, payload / "tree" / room)
-    for source, target in _packages():
-        _copy(source, payload / "site" / target)
-    for file in files:
-        _copy(file, payload / "files" / file.name)
-    (payload / "start").write_text(START.format(port=PORT, command=shlex.join(command), word=word))
-    disk = place / "payload"
+def make_payload(disk: Path, start: str, content: Mapping[Path, str]) -> None:
+    """A disk of one partition with a file system, as disks of machines have it. On it are copies of files and
+    directories, and the script `start` that the machine runs when it has booted."""
+    payload = disk.with_name(f"{disk.name}-content")
+    for source, target in content.items():
+        _copy(source, payload / target)
+    (payload / "start").write_text(start)
     _make_file_system(disk, payload, PAYLOAD_SIZE, "-E", f"offset={FIRST_SECTOR * SECTOR}")
     with disk.open("r+b") as raw:
         sectors = disk.stat().st_size // SECTOR - FIRST_SECTOR
@@ -201,6 +203,10 @@ def _make_payload(place: Path, command: tuple[str, ...], files: tuple[Path, ...]
         raw.seek(510)
         raw.write(b"\x55\xaa")
     shutil.rmtree(payload)
+
+
+def _checkout() -> dict[Path, str]:
+    return {ROOT / room: f"tree/{room}" for room in ROOMS} | packages("site", *DISTRIBUTIONS)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -218,19 +224,22 @@ def _make_file_system(image: Path, content: Path, size: str, *options: str) -> N
     subprocess.run([tool, "-q", "-t", "ext4", "-d", content, *options, image, size], check=True)
 
 
-def _packages() -> Iterator[tuple[Path, Path]]:
-    """The files of every distribution the guest needs, and where they go below its site directory."""
-    for distribution in _closure():
-        if distribution.name != "rkpy":
-            for file in distribution.files or ():
-                if ".." not in file.parts:
-                    yield Path(str(file.locate())), Path(file)
+def packages(below: str, *names: str) -> dict[Path, str]:
+    """The files of distributions and of all they require, rkpy's own excepted, and where they go."""
+    return {
+        Path(str(file.locate())): f"{below}/{file}"
+        for distribution in _closure(*names)
+        if distribution.name != "rkpy"
+        for file in distribution.files or ()
+        # Some list files they did not install.
+        if ".." not in file.parts and Path(str(file.locate())).exists()
+    }
 
 
-def _closure() -> Iterator[importlib.metadata.Distribution]:
-    """DISTRIBUTIONS and what they require, in any direction, as far as it is installed: what is not, is for other
+def _closure(*names: str) -> Iterator[importlib.metadata.Distribution]:
+    """Distributions and what they require, in any direction, as far as it is installed: what is not, is for other
     platforms or optional."""
-    pending, seen = list(DISTRIBUTIONS), set[str]()
+    pending, seen = list(names), set[str]()
     while pending:
         name = pending.pop()
         if name in seen:
@@ -248,18 +257,24 @@ def _closure() -> Iterator[importlib.metadata.Distribution]:
 # Running
 
 
-def _qemu(root: Path, place: Path) -> list[str]:
+def emulator(console: Path) -> list[str]:
+    """The words that boot the kernel with `console` as its terminal; its disks are still to be named, root first."""
     kernel = _kernel()
     append = "console=ttyS0 root=/dev/vda rw panic=-1 systemd.show_status=true"
     return [
         "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-nodefaults", "-no-user-config", "-display", "none",
         "-kernel", str(kernel), "-initrd", str(_initramfs(kernel)), "-append", append,
+        "-serial", f"file:{console}", "-device", "virtio-serial",
+    ]  # fmt: skip
+
+
+def _qemu(root: Path, place: Path) -> list[str]:
+    return [
+        *emulator(place / "console"), "-no-reboot",
         "-drive", f"file={root},format=raw,if=virtio,snapshot=on",
         "-drive", f"file={place}/payload,format=raw,if=virtio,snapshot=on",
-        "-serial", f"file:{place}/console",
-        "-device", "virtio-serial", "-chardev", f"file,id=result,path={place}/result",
-        "-device", f"virtserialport,chardev=result,name={PORT}",
+        "-chardev", f"file,id=result,path={place}/result", "-device", f"virtserialport,chardev=result,name={PORT}",
     ]  # fmt: skip
 
 

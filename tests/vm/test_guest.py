@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tests.vm.machine import Machine
 
-MODULES = ("cgroups", "pods", "networks", "podnets")
+MODULES = ("vm/inside/cgroups", "vm/inside/pods", "vm/inside/networks", "vm/inside/podnets", "systemd/inside/limits")
 
 
 def test_all_passes_inside(machine: Machine) -> None:
     """In one machine: to boot it takes longer than most of the tests."""
-    machine.passes(*(f"tests/vm/inside/{name}.py" for name in MODULES))
+    machine.passes(*(f"tests/{name}.py" for name in MODULES))

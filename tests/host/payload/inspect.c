@@ -21,6 +21,7 @@
  *   calls FIRST LAST         every system call by number, with arguments that cannot be right (bench/profile)
  *   socket FAMILY TYPE PROTOCOL | listen ADDRESS | connect[-when-there] ADDRESS TEXT | accept
  *                            ADDRESS is HOST:PORT, /path or @abstract; accept prints what the client sent
+ *   answer FD TEXT [TIMES]   say TEXT to each connection;  receive FD, tell FD TEXT  one message;  close FD
  *   swap A B                 exchange two names for ever;  exe-writer SECONDS  try to open others' programs for writing
  * What it prints and reads
  *   say TEXT | say-error TEXT | lines N TEXT | error-lines N TEXT | bytes N | echo
@@ -578,6 +579,26 @@ static void accept_one(void) {
     close(fd);
 }
 
+/* Accept connections on a socket that was handed over, for ever or `most` times, and say `text` to each. */
+static void answer(int fd, const char *text, int most) {
+    for (int done = 0; !most || done < most; done++) {
+        int connection = accept(fd, NULL, NULL);
+        if (connection < 0)
+            fail("accept");
+        if (write(connection, text, strlen(text)) < 0)
+            fail("write");
+        close(connection);
+    }
+}
+
+static void receive(int fd) {
+    char buffer[4096];
+    ssize_t length = read(fd, buffer, sizeof buffer);
+    if (length < 0)
+        fail("read");
+    printf("%.*s\n", (int)length, buffer);
+}
+
 static void swap(const char *one, const char *other) {
     for (;;)
         if (renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE) < 0)
@@ -831,6 +852,10 @@ static int changes(void) {
     VERB("connect") connect_to(path, word(2), 1);
     VERB("connect-when-there") connect_to(path, word(2), 2000);
     VERB("accept") accept_one();
+    VERB("answer") answer(number(1), word(2), number(3));
+    VERB("receive") receive(number(1));
+    VERB("tell") { if (write(number(1), word(2), strlen(word(2))) < 0) fail("write"); }
+    VERB("close") close(number(1));
     VERB("give-key") give_key(path);
     VERB("find-key") find_key(path);
     VERB("swap") swap(path, word(2));

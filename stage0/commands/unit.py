@@ -1,0 +1,121 @@
+"""`rkpy unit`: `.pod` files and the services they become."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from common.errors import EXIT_FAILURE, ConfigError, UsageError
+from stage0 import config, grammar, options
+from stage0.config import Config
+from stage0.podfile import search
+from stage0.podfile.search import PodFile
+from stage0.podfile.syntax import Mistake
+
+FLAGS: dict[str, dict[str, options.Flag]] = {
+    "unit check": {},
+    "unit generate": {},
+    "unit list": options.table([options.Flag("no-legend", options.BOOL, "leave out the header")]),
+    "unit show": {},
+}
+
+
+def generate(words: Sequence[str]) -> int:
+    """`rkpy unit generate NORMAL [EARLY LATE]`: what systemd starts at boot and when it reloads."""
+    settings, directories, _ = _parse("unit generate", words)
+    if len(directories) not in (1, 3):
+        raise UsageError("must provide one directory, or the three that systemd gives a generator")
+    from stage0.podfile import generate as generator
+
+    return generator.main(settings, directories)
+
+
+def check(words: Sequence[str]) -> int:
+    """`rkpy unit check [NAME|FILE…]`: every mistake, each with its line. Files may be JSON or TOML, too."""
+    settings, names, _ = _parse("unit check", words)
+    from stage0.podfile import check as checking
+    from stage0.podfile import data
+
+    folders = search.directories(settings)
+    wrong: list[Mistake] = []
+    as_data = [name for name in names if name.endswith(data.SUFFIXES)] if names else search.data_files(folders)
+    pods = [name for name in names if name not in as_data]
+    for file in _files(pods, folders, wrong) if pods or not names else ():
+        wrong += checking.mistakes(file)
+    for path in as_data:
+        wrong += checking.of_data(os.path.abspath(path), settings)
+    _say(wrong)
+    return EXIT_FAILURE if wrong else 0
+
+
+def show(words: Sequence[str]) -> int:
+    """`rkpy unit show NAME|FILE`: the service it becomes."""
+    settings, names, _ = _parse("unit show", words)
+    if len(names) != 1:
+        raise UsageError("must provide exactly one pod file, or the name of one")
+    from stage0.podfile import generate as generator
+    from stage0.podfile import pods, units
+
+    file = _file(names[0], search.directories(settings))
+    if file.masked:
+        raise ConfigError(f"{file.path} is masked")
+    parsed = search.read(file)
+    pod = pods.build(file.name, file.path, parsed)
+    wrong = [*pod.mistakes, *(entry.mistake(why) for entry, why in generator.bad_links(file, parsed))]
+    _say(wrong)
+    if wrong:
+        return EXIT_FAILURE
+    sys.stdout.write(units.text(file, parsed, pod))
+    sys.stdout.flush()
+    return 0
+
+
+def list_files(words: Sequence[str]) -> int:
+    """`rkpy unit list`: every pod file, its service, and what is the matter with it."""
+    settings, names, flags = _parse("unit list", words)
+    if names:
+        raise UsageError("unit list takes no arguments")
+    from stage0 import render
+    from stage0.podfile import pods
+
+    files, wrong = search.find(search.directories(settings))
+    rows = [] if flags.boolean("no-legend") else [("UNIT", "STATE", "FILE", "DROP-INS")]
+    for file in files:
+        found = () if file.masked else pods.build(file.name, file.path, search.read(file)).mistakes
+        state = "masked" if file.masked else f"{len(found)} mistakes" if found else "good"
+        rows.append((file.unit, state, file.path, str(len(file.dropins))))
+    sys.stdout.write(render.table(rows))
+    sys.stdout.flush()
+    _say(wrong)
+    return EXIT_FAILURE if wrong else 0
+
+
+def _parse(name: str, words: Sequence[str]) -> tuple[Config, list[str], options.Values]:
+    request = grammar.parse(words, {**FLAGS[name], **options.table(options.GLOBAL)}, arguments=False, by_position=False)
+    return config.load(request.flags), [image.reference for image in request.images], request.flags
+
+
+def _files(names: Sequence[str], folders: Sequence[str], wrong: list[Mistake]) -> list[PodFile]:
+    """Those that were named, or all there are."""
+    if names:
+        return [_file(name, folders) for name in names]
+    files, mistakes = search.find(folders)
+    wrong += mistakes
+    return [file for file in files if not file.masked]
+
+
+def _file(name: str, folders: Sequence[str]) -> PodFile:
+    if "/" in name or os.path.isfile(name):
+        return search.at(name, folders)
+    name = name.removesuffix(".service").removesuffix(search.SUFFIX)
+    for file in search.find(folders)[0]:
+        if file.name == name:
+            return file
+    raise ConfigError(f'there is no pod file "{name}"', hint=f"looked in {', '.join(folders)}")
+
+
+def _say(wrong: Sequence[Mistake]) -> None:
+    for mistake in wrong:
+        sys.stderr.write(f"{mistake}\n")
+    sys.stderr.flush()

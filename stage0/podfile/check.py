@@ -1,0 +1,236 @@
+"""`rkpy unit check`: what a pod file says is put before the very parsers of `rkpy run`, and what is passed on to
+systemd before systemd's. Every mistake is found, and led back to the line it is in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+
+from aci.image_manifest import App, ImageManifest
+from aci.store import ImageRecord
+from common.errors import RkpyError, UsageError
+from stage0 import assemble, behaviour, config, grammar, netflags, options, ports, reference, values
+from stage0 import fetch as fetching
+from stage0.assemble import Selected
+from stage0.commands import run
+from stage0.config import Config
+from stage0.grammar import ImageArguments, Request
+from stage0.options import Values
+from stage0.podfile import data, generate, pods, search, specifiers, units
+from stage0.podfile.pods import PodWords, Word
+from stage0.podfile.search import PodFile
+from stage0.podfile.syntax import Entry, Mistake, Parsed, Section
+from stage1 import flavour as flavours
+from stage1.network.plan import Names
+from stage2 import capabilities
+
+_FLAGS = {**run.FLAGS["run"], **options.table(options.GLOBAL)}
+_TOGETHER = ("mount",)
+"""Flags that mean something only beside others."""
+_CAPABILITIES = ("caps-retain", "caps-remove", "caps-ambient")
+_VERIFY_SECONDS = 30
+_FOUND = re.compile(r":(\d+): (.*)")
+
+
+def mistakes(file: PodFile) -> list[Mistake]:
+    """Everything that is wrong with a pod file and its drop-ins, by file and line."""
+    if file.masked:
+        return []
+    parsed = search.read(file)
+    pod = pods.build(file.name, file.path, parsed)
+    found = [*pod.mistakes, *(entry.mistake(why) for entry, why in generate.bad_links(file, parsed))]
+    if not search.is_name(file.name):
+        found.append(Mistake(file.path, 0, f'"{file.name}" cannot be the name of a unit'))
+    found += _values(file, pod)
+    found += _systemd(file, parsed, pod)
+    return sorted(dict.fromkeys(found), key=lambda mistake: _place(file, mistake))
+
+
+def of_data(path: str, settings: Config) -> list[Mistake]:
+    """What is wrong with a pod in JSON or TOML; such a file has no lines."""
+    try:
+        words = data.words(path, settings, run.FLAGS["run"])
+    except RkpyError as error:
+        return [Mistake(path, 0, str(error).removeprefix(f"{path}: ").removeprefix(f"open {path}: "))]
+    file = PodFile(os.path.basename(path).partition(".")[0], path)
+    found = [*_of_words(file, words)]
+    together = None if found else _whole(file, [Word(word) for word in words], set(), expand=False)
+    return found if together is None else [Mistake(path, 0, str(together))]
+
+
+def _of_words(file: PodFile, words: list[str]) -> Iterator[Mistake]:
+    """Each flag of a command line alone, with the image it is said of."""
+    image, arguments = "", False
+    for word in words:
+        arguments = (arguments or word == "--") and word != "---"
+        try:
+            if arguments or word == "---":
+                continue
+            if word.startswith("--"):
+                _judge([image, word] if image else [word, "image"])
+            else:
+                image = word
+                reference.parse(word)
+        except RkpyError as error:
+            yield Mistake(file.path, 0, str(error))
+
+
+def _place(file: PodFile, found: Mistake | Entry) -> tuple[int, int]:
+    """For sorting by what is read first."""
+    return (file.path, *file.dropins).index(found.path), found.line
+
+
+def _values(file: PodFile, pod: PodWords) -> Iterator[Mistake]:
+    """What `rkpy run` would say: of each flag alone, and of all that are good alone together."""
+    bad: list[object] = []
+    for word, judge in _alone(pod):
+        if file.is_template and specifiers.of_instance(word.text):
+            bad.append(word.origin)  # Nobody knows yet; each instance is checked.
+            continue
+        try:
+            judge(_put_in(word.text, file.name))
+        except RkpyError as error:
+            bad.append(word.origin)
+            yield _mistake(file, word.origin, error)
+    yield from _together(file, list(pod.after_verb()), bad)
+
+
+def _alone(pod: PodWords) -> Iterator[tuple[Word, Callable[[str], object]]]:
+    """Each word, and who has to say something about it alone."""
+    for word in (*pod.leading, *pod.pod):
+        yield word, lambda text: _judge([text, "image"])
+    for app in pod.apps:
+        yield app.image, reference.parse
+        for word in app.flags:
+            yield word, lambda text: _judge(["image", text])
+
+
+def _put_in(text: str, name: str) -> str:
+    return specifiers.expand(text, name).replace("$$", "$")
+
+
+def _mistake(file: PodFile, origin: Entry | Section | None, error: RkpyError) -> Mistake:
+    if origin is None:
+        return Mistake(file.path, 0, str(error))
+    prefix = f"{origin.key}=: " if isinstance(origin, Entry) else ""
+    return origin.mistake(f"{prefix}{error}")
+
+
+def _judge(words: list[str]) -> None:
+    """Put a command line before all who would read it. Raises RkpyError."""
+    request = grammar.parse(words, _FLAGS)
+    for text in (text for flags in _all(request) for text in flags.all("mount")):
+        values.mount(text)
+    _judged(request, config.load(request.flags).stage1, mounts=False)
+
+
+def _judged(request: Request, stage1: str, *, mounts: bool) -> None:
+    flags = request.flags
+    fetching.pull_policy(flags, "new")
+    netflags.networks(flags.all("net"))
+    netflags.names(flags, Names("", "", ()))
+    behaviour.ipc(flags.get("ipc") or "auto")
+    if hostname := flags.get("hostname"):
+        behaviour.hostname(hostname)
+    flavours.load(run.flavour(flags, stage1))
+    for text in flags.all("port"):
+        ports.exposed(text)
+    for name in (name for image in request.images for flag in _CAPABILITIES for name in _listed(image.flags, flag)):
+        capabilities.number(name)
+    images = [
+        Selected(ImageArguments(image.reference, _without(image.flags, mounts), image.arguments), _stand_in(index))
+        for index, image in enumerate(request.images)
+    ]
+    assemble.pod_manifest(_without(flags, mounts, ports_by_name=False), images, {})
+
+
+def _listed(flags: Values, name: str) -> list[str]:
+    return [word for text in flags.all(name) for word in text.split(",") if word]
+
+
+def _all(request: Request) -> list[Values]:
+    return [request.flags, *(image.flags for image in request.images)]
+
+
+def _without(flags: Values, mounts: bool, *, ports_by_name: bool = True) -> Values:
+    """The flags but for those that nobody can judge yet: the image is what has ports by name."""
+    kept = Values()
+    for name in flags.typed():
+        for text in flags.all(name):
+            by_name = name == "port" and not ports_by_name and ports.exposed(text).pod_port is None
+            if not by_name and (mounts or name not in _TOGETHER):
+                kept.add(_FLAGS[name], text)
+    return kept
+
+
+def _stand_in(index: int) -> ImageRecord:
+    """An image of which nothing is known, and whose app is called what no file calls one."""
+    manifest = ImageManifest(name=f"example.com/an-app-without-a-name-{index}", app=App(exec=("/program",)))
+    return ImageRecord("", "aci", manifest, (), (), 0, 0, 0, latest=False, verification=None)
+
+
+def _together(file: PodFile, words: list[Word], bad: list[object]) -> Iterator[Mistake]:
+    """What does not go together. To blame is the last assignment without which that would not be said."""
+    flags = [(at, word.origin) for at, word in enumerate(words) if isinstance(word.origin, Entry) and _is_flag(word)]
+    taken = {at for at, entry in flags if entry in bad}
+    while (error := _whole(file, words, taken)) is not None:
+        without = [(at, entry) for at, entry in flags if at not in taken]
+        guilty = [entry for at, entry in without if str(_whole(file, words, {*taken, at})) != str(error)]
+        last = max(guilty, key=lambda entry: _place(file, entry), default=None)
+        yield _mistake(file, last, error)
+        if last is None:
+            return
+        taken |= {at for at, entry in flags if entry == last}
+
+
+def _is_flag(word: Word) -> bool:
+    return word.text.startswith("--")
+
+
+def _whole(file: PodFile, words: list[Word], without: set[int], *, expand: bool = True) -> RkpyError | None:
+    texts = [word.text for index, word in enumerate(words) if index not in without]
+    kept = [_put_in(text, file.name) for text in texts] if expand else texts
+    try:
+        request = grammar.parse(kept, _FLAGS)
+        _judged(request, "", mounts=True)
+        if request.flags.get("pod-manifest") is not None and request.images:
+            raise UsageError("a pod manifest stands instead of images")
+    except RkpyError as error:
+        return error
+    return None
+
+
+def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
+    """What systemd says of the sections that are its own, where it is installed (systemd-analyze(1), "verify")."""
+    analyze = shutil.which("systemd-analyze")
+    theirs = [entry for entry in parsed.entries if entry.section in ("Unit", "Service")]
+    if analyze is None or not theirs:
+        return
+    import subprocess
+    import tempfile
+
+    lines = list(units.lines(file, parsed, pod))
+    origins = [line.origin for line in lines for _ in line.text.split("\n")]
+    with tempfile.TemporaryDirectory(prefix="rkpy-check-") as directory:
+        # systemd does not verify templates, but instances of them.
+        name = f"{file.name}instance.service" if file.is_template else file.unit
+        path = f"{directory}/{name}"
+        with open(path, "w", encoding="utf-8") as unit:
+            unit.write("".join(f"{line.text}\n" for line in lines))
+        try:
+            done = subprocess.run(
+                [analyze, "verify", "--man=no", "--recursive-errors=no", path],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_VERIFY_SECONDS,
+                env={**os.environ, "SYSTEMD_LOG_COLOR": "0"},
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return
+    for line in done.stderr.splitlines():
+        found = _FOUND.fullmatch(line.removeprefix(path)) if line.startswith(path) else None
+        if found and int(found[1]) <= len(origins) and (origin := origins[int(found[1]) - 1]) is not None:
+            yield origin.mistake(found[2].removesuffix(", ignoring."))

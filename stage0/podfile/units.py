@@ -1,0 +1,122 @@
+"""The service a `.pod` file becomes (systemd.service(5)): what runs the pod comes first, what the file says after it,
+so that the file has the last word; and nothing is said twice of which there can be one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from common.errors import RkpyError
+from common.records import NamedTuple
+from stage0 import config, grammar, options, program, unitfile
+from stage0.podfile import quoting
+from stage0.podfile.keys import PASSED
+from stage0.podfile.pods import PodWords, Word
+from stage0.podfile.search import PodFile
+from stage0.podfile.syntax import Entry, Parsed
+
+STOP_MARGIN = 15
+"""Seconds beyond what the pod allows its apps and their handlers until systemd kills what is left."""
+_DEFAULT_STOP = 10
+_LISTS = frozenset(("RequiresMountsFor", "SuccessExitStatus", "ExecStopPost", "Documentation"))
+"""Keys of ours that add up: these are left to systemd, where an empty value takes ours back."""
+
+
+class Line(NamedTuple):
+    """A line of the unit (or several, for one assignment), and the assignment it was copied from."""
+
+    text: str
+    origin: Entry | None = None
+
+
+def text(file: PodFile, parsed: Parsed, pod: PodWords) -> str:
+    return "".join(f"{line.text}\n" for line in lines(file, parsed, pod))
+
+
+def lines(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Line]:
+    """The unit of a pod without mistakes."""
+    ours = {"Unit": [*_unit(file, pod)], "Service": [*_service(pod)]}
+    yield Line(f"# Made by rkpy's generator from {file.path}: change that, or drop in beside it.")
+    for section in PASSED:
+        theirs = [entry for entry in parsed.entries if entry.section == section]
+        given = {entry.key for entry in theirs if entry.key not in _LISTS}
+        if section in ours or theirs:
+            yield Line("")
+            yield Line(f"[{section}]")
+        yield from (Line(f"{key}={value}") for key, value in ours.get(section, ()) if key not in given)
+        yield from (Line(f"{entry.key}={entry.value}", entry) for entry in theirs)
+
+
+def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
+    yield "Description", f"Pod {pod.name}"
+    yield "Documentation", "man:rkpy-run(1)"
+    yield "SourcePath", unitfile.literal(file.path)
+    yield "RequiresMountsFor", " ".join(unitfile.quoted(path) for path in (_data(pod), *pod.sources))
+
+
+def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
+    command = " ".join((unitfile.command(*program.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
+    yield "Type", "notify"
+    yield "NotifyAccess", "main"
+    yield "Slice", "machine.slice"
+    yield "Delegate", "yes"
+    yield "KillMode", "mixed"
+    yield "TimeoutStopSec", str(2 * _stop_timeout(pod.stop_timeout) + STOP_MARGIN)
+    yield "SuccessExitStatus", "143"
+    yield "SyslogIdentifier", "%N"
+    yield "ExecStart", _command(f"{command} run", pod)
+    if pod.reload_signal:
+        signal = quoting.literal(pod.reload_signal)
+        yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {pod.name}"
+    yield "ExecStopPost", f"-{command} gc --mark-only"
+
+
+def _command(leading: str, pod: PodWords) -> str:
+    """A flag, an image or the arguments of an app a line."""
+    rows = [leading, *(unitfile.quoted(word.text) for word in pod.pod)]
+    for index, app in enumerate(pod.apps):
+        rows += [unitfile.quoted(word.text) for word in (app.image, *app.flags)]
+        if app.arguments:
+            end = [Word("---")] if index + 1 < len(pod.apps) else []
+            rows.append(quoting.join(word.text for word in (Word("--"), *app.arguments, *end)))
+    return " \\\n    ".join(rows)
+
+
+def _data(pod: PodWords) -> str:
+    """The directory the pod's data is in."""
+    table = options.table(options.GLOBAL)
+    try:
+        return config.load(grammar.parse([word.text for word in pod.leading], table).flags).data_dir
+    except RkpyError:
+        return config.DATA_DIR
+
+
+def _stop_timeout(text: str) -> int:
+    """Whole seconds, the default for what makes no sense."""
+    if text.isascii() and text.isdigit():
+        return int(text[:8])
+    from stage0 import durations
+
+    try:
+        return max(0, -(-durations.parse(text) // durations.SECOND)) if text else _DEFAULT_STOP
+    except RkpyError:
+        return _DEFAULT_STOP
+
+
+def broken(file: PodFile) -> str:
+    """A unit for a file with mistakes: whoever wants the pod is told that it failed, and `systemctl status` why."""
+    check = unitfile.command(*program.command(), "unit", "check", file.path)
+    path = unitfile.literal(file.path)
+    return "\n".join((
+        f"# Made by rkpy's generator from {file.path}, in which there are mistakes.",
+        "",
+        "[Unit]",
+        f"Description=Pod file {path}, in which there are mistakes",
+        f"SourcePath={path}",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        f"ExecStart={check}",
+        # Mended since, and systemd has not been told: systemctl daemon-reload.
+        "ExecStart=false",
+        "",
+    ))  # fmt: skip

@@ -1,0 +1,153 @@
+"""Limits of pods as properties of their units, where there are controllers; tests/vm/test_guest.py runs these."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.cgroups import until
+from tests.host.commands import Rkpy
+from tests.systemd import units
+
+MIB = 1 << 20
+STAY = "trap 'exit 0' TERM; sleep 1000 & wait"
+# It waits for a file, and then reads as much into memory as it says, in one go.
+HOG = "until [ -e /srv/go ]; do sleep 0.1; done; busybox dd if=/dev/zero of=/dev/null bs=128M count=1; sleep 1000"
+
+
+class Pod(NamedTuple):
+    """A pod that runs in a scope of its own."""
+
+    process: subprocess.Popen[bytes]
+    uuid: str
+    scope: str
+
+    def file(self, name: str) -> str:
+        """A file of the scope's cgroup."""
+        return Path(f"/sys/fs/cgroup/machine.slice/{self.scope}/{name}").read_text().strip()
+
+
+def isolator(name: str, **value: object) -> dict[str, Any]:
+    return {"name": name, "value": value}
+
+
+@contextmanager
+def pod(rkpy: Rkpy, *isolators: dict[str, Any], script: str = STAY, apps: tuple[str, ...] = ("app",)) -> Iterator[Pod]:
+    """One whose manifest has these limits for the pod as a whole."""
+    (image,) = rkpy.images()
+    manifest = {
+        "acVersion": "0.8.11",
+        "acKind": "PodManifest",
+        "apps": [
+            {
+                "name": app,
+                "image": {"id": image.stem},
+                "app": {"exec": ["/bin/sh", "-c", script], "user": "0", "group": "0"},
+                "mounts": [{"volume": "srv", "path": "/srv"}],
+            }
+            for app in apps
+        ],
+        "volumes": [{"name": "srv", "kind": "host", "source": str(rkpy.directory / "srv")}],
+        "isolators": list(isolators),
+        "annotations": [{"name": "rkpy/exit-policy", "value": "until-all"}],
+    }
+    (rkpy.directory / "srv").mkdir(exist_ok=True)
+    (rkpy.directory / "srv/go").unlink(missing_ok=True)
+    (rkpy.directory / "pod.json").write_text(json.dumps(manifest))
+    saved = rkpy.directory / "uuid"
+    saved.unlink(missing_ok=True)
+    flags = ("run", "--net=none", f"--pod-manifest={rkpy.directory / 'pod.json'}", f"--uuid-file-save={saved}")
+    command = units.in_scope(*rkpy.command("--insecure-options=image", *flags))
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=rkpy.environment())
+    try:
+        until(lambda: process.poll() is not None or (saved.exists() and saved.read_text().strip()))
+        assert process.poll() is None
+        uuid = saved.read_text().strip()
+        rkpy.ok("status", "--wait-ready=60s", uuid)
+        yield Pod(process, uuid, f"rkpy-{uuid}.scope")
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=units.TIMEOUT)
+
+
+def verdicts(rkpy: Rkpy, pod: Pod) -> dict[str, str]:
+    """What `rkpy status` says of the pod's own limits."""
+    lines = rkpy.ok("status", pod.uuid).splitlines()
+    found = dict(line.partition("=")[::2] for line in lines)
+    return {name.removeprefix("limit---"): value for name, value in found.items() if name.startswith("limit---")}
+
+
+def test_limits_are_properties_and_files(rkpy: Rkpy) -> None:
+    limits = (
+        isolator("resource/memory", limit="64Mi"), isolator("resource/cpu", limit="1500m"),
+        isolator("resource/pids", limit="100"), isolator("os/linux/cpu-shares", shares=512),
+        isolator("resource/block-bandwidth", limit="1M"), isolator("resource/block-iops", limit="100"),
+    )  # fmt: skip
+    names = (
+        "MemoryMax", "MemorySwapMax", "CPUQuotaPerSecUSec", "CPUWeight", "TasksMax", "IOReadBandwidthMax",
+        "IOWriteBandwidthMax", "IOReadIOPSMax", "IOWriteIOPSMax",
+    )  # fmt: skip
+    with pod(rkpy, *limits) as made:
+        found = units.show(made.scope, *names)
+        assert found["MemoryMax"] == found["MemorySwapMax"] == str(64 * MIB)
+        assert (found["CPUQuotaPerSecUSec"], found["CPUWeight"], found["TasksMax"]) == ("1.500000s", "50", "100")
+        assert [found[name].split()[1] for name in names[5:]] == ["1000000", "1000000", "100", "100"]
+        assert made.file("memory.max") == made.file("memory.swap.max") == str(64 * MIB)
+        assert (made.file("cpu.max"), made.file("cpu.weight"), made.file("pids.max")) == ("150000 100000", "50", "100")
+        disk = Path("/sys/block/vda/dev").read_text().strip()
+        assert made.file("io.max") == f"{disk} rbps=1000000 wbps=1000000 riops=100 wiops=100"
+        said = verdicts(rkpy, made)
+        assert said
+        assert {value.partition(":")[0] for value in said.values()} == {"enforced"}
+
+
+def test_apps_together_get_no_more_memory_than_the_pod(rkpy: Rkpy) -> None:
+    with pod(rkpy, isolator("resource/memory", limit="64Mi"), script=HOG) as made:
+        (rkpy.directory / "srv/go").touch()
+        until(lambda: "app-app-oom=true" in rkpy.ok("status", made.uuid).splitlines())
+        made.process.wait(timeout=units.TIMEOUT)
+
+
+def test_limits_of_a_running_pod_are_changed_by_systemctl(rkpy: Rkpy) -> None:
+    with pod(rkpy, isolator("resource/memory", limit="256Mi")) as made:
+        units.run("systemctl", "set-property", "--runtime", made.scope, "MemoryMax=64M", "CPUWeight=20")
+        assert (made.file("memory.max"), made.file("cpu.weight")) == (str(64 * MIB), "20")
+        units.run("systemctl", "daemon-reload")
+        assert made.file("memory.max") == str(64 * MIB)
+
+
+def test_tasks_of_all_apps_count(rkpy: Rkpy) -> None:
+    bomb = "n=0; while [ $n -lt 100 ]; do sleep 1000 & n=$((n+1)); done"
+    with pod(rkpy, isolator("resource/pids", limit="40"), script=bomb, apps=("one", "two")) as made:
+        until(lambda: made.file("pids.events") != "max 0")
+        assert int(made.file("pids.current")) <= 40
+
+
+def test_what_an_app_uses_is_accounted_to_the_scope(rkpy: Rkpy) -> None:
+    with pod(rkpy) as made:
+        shown = units.show(made.scope, "MemoryCurrent", "TasksCurrent", "CPUUsageNSec")
+        assert int(shown["TasksCurrent"]) >= 3
+        assert int(shown["MemoryCurrent"]) > 0
+        assert int(shown["CPUUsageNSec"]) > 0
+        assert made.uuid in units.run("systemd-cgls", "--no-pager", "-u", made.scope).stdout
+
+
+@pytest.mark.parametrize("delegate", ["yes", "no"])
+def test_limits_of_a_service_bound_a_delegated_pod(rkpy: Rkpy, delegate: str) -> None:
+    script = "busybox dd if=/dev/zero of=/dev/null bs=128M count=1"
+    run = ("--insecure-options=image", "run", "--net=none", "example.com/busybox", "--exec=/bin/sh", "--", "-c", script)
+    words = units.in_service(*rkpy.command(*run), properties={"Delegate": delegate, "MemoryMax": "96M"})
+    done = units.run(*words, check=False)
+    if delegate == "yes":
+        assert done.returncode != 0
+    else:
+        assert done.returncode == 0, done
+        assert "Delegate=yes" in done.stderr

@@ -1,0 +1,267 @@
+"""Pods as units of systemd and machines of machined, and what systemd and D-Bus do while they run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.cgroups import until
+from tests.host.commands import Rkpy
+from tests.systemd import units
+
+NAME = "example.com/busybox"
+RUN = ("--insecure-options=image", "run", "--stage1=nspawn", "--net=none")
+STAY = "trap 'echo stopped; exit 0' TERM; echo up; sleep 1000 & wait"
+
+
+class Pod(NamedTuple):
+    """A pod that runs, started as somebody's shell does it."""
+
+    process: subprocess.Popen[str]
+    uuid: str
+    rkpy: Rkpy
+
+    def status(self, *words: str) -> dict[str, str]:
+        lines = self.rkpy.ok("status", *words, self.uuid).splitlines()
+        return dict(line.partition("=")[::2] for line in lines)
+
+    def stopped(self) -> tuple[int, str]:
+        """The exit status and the output, once it is over."""
+        output, errors = self.process.communicate(timeout=units.TIMEOUT)
+        return self.process.returncode, output + errors
+
+
+@contextlib.contextmanager
+def pod(rkpy: Rkpy, *options: str, script: str = STAY, flags: tuple[str, ...] = ()) -> Iterator[Pod]:
+    """Runs until the end of the block; its apps are up."""
+    saved = rkpy.directory / "uuid"
+    saved.unlink(missing_ok=True)
+    command = rkpy.command(
+        *RUN, f"--uuid-file-save={saved}", *options, NAME, "--name=app", *flags, "--exec=/bin/sh", "--", "-c", script
+    )
+    process = subprocess.Popen(
+        units.in_scope(*command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=rkpy.environment(),
+    )  # fmt: skip
+    try:
+        until(lambda: process.poll() is not None or (saved.exists() and saved.read_text().strip()))
+        assert process.poll() is None, process.communicate()
+        made = Pod(process, saved.read_text().strip(), rkpy)
+        rkpy.ok("status", "--wait-ready=60s", made.uuid)
+        yield made
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=units.TIMEOUT)
+
+
+def machines() -> dict[str, dict[str, Any]]:
+    found = json.loads(units.run("machinectl", "list", "--output=json").stdout)
+    return {machine["machine"]: machine for machine in found}
+
+
+def app_of(pod: Pod) -> int:
+    """The PID of the app's process on the host."""
+    (file,) = pod.rkpy.data.glob(f"pods/run/{pod.uuid}/started/app")
+    return int(file.read_text().split()[0])
+
+
+# The unit
+
+
+def test_a_pod_from_a_shell_has_a_scope_of_its_own(rkpy: Rkpy) -> None:
+    with pod(rkpy) as made:
+        name = f"rkpy-{made.uuid}.scope"
+        found = units.show(name, "ActiveState", "Slice", "Delegate", "Description", "Documentation", "ControlGroup")
+        assert (found["ActiveState"], found["Slice"], found["Delegate"]) == ("active", "machine.slice", "yes")
+        assert made.uuid in found["Description"]
+        assert "man:rkpy(1)" in found["Documentation"].split()
+        assert f"file:{rkpy.data}/pods/run/{made.uuid}/pod" in found["Documentation"].split()
+        assert found["ControlGroup"] == f"/machine.slice/{name}"
+        # The process that was called is the pod, and in its scope; each app is in a cgroup of its own.
+        assert units.cgroup_of(made.process.pid).startswith(found["ControlGroup"] + "/")
+        assert units.cgroup_of(app_of(made)) == f"{found['ControlGroup']}/{made.uuid}/app"
+    assert units.show(name, "LoadState") == {"LoadState": "not-found"}
+
+
+def test_it_is_called_by_the_name_of_the_pod(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web") as made:
+        assert made.uuid in units.show("rkpy-web.scope", "Description")["Description"]
+        assert units.state("rkpy-web.scope") == "active"
+        assert units.state(f"rkpy-{made.uuid}.scope") == "inactive"
+
+
+def test_the_name_of_another_pods_scope_is_not_taken(rkpy: Rkpy) -> None:
+    """A pod of another data directory."""
+    with units.service("sleep", "1000"):
+        squat = subprocess.Popen(units.in_scope("sleep", "1000", unit="rkpy-web.scope"))
+        try:
+            units.becomes("rkpy-web.scope", ActiveState="active")
+            with pod(rkpy, "--pod-name=web") as made:
+                units.becomes(f"rkpy-{made.uuid}.scope", ActiveState="active")
+        finally:
+            squat.kill()
+            squat.wait()
+
+
+def test_limits_of_the_pod_are_properties_of_its_unit(rkpy: Rkpy, tmp_path: Path) -> None:
+    """Nothing enforces them here, where there are no controllers."""
+    names = ("MemoryMax", "CPUQuotaPerSecUSec", "TasksMax")
+    with pod(rkpy, "--pod-name=limited", flags=("--memory=64Mi", "--cpu=500m", "--pids-limit=50")):
+        found = units.show("rkpy-limited.scope", *names)
+    # Those are the app's own, and the pod has none.
+    assert found == {"MemoryMax": "infinity", "CPUQuotaPerSecUSec": "infinity", "TasksMax": "16384"}
+
+
+@pytest.mark.parametrize("how", ["systemctl stop", "terminate", "poweroff", "rkpy stop"])
+def test_whoever_stops_it_the_app_hears_it_by_its_signal(rkpy: Rkpy, how: str) -> None:
+    command = {
+        "systemctl stop": ("systemctl", "stop", "rkpy-web.scope"),
+        "terminate": ("machinectl", "terminate", "web"),
+        "poweroff": ("machinectl", "poweroff", "web"),
+        "rkpy stop": tuple(rkpy.command("stop", "web")),
+    }[how]
+    script = STAY.replace("TERM", "USR1")
+    with pod(rkpy, "--pod-name=web", script=script, flags=("--stop-signal=SIGUSR1",)) as made:
+        until(lambda: "web" in machines())
+        units.run(*command)
+        status, said = made.stopped()
+        assert "up\nstopped\n" in said
+        assert status == 0
+        assert made.status()["app-app"] == "0"
+    units.becomes("rkpy-web.scope", LoadState="not-found")
+    until(lambda: "web" not in machines())
+
+
+def test_what_does_not_end_is_killed(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web", "--stop-timeout=1s", script="trap '' TERM; sleep 1000") as made:
+        units.run("systemctl", "stop", "rkpy-web.scope")
+        assert made.stopped()[0] == 137
+
+
+# machined
+
+
+def test_machined_knows_the_pod(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web") as made:
+        until(lambda: "web" in machines())
+        assert machines()["web"]["class"] == "container"
+        assert machines()["web"]["service"] == "rkpy"
+        lines = units.run("machinectl", "show", "web").stdout.splitlines()
+        shown = dict(line.partition("=")[::2] for line in lines)
+        assert shown["Unit"] == "rkpy-web.scope"
+        assert shown["Id"] == made.uuid.replace("-", "")
+        assert shown["RootDirectory"] == f"{rkpy.data}/pods/run/{made.uuid}/rootfs/app"
+        assert shown["Leader"] == made.status()["pid"]
+        status = units.run("machinectl", "status", "web").stdout
+        assert "Unit: rkpy-web.scope" in status
+    until(lambda: "web" not in machines())
+
+
+def test_kill_reaches_the_app(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web", script="trap 'echo heard' USR1; echo up; sleep 1000 & wait; sleep 1000") as made:
+        until(lambda: "web" in machines())
+        until(lambda: "up" in rkpy.ok("logs", made.uuid))
+        units.run("machinectl", "kill", "--signal=SIGUSR1", "web", check=False)
+        until(lambda: "heard" in rkpy.ok("logs", made.uuid))
+
+
+def test_a_pod_that_is_not_to_be_a_machine(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web", "--register=no"):
+        assert units.state("rkpy-web.scope") == "active"
+        assert "web" not in machines()
+
+
+def test_a_pod_that_is_killed_leaves_nothing(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web") as made:
+        until(lambda: "web" in machines())
+        made.process.kill()
+        made.process.wait()
+        units.becomes("rkpy-web.scope", LoadState="not-found")
+        until(lambda: "web" not in machines())
+
+
+# Services
+
+
+def test_a_delegated_service_keeps_its_pod(rkpy: Rkpy) -> None:
+    command = rkpy.command(*RUN, "--pod-name=served", NAME, "--name=app", "--exec=/bin/sh", "--", "-c", STAY)
+    with units.service(*command, properties={"Delegate": "yes", "KillMode": "mixed"}) as name:
+        until(lambda: "served" in machines())
+        assert units.state("rkpy-served.scope") == "inactive"
+        main = int(units.show(name, "MainPID")["MainPID"])
+        assert units.cgroup_of(main).startswith(f"/system.slice/{name}/")
+        shown = units.run("machinectl", "show", "served", "--property=Unit", "--value").stdout
+        assert shown.strip() == name
+        units.run("systemctl", "stop", name)
+        assert units.show(name, "Result") in ({"Result": "success"}, {"Result": ""})
+    until(lambda: "served" not in machines())
+
+
+def test_a_pod_that_fails_is_started_again_by_its_service(rkpy: Rkpy) -> None:
+    command = rkpy.command(*RUN, "--pod-name=failing", NAME, "--name=app", "--exec=/bin/sh", "--", "-c", "exit 3")
+    properties = {"Delegate": "yes", "KillMode": "mixed", "Restart": "on-failure", "RestartSec": "100ms"}
+    with units.service(*command, properties={**properties, "StartLimitIntervalSec": "0"}) as name:
+        until(lambda: int(units.show(name, "NRestarts")["NRestarts"] or 0) >= 3)
+        assert units.show(name, "Result")["Result"] in ("exit-code", "success")
+        assert units.show(name, "ExecMainStatus")["ExecMainStatus"] in ("0", "3")
+
+
+# What happens around it
+
+
+@pytest.mark.parametrize("what", ["daemon-reload", "daemon-reexec"])
+def test_a_pod_lives_through(rkpy: Rkpy, what: str) -> None:
+    with pod(rkpy, "--pod-name=web") as made:
+        until(lambda: "web" in machines())
+        for _ in range(3):
+            units.run("systemctl", what)
+        assert made.process.poll() is None
+        assert units.state("rkpy-web.scope") == "active"
+        assert units.cgroup_of(app_of(made)) == f"/machine.slice/rkpy-web.scope/{made.uuid}/app"
+        # The monitor still hears systemd.
+        units.run("systemctl", "stop", "rkpy-web.scope")
+        assert made.stopped()[0] == 0
+
+
+def test_a_pod_lives_through_a_restart_of_machined(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web") as made:
+        until(lambda: "web" in machines())
+        units.run("systemctl", "restart", "systemd-machined.service")
+        until(lambda: "web" in machines())
+        assert made.process.poll() is None
+
+
+def test_pods_start_while_systemd_reloads(rkpy: Rkpy) -> None:
+    with units.service("sh", "-c", "while :; do systemctl daemon-reload; done"):
+        for _ in range(5):
+            with pod(rkpy, "--pod-name=web"):
+                assert units.state("rkpy-web.scope") == "active"
+
+
+def test_a_pod_lives_through_the_end_of_the_bus_and_one_without_runs_too(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web") as made:
+        until(lambda: "web" in machines())
+        try:
+            units.run("systemctl", "stop", "dbus.socket", "dbus.service")
+            assert made.process.poll() is None
+            assert Path(f"/proc/{app_of(made)}").exists()
+            # Not by systemd-run, which needs the bus.
+            done = rkpy(*RUN, NAME, "--exec=/bin/sh", "--", "-c", "echo without; exit 3")
+            assert (done.status, done.out) == (3, "without\n")
+            if os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") is None:
+                assert units.cgroup_of(os.getpid()).endswith(".service")
+        finally:
+            units.run("systemctl", "start", "dbus.socket", "dbus.service")
+        # What was asked of the old bus is forgotten; SIGTERM is what is left.
+        units.run("systemctl", "stop", "rkpy-web.scope")
+        assert made.stopped()[0] in (0, 143)
+    until(lambda: units.run("busctl", "status", check=False).returncode == 0)

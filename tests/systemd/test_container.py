@@ -1,0 +1,19 @@
+"""What needs systemd as PID 1, D-Bus, journald, logind and machined. Limits are enforced in tests/vm only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.systemd.container import Container
+
+INSIDE = Path(__file__).parent / "inside"
+IN_MACHINE = ("limits",)
+"""Those that tests/vm/test_guest.py runs, because they need controllers."""
+MODULES = sorted({path.stem for path in INSIDE.glob("*.py")} - {"conftest", *IN_MACHINE})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_passes_inside(container: Container, module: str) -> None:
+    container.passes(f"tests/systemd/inside/{module}.py")

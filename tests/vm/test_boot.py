@@ -1,0 +1,242 @@
+"""A machine with rkpy installed from its wheel: pods that start with it, reboots, and power cuts."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import journal
+from tests import images
+from tests.gpg import Signer, signer
+from tests.vm import installing
+from tests.vm.machine import Machine
+from tests.vm.persistent import Persistent
+
+NAME = "example.com/web"
+MIB = 1 << 20
+MEMORY = 64 * MIB
+PODS, TMP = "/var/lib/rkpy/pods", "/var/lib/rkpy/cas/tmp"
+
+# Once it is told to, it uses more than it may.
+WEB = """\
+#!/bin/sh
+echo "web is up"
+until [ -e /srv/hog ]; do sleep 1; done
+busybox rm /srv/hog
+busybox dd if=/dev/zero of=/dev/null bs=128M count=1
+"""
+POD = """\
+[Unit]
+Description=The site
+
+[Pod]
+Image=example.com/web
+Network=none
+Volume=/srv/web:/srv
+Memory=64Mi
+
+[Service]
+Restart=on-failure
+RestartSec=1
+
+[Install]
+WantedBy=multi-user.target
+"""
+# Serves the files of its directory, ACIs a little at a time, for ever.
+SERVER = """\
+import http.server, time
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def copyfile(self, source, outputfile):
+        slow = self.path.endswith(".aci") and not self.server.fast()
+        while data := source.read(65536):
+            outputfile.write(data)
+            outputfile.flush()
+            time.sleep(0.2 if slow else 0)
+
+class Server(http.server.ThreadingHTTPServer):
+    def fast(self):
+        import os
+        return os.path.exists("/run/fast")
+
+Server(("127.0.0.1", 80), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory of what the machine is given: images, signed, and the key."""
+    place = tmp_path_factory.mktemp("site")
+    with signer() as builder:
+        key = builder.key("Builder <builder@example.com>")
+        _image(builder, key, place / "web.aci", NAME, {**images.busybox_files(), "bin/web": WEB})
+        # Random, so that it is as long as it looks; and many, so that to remove them takes a while.
+        big = {f"srv/{number}": _noise(number) for number in range(400)}
+        _image(builder, key, place / "big.aci", "example.com/big", {**images.busybox_files(), **big})
+        (place / "builder.pub").write_bytes(builder.export(key))
+    (place / "server.py").write_text(SERVER)
+    (place / "web.pod").write_text(POD)
+    yield place
+
+
+@pytest.fixture(scope="module")
+def guest(machine: Machine, site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Persistent]:
+    """The machine with rkpy installed and the pod declared, as it is after the boot that follows."""
+    place = tmp_path_factory.mktemp("persistent")
+    content = {installing.tree(place): "installed", site: "site"}
+    made = Persistent(place, machine.root(), content)
+    try:
+        made.boot()
+        made.sh(
+            "cp -a /payload/installed/. /; rkpy install-units; systemd-sysusers; systemd-tmpfiles --create rkpy.conf;"
+            "rkpy trust --prefix=example.com --skip-fingerprint-review /payload/site/builder.pub;"
+            "rkpy fetch /payload/site/web.aci;"
+            "mkdir -p /srv/web /etc/rkpy/pods; cp /payload/site/web.pod /etc/rkpy/pods/; rkpy unit check web"
+        )
+        made.reboot()
+        yield made
+    finally:
+        made.cut()
+
+
+def test_the_pod_starts_with_the_machine(guest: Persistent) -> None:
+    pod = web(guest)
+    units = ("basic.target", "web.service", "multi-user.target")
+    times = guest.sh(f"systemctl show --property=ActiveEnterTimestampMonotonic --value {' '.join(units)}").split()
+    print(
+        "seconds after the kernel:", *(f"{unit} {int(time) / 1e6:.2f}" for unit, time in zip(units, times, strict=True))
+    )
+    cgroup = guest.sh(f"cat {PODS}/run/{pod}/cgroup").strip()
+    assert guest.sh(f"cat {cgroup}/web/memory.max").strip() == str(MEMORY)
+
+
+def test_an_app_over_its_memory_is_killed_and_reported(guest: Persistent) -> None:
+    pod = web(guest)
+    guest.sh("touch /srv/web/hog")
+    status = guest.until(f"rkpy status {pod} | tee /tmp/status | grep -q state=exited && cat /tmp/status")
+    assert "app-web-oom=true" in status.splitlines()
+    events = guest.sh(f"journalctl --quiet --unit=web.service MESSAGE_ID={journal.OOM} --output=cat").splitlines()
+    assert len(events) == 1
+    assert guest.until("systemctl show --property=NRestarts --value web.service | grep -v '^0$'")
+    assert web(guest) != pod
+
+
+def test_a_reboot_ends_it_and_starts_it(guest: Persistent) -> None:
+    pod = web(guest)
+    guest.reboot()
+    assert web(guest) != pod
+    status = guest.sh(f"rkpy status {pod}").splitlines()
+    # It was asked to end: nobody pulled the plug.
+    assert "state=exited" in status
+    assert "app-web=143" in status
+
+
+def test_power_is_cut_while_pods_start(guest: Persistent) -> None:
+    web(guest)
+    written_at_once(guest)
+    loop = "while :; do rkpy run --net=none --stage1=nspawn example.com/web --exec=/bin/true; done"
+    for number in (1, 2):
+        guest.sh(f"systemd-run --quiet --unit=loop-{number} sh -c '{loop}'")
+    guest.until(f'[ -n "$(ls {PODS}/embryo {PODS}/prepare | grep -- -)" ] && [ $(ls {PODS}/run | wc -l) -gt 2 ]')
+    guest.cut()
+    guest.boot()
+    assert unborn(guest)
+    is_cleaned_up(guest)
+
+
+def test_power_is_cut_while_an_image_is_fetched(guest: Persistent) -> None:
+    serve(guest)
+    written_at_once(guest)
+    fetch = "rkpy --insecure-options=http fetch http://127.0.0.1/big.aci"
+    guest.sh(f"systemd-run --quiet --unit=fetch {fetch}")
+    guest.until(f"[ $(du -sk {TMP} | cut -f1) -gt 500 ]", pause=0)
+    guest.cut()
+    guest.boot()
+    assert guest.sh(f"ls {TMP}").split()
+    is_cleaned_up(guest)
+    assert "example.com/big" not in guest.sh("rkpy image list")
+    serve(guest)
+    guest.sh(f"touch /run/fast; {fetch}")
+    guest.sh("rkpy image verify example.com/big")
+
+
+def test_power_is_cut_while_pods_are_collected(guest: Persistent) -> None:
+    web(guest)
+    guest.sh("rkpy fetch /payload/site/big.aci; for n in 1 2 3; do rkpy prepare --no-overlay example.com/big; done")
+    guest.sh("sync")
+    written_at_once(guest)
+    guest.sh("systemd-run --quiet --unit=collect rkpy gc --expire-prepared=0s")
+    # 400 files each; it is in the middle of one of them.
+    left = f"n=$(find {PODS}/garbage -name '[0-9]*' | wc -l)"
+    guest.until(f"{left}; [ $n -gt 0 ] && [ $((n % 400)) -ne 0 ]", pause=0)
+    guest.cut()
+    guest.boot()
+    assert guest.sh(f"ls {PODS}/garbage").split()
+    is_cleaned_up(guest)
+
+
+# What is there
+
+
+def web(guest: Persistent) -> str:
+    """The UUID of the pod, once its app is up."""
+    guest.until("systemctl is-active --quiet web.service && rkpy logs web 2>/dev/null | grep -q 'web is up'")
+    (pod,) = [pod for pod in pods(guest) if pod.get("pod_name") == "web" and pod["state"] == "running"]
+    return str(pod["name"])
+
+
+def pods(guest: Persistent) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(guest.sh("rkpy list --format=json"))
+    return found
+
+
+def unborn(guest: Persistent) -> list[str]:
+    """Pods that nobody finished making."""
+    return guest.sh(f"cd {PODS}; ls -d embryo/*-* prepare/*-* 2>/dev/null || :").split()
+
+
+def is_cleaned_up(guest: Persistent) -> None:
+    """The pod is up. After a collection nothing is left but it, and all images are whole."""
+    pod = web(guest)
+    guest.sh(
+        "rkpy gc --grace-period=0s; rkpy gc --grace-period=0s --expire-prepared=0s; rkpy image gc --grace-period=0s"
+    )
+    assert guest.sh(f"cd {PODS}; ls -d */*-*").split() == [f"run/{pod}"]
+    assert guest.sh(f"ls {TMP}") == ""
+    assert PODS not in guest.sh("cat /proc/self/mountinfo")
+    assert guest.sh("find /sys/fs/cgroup -name '????????-????-????-????-????????????' -type d").split() == [
+        guest.sh(f"cat {PODS}/run/{pod}/cgroup").strip()
+    ]
+    assert guest.sh("find /run/rkpy/net -mindepth 2 2>/dev/null || :") == ""
+    images = guest.sh("rkpy image list --no-legend --full --fields=id").split()
+    assert images
+    guest.sh(f"rkpy image verify {' '.join(images)}")
+    assert guest.sh("systemctl --failed --no-legend --plain") == ""
+
+
+# What goes on
+
+
+def written_at_once(guest: Persistent) -> None:
+    """From now on the disk is at every moment what programs have made it; else a cut finds next to nothing there."""
+    guest.sh("mount -o remount,sync,dirsync /")
+
+
+def serve(guest: Persistent) -> None:
+    guest.sh("systemd-run --quiet --unit=server --working-directory=/payload/site python3 /payload/site/server.py")
+    guest.until("python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 80))' 2>/dev/null")
+
+
+def _image(builder: Signer, key: str, path: Path, name: str, files: dict[str, bytes | str]) -> None:
+    app = {"exec": ["/bin/web"], "user": "0", "group": "0"}
+    images.make_aci(str(path), images.manifest(name, app=app), files)
+    builder.sign(key, str(path))
+
+
+def _noise(number: int) -> bytes:
+    return random.Random(number).randbytes(20_000)
