@@ -209,7 +209,7 @@ def test_a_broken_file_beside_a_good_one(files: Files) -> None:
     assert units.run("systemctl", "start", unit, check=False).returncode != 0
     units.becomes(unit, ActiveState="failed", Result="exit-code")
     line = broken.read_text().splitlines().index("Imagine=x") + 1
-    until(lambda: f"{broken}:{line}: there is no key Imagine= in [Pod]" in said(unit))
+    until(lambda: f"{broken}:{line}: there is no key Imagine= in [Pod]: perhaps Image= is meant" in said(unit))
     assert unit in units.show(target, "Requires")["Requires"].split()
     # Mended, but systemd has not been told: the service of the broken file must not count as one of the pod.
     broken.write_text(files.text())
