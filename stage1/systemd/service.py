@@ -125,8 +125,7 @@ class Service:
             return
         self._ready = True
         self._on_ready()
-        self._spoken = False
-        self._host.say_now(READY="1", STATUS=self._running_text())
+        self._host.say_now(READY="1", **({} if self._spoken else {"STATUS": self._running_text()}))
 
     def _summarize(self, event: str = "") -> None:
         self.status("; ".join(filter(None, (event, self._running_text()))))
@@ -153,16 +152,16 @@ class Service:
 
     def _hear(self, name: str, fields: dict[str, str]) -> None:
         alone = len(self._listeners) == 1
+        if "STATUS" in fields:
+            text = "".join(char if char.isprintable() else " " for char in fields["STATUS"][:MAX_STATUS])
+            self.status(f"{name}: {text}")
+        self._spoken = "STATUS" in fields or (self._spoken and fields.get("READY") != "1")
         if fields.get("RELOADING") == "1" and alone and self._ready:
             self._reloading = True
             stamp = fields.get("MONOTONIC_USEC", "")
             self._host.say_now(RELOADING="1", **({"MONOTONIC_USEC": stamp} if _is_number(stamp) else {}))
         elif fields.get("READY") == "1":
             self._hear_ready(name)
-        if "STATUS" in fields:
-            text = "".join(char if char.isprintable() else " " for char in fields["STATUS"][:MAX_STATUS])
-            self.status(f"{name}: {text}")
-            self._spoken = True
         extension = fields.get("EXTEND_TIMEOUT_USEC", "")
         if _is_number(extension) and (self._stopping or not self._ready):
             self._host.say(EXTEND_TIMEOUT_USEC=extension)
