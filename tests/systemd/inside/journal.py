@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +92,26 @@ def test_short_lived_apps_keep_their_unit(rkpy: Rkpy) -> None:
             f"rkpy-{pod.uuid}.scope"
         }
         assert pod.lines() == ["1", "2", "3"]
+
+
+def test_a_pod_waits_until_the_journal_knows_its_unit(rkpy: Rkpy) -> None:
+    """Who sent an entry the journal looks up when it reads it, which it does not while it is stopped."""
+    journald = int(units.show("systemd-journald.service", "MainPID")["MainPID"])
+    uuid_file = rkpy.directory / "late"
+    words = [*RUN, f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, "echo late"]
+    os.kill(journald, signal.SIGSTOP)
+    try:
+        process = subprocess.Popen(units.in_scope(*rkpy.command(*words)), stdout=subprocess.DEVNULL)
+        until(lambda: uuid_file.exists() and uuid_file.read_text().strip())
+        uuid = uuid_file.read_text().strip()
+        until(lambda: (rkpy.data / "pods" / "run" / uuid / "status" / "a").exists())
+        with pytest.raises(subprocess.TimeoutExpired):  # long enough for one that does not wait to be gone
+            process.wait(2)
+    finally:
+        os.kill(journald, signal.SIGCONT)
+    assert process.wait(60) == 0
+    (entry,) = Ran(rkpy, uuid).entries("RKPY_STREAM=stdout")
+    assert entry["_SYSTEMD_UNIT"] == f"rkpy-{uuid}.scope"
 
 
 def _engine(found: list[Entry]) -> str:
@@ -255,13 +276,14 @@ def test_an_end_by_a_signal(rkpy: Rkpy) -> None:
 
 
 def test_images_that_are_fetched_and_refused(rkpy: Rkpy, tmp_path: Path) -> None:
-    image = images.make_aci(str(tmp_path / "unsigned.aci"), images.manifest(NAME, version="2"), images.busybox_files())
+    about = images.manifest("example.com/other", version="2")
+    image = images.make_aci(str(tmp_path / "unsigned.aci"), about, images.busybox_files())
     assert rkpy("fetch", image).status == 254
     (entry,) = units.journal(f"MESSAGE_ID={protocol.REFUSED}", f"RKPY_SOURCE={image}")
     assert entry["PRIORITY"] == "4"
     rkpy.ok("--insecure-options=image", "fetch", image)
     (entry,) = units.journal(f"MESSAGE_ID={protocol.FETCHED}", f"RKPY_SOURCE={image}")
-    assert entry["RKPY_IMAGE_NAME"] == f"{NAME}:2"
+    assert entry["RKPY_IMAGE_NAME"] == "example.com/other:2"
 
 
 def test_with_files_there_are_events_too(rkpy: Rkpy) -> None:
@@ -305,6 +327,34 @@ def test_several_apps(rkpy: Rkpy) -> None:
     pod = Ran(rkpy, uuid_file.read_text().strip())
     assert sorted(pod.logs().splitlines()) == ["a: one", "b: two"]
     assert pod.logs("--app=b") == "two\n"
+
+
+def test_apps_that_are_added_and_restarted(rkpy: Rkpy) -> None:
+    uuid_file = rkpy.directory / "sandbox"
+    words = ["app", "sandbox", "--net=none", f"--uuid-file-save={uuid_file}"]
+    with units.service(*rkpy.command(*words), properties={"Delegate": "yes"}):
+        until(lambda: uuid_file.exists() and uuid_file.read_text().strip())
+        pod = Ran(rkpy, uuid_file.read_text().strip())
+        until(lambda: rkpy("status", "--wait-ready", pod.uuid).status == 0)
+        script = "say MESSAGE=said; echo up; sleep 1000"
+        rkpy.ok("app", "add", pod.uuid, NAME, "--name=late", *SHELL, script)
+        rkpy.ok("app", "start", "--app=late", pod.uuid)
+        until(lambda: pod.lines() == ["up"])
+        rkpy.ok("app", "restart", "--app=late", pod.uuid)
+        until(lambda: pod.lines() == ["up", "up"])
+        until(lambda: pod.lines("journal") == ["said", "said"])
+        rkpy.ok("app", "stop", "--app=late", pod.uuid)
+        rkpy.ok("app", "rm", "--app=late", pod.uuid)
+        rkpy.ok("app", "add", pod.uuid, NAME, "--name=late", *SHELL, "say MESSAGE=again; echo new; sleep 1000")
+        rkpy.ok("app", "start", "--app=late", pod.uuid)
+        until(lambda: pod.lines("journal") == ["said", "said", "again"])
+        rkpy.ok("stop", pod.uuid)
+    assert pod.logs() == "up\nup\nnew\n"
+
+
+def test_in_a_user_namespace_too(rkpy: Rkpy) -> None:
+    pod = run(rkpy, "say MESSAGE=native; logger classic; echo out", "--private-users", app=("--user=1000",))
+    assert (pod.lines(), pod.lines("journal"), pod.lines("syslog")) == (["out"], ["native"], ["classic"])
 
 
 def test_following_until_the_pod_is_over(rkpy: Rkpy) -> None:
