@@ -12,8 +12,8 @@ from stage1 import poddir
 from stage1.flavour import PreparedPod
 
 _RECORDS = (
-    "status", "started", "restarts", "credentials", poddir.LIMITS, poddir.UNIT, poddir.MACHINE, poddir.STARTING,
-    poddir.PID,
+    "status", "started", "restarts", "credentials", "health", "sockets", poddir.LIMITS, poddir.UNIT, poddir.MACHINE,
+    poddir.STARTING, poddir.PID,
 )  # fmt: skip
 """What a run leaves behind, the leader last: until it is gone the pod is one that has exited."""
 

@@ -27,7 +27,7 @@ from stage1 import poddir
 
 _IN_WORDS = {"attach": "attach to an app", "send_signal": "signal its apps"}
 _LOCK_MODE = 0o640
-_OF_APP = ("rootfs", "overlay", "status", "started", "restarts", "sockets", "appsinfo")
+_OF_APP = ("rootfs", "overlay", "status", "started", "restarts", "health", "sockets", "appsinfo")
 """Directories of the pod in which everything of an app bears its name; what tells about it comes last."""
 
 

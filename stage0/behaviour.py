@@ -31,9 +31,11 @@ READY = "rkpy/ready"
 STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout", "stderr")}
 NO_OVERLAY = "rkpy/no-overlay"
 """Of a mutable pod: apps that are added later are copied too."""
-RESTART, STOP_SIGNAL, DEVICES = "rkpy/restart", "rkpy/stop-signal", "rkpy/devices"
+RESTART, STOP_SIGNAL, DEVICES, HEALTH = "rkpy/restart", "rkpy/stop-signal", "rkpy/devices", "rkpy/health"
 OCI_STOP_SIGNAL = "appc.io/docker/stopsignal"
 """Where `aci.oci_config` keeps an OCI image's StopSignal."""
+OCI_HEALTH = "appc.io/docker/healthcheck"
+"""As its Healthcheck."""
 FROM_OCI = "rkpy/from-oci"
 """Of an app whose image is an OCI image."""
 _OF_OCI = "appc.io/docker/"
@@ -226,6 +228,11 @@ def app_annotations(flags: Values, image: Mapping[str, str]) -> Pairs:
         found[STOP_SIGNAL] = str(_of_image(image[OCI_STOP_SIGNAL]))
     if devices := [device(text) for text in flags.all("device")]:
         found[DEVICES] = json.dumps(devices, separators=(",", ":"))
+    if OCI_HEALTH in image or any(name.startswith(("health-", "no-healthcheck")) for name in flags.typed()):
+        from stage0 import health
+
+        if (check := health.of_app(flags, image)) is not None:
+            found[HEALTH] = health.dumps(check)
     if NOTIFIES in image and not any(text.startswith(f"{NOTIFIES}=") for text in flags.all("annotation")):
         found[NOTIFIES] = image[NOTIFIES]
     if any(name.startswith(_OF_OCI) for name in image):
@@ -296,6 +303,7 @@ def of_app(app: RuntimeApp) -> AppBehaviour:
         devices=_read(found, DEVICES, _devices, ()),
         from_oci=found.get(FROM_OCI) == "true",
         notifies=found.get(NOTIFIES) == "true",
+        health=_read(found, HEALTH, _health, None),
     )
 
 
@@ -306,6 +314,12 @@ def _read(found: Mapping[str, str], name: str, parse: Callable[[str], Any], defa
         return parse(found[name])
     except (UsageError, ManifestError) as error:
         raise ManifestError(f"annotation {name} of the pod manifest: {error.message}", hint=error.hint) from error
+
+
+def _health(text: str) -> Health:
+    from stage0 import health
+
+    return health.loads(text)
 
 
 def _devices(text: str) -> tuple[Device, ...]:

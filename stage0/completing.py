@@ -47,17 +47,22 @@ class _Line(NamedTuple):
     """What is no flag, after the command's name."""
 
 
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGRTMIN+3")
 _WORDS = {
     "exit-policy": ("on-any-failure", "on-any", "until-all"),
+    "health-on-failure": ("none", "kill", "restart", "stop"),
     "ipc": ("auto", "private", "parent"),
+    "log-driver": ("auto", "journald", "file"),
     "pull-policy": ("new", "never", "update"),
+    "ready": ("started", "notify", "healthy"),
     "restart": ("no", "on-failure", "always"),
+    "signal": _SIGNALS,
     "stage1": ("nspawn", "fly"),
     "stage1-name": ("coreos.com/rkt/stage1-coreos", "coreos.com/rkt/stage1-fly"),
     "stderr": ("log", "null", "tty", "stream"),
     "stdin": ("null", "tty", "stream"),
     "stdout": ("log", "null", "tty", "stream"),
-    "stop-signal": ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGRTMIN+3"),
+    "stop-signal": _SIGNALS,
 }  # fmt: skip
 """Values of flags, known in advance."""
 _PATHS = {
@@ -66,6 +71,7 @@ _PATHS = {
     "dir": _DIRECTORIES,
     "local-config": _DIRECTORIES,
     "output": _DIRECTORIES,
+    "pod-file": _FILES,
     "pod-manifest": _FILES,
     "set-env-file": _FILES,
     "signature": _FILES,
@@ -82,11 +88,11 @@ _STATES = {
     "run-prepared": frozenset({State.PREPARED}),
     "start": _OVER | {State.PREPARED},
     "app exec": _RUNNING, "app add": _RUNNING, "app restart": _RUNNING, "app start": _RUNNING, "app stop": _RUNNING,
-    "attach": _RUNNING, "enter": _RUNNING, "net check": _RUNNING, "stop": _RUNNING,
+    "attach": _RUNNING, "kill": _RUNNING, "enter": _RUNNING, "net check": _RUNNING, "stop": _RUNNING,
 }  # fmt: skip
 """In which states a command takes pods; the others take all."""
 _PATH_SCHEMES = ("file", *reference.ARCHIVES)
-_PLACES = {"net inspect": ("NAME", True), "systemd": ("UUID|IMAGE", True)}
+_PLACES = {"net inspect": ("NAME", True), "systemd": ("UUID|IMAGE", True), "unit show": ("FILE", False)}
 
 
 def answer(words: Sequence[str]) -> int:
@@ -187,10 +193,18 @@ def _next(line: _Line, word: str) -> _Line:
     if line.name:
         # What follows the program of `enter` and `app exec` is the program's.
         return line._replace(places=(*line.places, word), arguments=line.name != "help" and _expected(line) == "CMD")
-    full = f"{line.group} {word}".strip()
+    full = _whole(line.group, word)
     if full in main.VERBS or full == "help":
         return line._replace(name=full)
     return line._replace(group=full if not line.group else line.group)
+
+
+def _whole(group: str, word: str) -> str:
+    """The command or the group that `word` begins, as far as that is clear; as `main.find_command` takes it."""
+    before = f"{group} " if group else ""
+    names = {name.removeprefix(before).split()[0] for name in (*main.VERBS, "help") if name.startswith(before)}
+    found = [word] if word in names else [name for name in names if name.startswith(word)]
+    return f"{before}{found[0] if len(found) == 1 else word}"
 
 
 def _flags(name: str) -> dict[str, Flag]:
@@ -264,7 +278,7 @@ def _names(line: _Line) -> Iterator[Offer]:
     for name, verb in main.VERBS.items():
         if " " not in name:
             yield name, verb.summary
-    yield from ((name, "") for name in sorted({name.split()[0] for name in main.VERBS if " " in name}))
+    yield from helping.groups().items()
     yield "help", "Show what a command does"
 
 

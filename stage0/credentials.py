@@ -107,11 +107,10 @@ def _loaded(name: str, path: str, own: dict[str, bytes]) -> bytes:
 
 def _read(path: str, flags: int, top: int | None) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags, dir_fd=top)
-    with open(fd, "rb", buffering=0) as file:
+    with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise UsageError(f"credential {path}: it is not a regular file")
-        return b"".join(iter(lambda: file.read(LIMIT), b"")) if os.fstat(fd).st_size <= LIMIT else _too_large(path)
-
-
-def _too_large(path: str) -> bytes:
-    raise UsageError(f"credential {path}: it is larger than {LIMIT >> 20} MiB")
+        data = file.read(LIMIT + 1)
+    if len(data) > LIMIT:
+        raise UsageError(f"credential {path}: it is larger than {LIMIT >> 20} MiB")
+    return data

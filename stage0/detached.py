@@ -43,6 +43,13 @@ def _require_systemd(request: Request) -> None:
         )
     if request.flags.boolean("interactive"):
         raise UsageError("--interactive: a detached pod has no terminal", hint="rkpy attach connects to its apps")
+    if request.flags.get("set-credential") is not None:
+        # A unit's properties are for everybody to read.
+        hint = "--load-credential reads it from a file"
+        raise UsageError("--set-credential: the unit of a detached pod would show the value", hint=hint)
+    for text in request.flags.all("load-credential"):
+        if not text.partition(":")[2].startswith("/"):
+            raise UsageError("--load-credential of a detached pod takes ID:PATH with an absolute path")
 
 
 def _launch(pod: Pod, verb: str, request: Request, settings: Config) -> int:

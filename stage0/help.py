@@ -22,12 +22,20 @@ _USAGE = {
     "app sandbox": "[OPTIONS]",
     "app add": "[OPTIONS] UUID IMAGE [-- ARGS...]",
     "start": "[OPTIONS] UUID",
-    "systemd": "UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
-    "unit check": "[FILE ...]",
+    "systemd": "[OPTIONS] UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
+    "unit check": "[NAME|FILE ...]",
     "unit generate": "NORMAL [EARLY LATE]",
     "unit list": "[OPTIONS]",
     "unit show": "NAME|FILE",
     "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",
+}
+
+
+_GROUPS = {
+    "app": "Apps of a pod",
+    "image": "Images in the local store",
+    "net": "Networks of pods",
+    "unit": "Pod files, which become units of systemd",
 }
 
 
@@ -42,6 +50,11 @@ class Described(NamedTuple):
     """Its own, without the global ones."""
     text: str = ""
     """What it does: paragraphs, or empty."""
+
+
+def groups() -> dict[str, str]:
+    """The first words of commands of two, and what these are about."""
+    return {group: _GROUPS[group] for group in sorted({name.split()[0] for name in VERBS if " " in name})}
 
 
 def print_help(name: str) -> None:

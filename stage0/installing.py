@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -110,11 +111,13 @@ def _source() -> str:
 
 
 def _running(data: bytes, program: Sequence[str]) -> bytes:
-    """The unit with `program` where it says `rkpy`."""
+    """The unit, or the shell script, with `program` where it says `rkpy`."""
     if list(program) == ["rkpy"]:
         return data
-    words = unitfile.command(*program).encode()
-    return re.sub(rb"^(Exec\w+=[-@:+!]*)rkpy(?=\s|$)", lambda found: found[1] + words, data, flags=re.MULTILINE)
+    text = os.fsdecode(data)
+    words, shell = unitfile.command(*program), shlex.join(program)
+    text = re.sub(r"^(Exec\w+=[-@:+!]*)rkpy(?=\s|$)", lambda found: found[1] + words, text, flags=re.MULTILINE)
+    return os.fsencode(re.sub(r"^exec rkpy(?=\s)", lambda _: f"exec {shell}", text, flags=re.MULTILINE))
 
 
 def record(root: str, prefix: str) -> Record:

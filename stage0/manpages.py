@@ -15,7 +15,6 @@ from stage0.help import Described
 from stage0.main import VERBS
 from stage0.options import BOOL, LIST, OPTIONAL, Flag
 
-_GROUPS = {"app": "Apps of a pod", "image": "Images in the local store", "net": "Networks of pods"}
 _ABOUT = {
     "run": """\
 Resolves, verifies and prepares the images, and becomes the pod: the exit status is the app's.
@@ -71,7 +70,7 @@ _SPECIAL = {"\\": "\\(rs", "-": "\\-", "~": "\\(ti", "^": "\\(ha", "`": "\\(ga"}
 def pages() -> Iterator[tuple[str, str]]:
     """The file names, such as `rkpy-run.1`, and the texts."""
     yield "rkpy.1", _overview()
-    for group, about in _GROUPS.items():
+    for group, about in helping.groups().items():
         yield _file(group), _group(group, about)
     for name in VERBS:
         yield _file(name), _command(helping.describe(name))

@@ -155,6 +155,15 @@ APP = (
     Flag("stderr", STRING, "where the app's errors go: log, null, tty or stream", "log"),
     Flag("device", LIST, "device of the host the app may use, in the form HOST[:APP][:rwm]"),
     Flag("ulimit", LIST, "limit of each process in the form NAME=SOFT[:HARD], such as nofile=1024:4096"),
+    Flag(
+        "health-cmd", STRING, "command that tells whether the app is well: a line for its shell, a JSON list, or none"
+    ),
+    Flag("health-interval", STRING, "time between two health checks", "30s"),
+    Flag("health-timeout", STRING, "time after which a health check has failed", "30s"),
+    Flag("health-retries", STRING, "failed health checks in a row that make the app unhealthy", "3"),
+    Flag("health-start-period", STRING, "time after the app's start in which failed health checks do not count", "0s"),
+    Flag("health-on-failure", STRING, "what follows when it becomes unhealthy: none, kill, restart or stop", "none"),
+    Flag("no-healthcheck", BOOL, "do without the image's health check"),
     Flag("signature", STRING, "file with the image's detached signature"),
 )
 

@@ -40,6 +40,10 @@ class AppInfo(NamedTuple):
     """The signal that ended it, if one did."""
     oom_killed: bool = False
     restarts: int = 0
+    health: str = ""
+    """starting, healthy or unhealthy while it runs and somebody looks."""
+    health_text: str = ""
+    """Why it is unhealthy."""
     mounts: tuple[AppMount, ...] = ()
     user_annotations: tuple[tuple[str, str], ...] = ()
     user_labels: tuple[tuple[str, str], ...] = ()
@@ -98,6 +102,7 @@ _UNFINISHED = (State.EMBRYO, State.PREPARING, State.ABORTED_PREPARE, State.GARBA
 
 def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppInfo:
     ending = pod.ending(app.name) or _UNKNOWN
+    health = poddir.read_health(pod.base, app.name) if state is State.RUNNING and ending is _UNKNOWN else ("", "")
     started_at = pod.app_started_at(app.name)
     # A flavour that records starts has a file for each app it has started; of the others all start with the pod.
     waiting = started_at is None and (pod.records_starts() or behaviour.is_mutable(manifest))
@@ -112,6 +117,8 @@ def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppI
         signal=ending.signal,
         oom_killed=ending.oom,
         restarts=pod.restarts(app.name),
+        health=health[0],
+        health_text=health[1],
         mounts=_mounts(manifest, app),
         user_annotations=app.app.user_annotations if app.app else (),
         user_labels=app.app.user_labels if app.app else (),
@@ -168,6 +175,8 @@ def app_to_json(pod: PodInfo, app: AppInfo) -> dict[str, Any]:
         "signal": app.signal or None,
         "oom_killed": app.oom_killed or None,
         "restarts": app.restarts or None,
+        "health": app.health or None,
+        "health_reason": app.health_text or None,
         "image_id": app.image_id,
         "mounts": [mount._asdict() for mount in app.mounts],
         "user_annotations": dict(app.user_annotations),

@@ -16,6 +16,7 @@ _PATHS = (
     "uuid-file-save",
 )  # fmt: skip
 """Flags whose value is a path of the machine."""
+_NOT_IN_A_UNIT = {"detach": "the unit runs the pod", "interactive": "a unit has no terminal"}
 _FETCHED = ("docker", "remote", "name")
 _GRACE = 15
 """Seconds that systemd waits longer for the pod than the pod waits for its apps."""
@@ -73,8 +74,10 @@ def render(unit: Unit) -> str:
 
 
 def of_pod(uuid: str, name: str, flags: Values, stop_seconds: int) -> Unit:
-    """The unit that starts one pod again and again, with the same global flags."""
-    return Unit(f"rkpy pod {name or uuid}", "rkpy-start", (*global_words(flags), "start", uuid), stop_seconds)
+    """The unit that starts one pod again and again, with these flags."""
+    _check_runtime(flags)
+    asked = (*global_words(flags), "start", *words(flags, options.RUNTIME), uuid)
+    return Unit(f"rkpy pod {name or uuid}", "rkpy-start", asked, stop_seconds)
 
 
 def of_run(words: Sequence[str], request: Request) -> Unit:
@@ -82,6 +85,7 @@ def of_run(words: Sequence[str], request: Request) -> Unit:
     flags = request.flags
     _check(request)
     name = flags.get("pod-name") or " ".join(image.reference for image in request.images) or flags.get("pod-manifest")
+    name = name or flags.get("pod-file") or ""
     stop = flags.get("stop-timeout")
     return Unit(
         f"rkpy pod {name}",
@@ -96,10 +100,8 @@ def of_run(words: Sequence[str], request: Request) -> Unit:
 def _check(request: Request) -> None:
     """As much of the words as can be judged without the images."""
     flags = request.flags
-    if flags.boolean("interactive"):
-        raise UsageError("--interactive: a unit has no terminal")
+    _check_runtime(flags)
     behaviour.pod_annotations(flags)
-    netflags.networks(flags.all("net"))
     for text in flags.all("port"):
         ports.exposed_with_pod_port(text)
     for text in flags.all("volume"):
@@ -109,6 +111,13 @@ def _check(request: Request) -> None:
         behaviour.app_annotations(image.flags, {})
         list(values.isolators(image.flags))
         values.variables("environment", image.flags.all("environment"))
+
+
+def _check_runtime(flags: Values) -> None:
+    for name, why in _NOT_IN_A_UNIT.items():
+        if flags.boolean(name):
+            raise UsageError(f"--{name}: {why}")
+    netflags.networks(flags.all("net"))
 
 
 def _fetches(request: Request) -> bool:
@@ -150,7 +159,8 @@ def words(flags: Values, table: Iterable[Flag], *, but: Container[str] = ()) -> 
 def _flag(flag: Flag, value: str) -> str:
     if flag.kind == BOOL and value == "true":
         return f"--{flag.name}"
-    return f"--{flag.name}={os.path.abspath(value) if flag.name in _PATHS and value else value}"
+    is_path = flag.name in _PATHS or (flag.name == "pod-file" and "/" in value)
+    return f"--{flag.name}={os.path.abspath(value) if is_path and value else value}"
 
 
 def image(text: str) -> str:

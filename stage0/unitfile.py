@@ -18,12 +18,12 @@ def quote(word: str) -> str:
     """`word` as one argument of `ExecStart=` and its like, whatever is in it: systemd.service(5), "Command lines", and
     systemd.syntax(7), "Quoting". Neither specifiers (`%`) nor variables (`$`) in it are expanded. Not for the program
     itself, in which systemd replaces no variables: see `program`."""
-    return _quoted(literal(word).replace("$", "$$"))
+    return quoted(literal(word).replace("$", "$$"))
 
 
 def program(path: str) -> str:
     """`path` as the program of `ExecStart=`."""
-    return _quoted(literal(path))
+    return quoted(literal(path))
 
 
 def command(path: str, *arguments: str) -> str:
@@ -52,7 +52,8 @@ def _setting(key: str, value: str) -> str:
     return f"{key}={value}\n"
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
+    """`word` in quotes if it needs them, in which specifiers and variables are still expanded."""
     if word and _PLAIN.issuperset(word):
         return word
     return f'"{"".join(map(_escaped, word))}"'

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from common import syscalls
 from common.errors import LaunchError, reason
@@ -26,8 +27,13 @@ _QUIET = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT
 
 def pack(values: Mapping[str, bytes]) -> int:
     """A detached mount of a file system that holds `values`, for root only. Raises LaunchError."""
+
+    def fill(name: str, fd: int) -> None:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(values[name])
+
     try:
-        return _filled(values, 0)
+        return _filled({name: len(value) for name, value in values.items()}, fill, 0)
     except OSError as error:
         raise LaunchError(f"cannot keep the credentials in memory: {error.strerror or reason(error)}") from error
 
@@ -57,7 +63,7 @@ class Credentials(NamedTuple):
 
     def open_source(self, namespaces: Namespaces = NO_NAMESPACES) -> int:
         try:
-            return _filled(_contents(self.source), self.owner)
+            return _copied(self.source, self.owner)
         except OSError as error:
             raise LaunchError(f"cannot copy the credentials: {error.strerror or reason(error)}") from error
 
@@ -65,7 +71,7 @@ class Credentials(NamedTuple):
         try:
             place = open_target(root, self.target, directory=True)
         except OSError as error:
-            hint = f"a volume covers it: create {self.target} there" if error.errno == errno.EXDEV else ""
+            hint = "create it in the volume that covers it" if error.errno == errno.EXDEV else ""
             why = error.strerror or reason(error)
             raise LaunchError(
                 f'cannot reach "{self.target}" in the app, for its credentials: {why}', hint=hint
@@ -77,22 +83,34 @@ class Credentials(NamedTuple):
         os.close(source)
 
 
-def _contents(directory: str) -> dict[str, bytes]:
-    found = {}
-    for name in os.listdir(directory):
-        with open(f"{directory}/{name}", "rb") as file:
-            found[name] = file.read()
-    return found
+def _copied(directory: str, owner: int) -> int:
+    """By the kernel, so that the values are never in our memory, which can be swapped out."""
+    with ExitStack() as opened:
+        files = {name: opened.enter_context(open(f"{directory}/{name}", "rb")) for name in os.listdir(directory)}
+        sizes = {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
+
+        def fill(name: str, fd: int) -> None:
+            done = 0
+            while done < sizes[name]:
+                done += os.sendfile(fd, files[name].fileno(), done, sizes[name] - done)
+
+        return _filled(sizes, fill, owner)
 
 
-def _filled(values: Mapping[str, bytes], owner: int) -> int:
+def _filled(sizes: Mapping[str, int], fill: Callable[[str, int], None], owner: int) -> int:
     page = os.sysconf("SC_PAGE_SIZE")
-    mount = _memory(sum(-(-len(value) // page) + 1 for value in values.values()) * page, len(values) + 1)
+    mount = _memory(sum(-(-size // page) + 1 for size in sizes.values()) * page, len(sizes) + 1)
     try:
         directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=mount)
         try:
-            for name, value in values.items():
-                _write(directory, name, value, owner)
+            for name in sizes:
+                fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400, dir_fd=directory)
+                try:
+                    fill(name, fd)
+                    os.fchown(fd, owner, owner)
+                    os.fchmod(fd, 0o400)
+                finally:
+                    os.close(fd)
             os.fchown(directory, owner, owner)
             os.fchmod(directory, 0o500)
         finally:
@@ -101,15 +119,6 @@ def _filled(values: Mapping[str, bytes], owner: int) -> int:
         os.close(mount)
         raise
     return mount
-
-
-def _write(directory: int, name: str, value: bytes, owner: int) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400, dir_fd=directory)
-    with open(fd, "wb", buffering=0) as file:
-        while value:
-            value = value[file.write(value) :]
-        os.fchown(fd, owner, owner)
-        os.fchmod(fd, 0o400)
 
 
 def _memory(size: int, inodes: int) -> int:

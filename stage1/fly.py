@@ -16,14 +16,15 @@ from common import files, journal, syscalls
 from common.errors import LaunchError, PodError, UsageError, reason
 from common.imports import seal
 from common.records import NamedTuple
-from stage1 import boot, logdriver, mounts, poddir
+from stage1 import appsockets, boot, logdriver, mounts, poddir
 from stage1.credentials import TARGET, VARIABLE, Credentials, show
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from stage1.limits import Limits
-from stage1.plan import FILE, JOURNALD, ON_ANY_FAILURE
+from stage1.plan import FILE, HEALTHY, JOURNALD, ON_ANY_FAILURE, READY_NOTIFY, READY_STARTED
 from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
+from stage1.systemd import notify
 from stage1.systemd.given import FIRST_SOCKET, booted
 from stage1.systemd.membership import Membership
 from stage1.systemd.registrar import announce
@@ -31,6 +32,8 @@ from stage2.launch import LaunchSpec, launch, run_and_wait
 
 NETWORKS = False
 NO_NEW_PRIVILEGES = "os/linux/no-new-privileges"
+_NOTIFY = f"{appsockets.TARGET}/{appsockets.NOTIFY}"
+"""Where the app has the service manager's socket."""
 _STREAMS = ("--stdin", "--stdout", "--stderr")
 
 
@@ -51,8 +54,20 @@ def plan(pod: PreparedPod) -> Plan:
     root: OverlayRoot | CopiedRoot = CopiedRoot(place)
     if app.layers:
         root = OverlayRoot(app.layers, poddir.overlay(pod.directory, app.name), place, pod.uuid)
-    steps = mounts.arrange((_volume(pod, mount) for mount in app.mounts), _defaults(pod))
+    steps = mounts.arrange((_volume(pod, mount) for mount in app.mounts), (*_defaults(pod), *_notify_socket(pod)))
     return Plan(root, (*steps, mounts.ReadOnlyRoot()) if app.read_only_root else steps)
+
+
+def _notifies(pod: PreparedPod) -> bool:
+    """Whether the app is to speak to the service manager itself: it is the process that was started."""
+    return bool(pod.given.notify) and (pod.apps[0].notifies or pod.ready == READY_NOTIFY)
+
+
+def _notify_socket(pod: PreparedPod) -> Iterator[mounts.Step]:
+    """The service manager's own. An abstract one is there already, with the host's network."""
+    path = pod.given.notify
+    if _notifies(pod) and os.path.exists(path):
+        yield mounts.Bind(path, _NOTIFY, read_only=False, recursive=False, about="socket of the service manager")
 
 
 def _volume(pod: PreparedPod, mount: Mount) -> mounts.Bind | mounts.MemoryVolume:
@@ -103,6 +118,8 @@ def check(pod: PreparedPod) -> list[str]:
         warnings.append(
             f'fly ignores --restart={app.restart.policy} of app "{app.name}": nothing stays to start it again'
         )
+    if app.health is not None:
+        warnings.append(f'fly ignores the health check of app "{app.name}": nothing stays to look after it')
     if pod.log_driver == JOURNALD:
         logdriver.choose(pod.log_driver, there=journal.is_there())
     if pod.log_driver == JOURNALD and not pod.given.journal:
@@ -125,6 +142,8 @@ def _refuse(pod: PreparedPod) -> None:
         raise UsageError(f"fly runs one app per pod, not {len(pod.apps)}", hint="use another --stage1")
     if not pod.apps[0].app.exec:
         raise UsageError(f'app "{pod.apps[0].name}" has nothing to execute', hint="name a program with --exec")
+    if pod.ready == HEALTHY:
+        raise UsageError("fly cannot wait until an app is healthy: nothing stays to look", hint="use another --stage1")
     if pod.ipc == "private":
         raise UsageError("fly has no IPC namespaces", hint="leave out --ipc=private, or use another --stage1")
     if pod.private_users:
@@ -167,15 +186,26 @@ def run(pod: PreparedPod) -> NoReturn:
     spec = _with_journal(pod, launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,)))
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
+    manager = notify.Sender(pod.given.notify)
     seal()
     switch_root(root.fd)
-    if credentials >= 0:
-        spec = spec._replace(environment=(*spec.environment, (VARIABLE, TARGET)))
+    if _notifies(pod):
+        spec = spec._replace(environment=(*spec.environment, *_told(pod)))
+    spec = spec._replace(environment=(*spec.environment, *_credentials_variable(credentials >= 0)))
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
+    if not _notifies(pod) or pod.ready == READY_STARTED:
+        manager.send("READY=1\nSTATUS=1 app running")
     sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.listening]
     launch(spec, sockets=sockets, credentials=credentials)
+
+
+def _told(pod: PreparedPod) -> Iterator[tuple[str, str]]:
+    """Variables of an app that speaks to the service manager (sd_notify(3), sd_watchdog_enabled(3))."""
+    yield "NOTIFY_SOCKET", pod.given.notify if pod.given.notify.startswith("@") else _NOTIFY
+    if pod.given.watchdog:
+        yield "WATCHDOG_USEC", str(pod.given.watchdog)
 
 
 def _join_unit(pod: PreparedPod) -> None:
@@ -204,6 +234,10 @@ def _with_journal(pod: PreparedPod, spec: LaunchSpec) -> LaunchSpec:
 
     stream = journalstream.rename(pod.given.journal, app.name)
     return spec._replace(environment=(*spec.environment, ("JOURNAL_STREAM", stream))) if stream else spec
+
+
+def _credentials_variable(there: bool) -> tuple[tuple[str, str], ...]:
+    return ((VARIABLE, TARGET),) if there else ()
 
 
 def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int, ...]) -> LaunchSpec:
@@ -237,6 +271,7 @@ def enter(request: EnterRequest) -> NoReturn:
     leader = poddir.read_leader(request.directory)
     if leader is None:
         raise PodError("the pod has no leader yet", hint="wait until it runs")
+    own = _credentials_variable(os.path.isdir(poddir.credentials(request.directory)))
     try:
         _join(leader)
     except (ProcessLookupError, FileNotFoundError) as error:  # the latter from below /proc/PID, when it goes meanwhile
@@ -244,7 +279,8 @@ def enter(request: EnterRequest) -> NoReturn:
     except OSError as error:
         raise LaunchError(f"cannot enter the pod's mount namespace: {reason(error)}") from error
     argv = request.command or (("/bin/bash",) if os.access("/bin/bash", os.X_OK) else ("/bin/sh",))
-    launch(_as_requested(launch_spec(request.app, argv, keep_fds=()), request))
+    spec = launch_spec(request.app, argv, keep_fds=())
+    launch(_as_requested(spec._replace(environment=(*spec.environment, *own)), request))
 
 
 def _as_requested(spec: LaunchSpec, request: EnterRequest) -> LaunchSpec:

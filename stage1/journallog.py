@@ -392,4 +392,5 @@ def app_fields(plan: PodPlan, app: AppPlan) -> bytes:
         "CONTAINER_TAG": app.name,
         "IMAGE_NAME": app.image_name,
     }
-    return journal.entry((*pod_fields(plan).items(), *image_fields(app).items(), *containers.items()))
+    ours = {**pod_fields(plan), "RKPY_APP": app.name, "RKPY_IMAGE_ID": app.image_id}
+    return journal.entry((*ours.items(), *containers.items()))

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -339,7 +340,7 @@ class Monitor:
             raise LaunchError(rest)
         elif not text:
             self._loop.stop()
-        elif verb in ("started", "terminal", "failed", "ended", "again", "idle"):
+        elif verb in ("started", "terminal", "failed", "ended", "again", "idle", "health"):
             name, _, rest = rest.partition(" ")
             if name in self._apps:
                 getattr(self, f"_{verb}")(self._apps[name], rest, fds)
@@ -409,6 +410,13 @@ class Monitor:
         app.state = EXITED
         if app.streams is not None:
             app.streams.close()
+
+    def _health(self, app: _App, rest: str, _fds: list[int]) -> None:
+        state, _, _ = rest.partition(" ")
+        text = "".join(char if char.isprintable() else " " for char in rest)
+        self._record(poddir.write_health, app, text.strip())
+        if self._service is not None:
+            self._service.health(app.plan.name, state)
 
     def _write_status(self, app: _App, words: list[str]) -> None:
         app.state = EXITED
@@ -512,7 +520,8 @@ class Monitor:
         if self._keyboard is not None:
             self._keyboard.close()
         if self._service is not None:
-            self._service.stopping()
+            error = sys.exc_info()[1]
+            self._service.stopping("stopping" if error is None else f"failed: {error}")
             self._service.close()
         self._loop.remove(self._supervisor.channel.fileno())
         os.kill(self._supervisor.pid, signal.SIGKILL)

@@ -18,6 +18,8 @@
     etc/{hosts,hostname}      for apps whose image has none
     status/APP                how the app ended, see `read_ending`
     started/APP               "PID STARTTIME" of the app's process; its mtime is when the app was started last
+    health/APP                how the app is, in a word, and why; for apps with a health check
+    sockets/APP               sockets by which the app speaks to the monitor (stage1.appsockets)
     restarts/APP              how many times the app has been started again, decimal
     name                      the pod's name, when it has one
     private-users             "SHIFT:COUNT": the host IDs of the pod's user namespace, when it has one
@@ -102,6 +104,10 @@ def restarts(pod: str, app: str) -> str:
     return f"{pod}/restarts/{app}"
 
 
+def health(pod: str, app: str) -> str:
+    return f"{pod}/health/{app}"
+
+
 class Leader(NamedTuple):
     """The process a pod stands and falls with, named so that a reused PID cannot be taken for it."""
 
@@ -162,6 +168,21 @@ def write_started(pod: str, app: str, pid: int) -> None:
 def write_restarts(pod: str, app: str, times: int) -> None:
     """Record how many times `app` has been started again."""
     _write_of_app(restarts(pod, app), str(times))
+
+
+def write_health(pod: str, app: str, text: str) -> None:
+    """Record how `app` is: a word of `stage1.health`, and why."""
+    _write_of_app(health(pod, app), text)
+
+
+def read_health(pod: str, app: str) -> tuple[str, str]:
+    """ "starting", "healthy" or "unhealthy", and why; empty when nobody looks."""
+    try:
+        with open(health(pod, app), encoding="utf-8", errors="replace") as file:
+            state, _, text = file.read(4096).strip().partition(" ")
+        return state, text
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return "", ""
 
 
 def read_started(pod: str, app: str) -> tuple[int, int] | None:

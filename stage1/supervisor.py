@@ -21,6 +21,7 @@ The supervisor says:
     again APP          it is being started again, as was said
     idle APP           it is not started, or not started again: it was stopped before
     ready              every app of the beginning has been started
+    health APP STATE TEXT    it is starting, healthy or unhealthy now, and why
     over STATUS        the pod is over
     pong               it was asked for
 """
@@ -32,7 +33,7 @@ import os
 import select
 import signal
 import stat
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, located, reason
@@ -43,6 +44,9 @@ from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
 from stage2 import listening
 from stage2.launch import LaunchSpec, forget_keys, launch, run_and_wait
+
+if TYPE_CHECKING:
+    from stage1.health import Check
 
 ENDING = (signal.SIGTERM, signal.SIGINT, *(signal.SIGRTMIN + offset for offset in range(3, 7)))
 """Signals that ask the pod to end, among them those by which an init is told to halt, power off, reboot or kexec
@@ -86,6 +90,7 @@ class _App:
         self.promised = False
         """Whether the monitor was told that it is to start again."""
         self.removed = False
+        self.check: Check | None = None
 
     @property
     def busy(self) -> bool:
@@ -281,6 +286,8 @@ class Supervisor:
             os.close(app.pidfd)
             if app.stopping:
                 self._ask_to_end(app)
+            elif app.plan.health is not None:
+                self._watch(app)
             self._review()
 
     def _reap(self) -> None:
@@ -298,12 +305,17 @@ class Supervisor:
                 elif pid == app.handlers:
                     app.handlers = 0
                     self._settle(app)
+                elif app.check is not None and pid == app.check.pid:
+                    app.check.ended(status)
 
     def _main_ended(self, app: _App, status: int) -> None:
         """The app's main process is gone. What it still had to say is heard first."""
         pid = app.pid
         app.pid = 0  # from here on it is somebody else's number
         app.clearing = True
+        if app.check is not None:
+            app.check.end()
+            app.check = None
         while app.report is not None:
             self._listen(app, pid)
         code = os.waitstatus_to_exitcode(status)
@@ -345,6 +357,39 @@ class Supervisor:
             _run_post_stop(app)
         os.close(pidfd)
         app.handlers = pid
+
+    def _watch(self, app: _App) -> None:
+        """See whether it is well, as long as it runs."""
+        health = app.plan.health
+        if health is None:
+            return
+        from stage1.health import Check
+
+        name = app.plan.name
+        app.check = Check(
+            self._loop,
+            health,
+            lambda output: self._probe(app, output),
+            lambda state, text: self._tell(f"health {name} {state} {text}"),
+            lambda: self._treat(app, health.on_failure),
+        )
+        app.check.begin()
+
+    def _probe(self, app: _App, output: int) -> int:
+        """Start the command that tells; its PID. Raises OSError."""
+        pid, pidfd = syscalls.clone3(0, app.cgroup)
+        if pid == 0:
+            _run_check(app, output)
+        os.close(pidfd)
+        return pid
+
+    def _treat(self, app: _App, action: str) -> None:
+        """An app that is not well any more."""
+        if action == "kill":
+            _kill(app.pid, signal.SIGKILL)
+        elif action in ("restart", "stop") and not app.stopping:
+            app.again = action == "restart" and not self._stopping
+            self._stop(app)
 
     def _settle(self, app: _App) -> None:
         """Once nothing of the app runs any more: start it again if that was asked, or count its end."""
@@ -486,6 +531,25 @@ def _run_post_stop(app: _App) -> NoReturn:
         os._exit(0)
 
 
+def _run_check(app: _App, output: int) -> NoReturn:
+    """As the app is run, but for where what it says goes, and that it does not speak for the app."""
+    status = EXIT_FAILURE
+    try:
+        _part()
+        syscalls.setns(app.namespace, syscalls.CLONE_NEWNS)
+        os.setsid()
+        for fd in (1, 2):
+            os.dup2(output, fd)
+        own = tuple(pair for pair in app.plan.launch.environment if pair[0] not in ("NOTIFY_SOCKET", "WATCHDOG_USEC"))
+        argv = app.plan.health.argv if app.plan.health is not None else ()
+        launch(app.plan.launch._replace(argv=argv, environment=own, owns_streams=True))
+    except LaunchError as error:
+        status = error.exit_status
+        os.write(2, str(error).encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(status)
+
+
 def _run_handler(handler: LaunchSpec) -> None:
     try:
         run_and_wait(handler, "post-stop handler")
@@ -503,6 +567,8 @@ def main(plan: PodPlan, monitor: Channel) -> NoReturn:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         # What has no handler the kernel keeps from the first process of a namespace (pid_namespaces(7)).
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if plan.mutable or any(app.health is not None for app in plan.apps):
+            import stage1.health  # noqa: F401  # While that can be done.
         seal()
         _shed(plan, monitor)
         if monitor.receive()[0] != "go":

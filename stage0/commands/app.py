@@ -139,6 +139,8 @@ def _lines(pod: Pod, app: AppInfo) -> Iterator[tuple[str, object]]:
         yield "signal", app.signal
     if app.oom_killed:
         yield "oom_killed", "true"
+    if app.health:
+        yield "health", app.health
     if app.restarts:
         yield "restarts", app.restarts
     if app.mounts:

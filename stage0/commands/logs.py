@@ -69,6 +69,7 @@ class _Log(NamedTuple):
     """The apps that are in it."""
     read: Callable[..., Iterator[Entry]]
     """`logreader.read` or its like, without its first argument."""
+    in_journal: bool = True
 
 
 def _show(log: _Log, app: str, *, follow: bool, since: str, tail: int, timestamps: bool) -> None:
@@ -98,7 +99,7 @@ def _log(pod: Pod) -> _Log:
         logged = logreader.apps(pod.base)
     except OSError as error:
         raise PodError(f'cannot read the logs of pod "{pod.uuid}": {reason(error)}') from error
-    return _Log(pod.uuid, pod, logged, partial(logreader.read, pod.base))
+    return _Log(pod.uuid, pod, logged, partial(logreader.read, pod.base), in_journal=False)
 
 
 def _of_the_past(wanted: str, missing: NoSuchPodError) -> _Log:
@@ -121,6 +122,8 @@ def _choose(log: _Log, app: str) -> list[str]:
     if not log.logged:
         fly = log.pod is not None and log.pod.flavour() == "fly"
         hint = "apps under fly write to the streams of whoever runs them" if fly else ""
+        if log.in_journal and os.geteuid() != 0:
+            hint = "the journal is for root and members of the group systemd-journal"
         raise PodError(f'pod "{log.uuid}" has no logs', hint=hint)
     if not app:
         return log.logged

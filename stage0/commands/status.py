@@ -121,6 +121,11 @@ def _lines(pod: PodInfo) -> list[tuple[str, object]]:
         lines.append(("unit", pod.unit))
     if pod.machine:
         lines.append(("machine", pod.machine))
+    for app in pod.apps:
+        if app.health:
+            lines.append((f"app-{app.name}-health", app.health))
+        if app.health_text:
+            lines.append((f"app-{app.name}-health-reason", app.health_text))
     over = pod.state is not State.RUNNING
     lines.append(("exited", "true" if over else "false"))
     if over:

@@ -16,7 +16,7 @@ FLAGS = {"systemd": options.table(options.PREPARE, options.RUNTIME, options.APP)
 
 
 def systemd(words: Sequence[str]) -> int:
-    """`rkpy systemd UUID`, or the words of `rkpy run`; prints the unit."""
+    """`rkpy systemd UUID` with flags of `rkpy start`, or the words of `rkpy run`; prints the unit."""
     request = grammar.parse(words, {**FLAGS["systemd"], **options.table(options.GLOBAL)})
     unit = _of_pod(request) or podunit.of_run(words, request)
     sys.stdout.write(podunit.render(unit))
@@ -26,9 +26,9 @@ def systemd(words: Sequence[str]) -> int:
 def _of_pod(request: Request) -> podunit.Unit | None:
     """The unit of the pod that the only word names; None for what `rkpy run` would run."""
     settings = config.load(request.flags)
-    if not request.images and request.flags.get("pod-manifest") is None:
+    if not request.images and not {"pod-manifest", "pod-file"} & set(request.flags.typed()):
         raise UsageError("must provide a pod UUID, an image or the pod manifest")
-    others = set(request.flags.typed()) - {flag.name for flag in options.GLOBAL}
+    others = set(request.flags.typed()) - options.table(options.GLOBAL, options.RUNTIME).keys()
     if len(request.images) != 1 or others or request.images[0].flags.typed() or request.images[0].arguments:
         return None
     wanted = request.images[0].reference

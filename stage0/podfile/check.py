@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from aci.image_manifest import App, ImageManifest
 from aci.store import ImageRecord
 from common.errors import RkpyError, UsageError
-from stage0 import assemble, behaviour, config, grammar, netflags, options, ports, reference, values
+from stage0 import assemble, behaviour, config, credentials, grammar, netflags, options, ports, reference, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.commands import run
+from stage0.config import Config
 from stage0.grammar import ImageArguments, Request
 from stage0.options import Values
-from stage0.podfile import generate, pods, search, specifiers, units
+from stage0.podfile import data, generate, pods, search, specifiers, units
 from stage0.podfile.pods import PodWords, Word
 from stage0.podfile.search import PodFile
 from stage0.podfile.syntax import Entry, Mistake, Parsed, Section
@@ -33,7 +34,7 @@ _VERIFY_SECONDS = 30
 _FOUND = re.compile(r":(\d+): (.*)")
 
 
-def mistakes(file: PodFile) -> list[Mistake]:
+def mistakes(file: PodFile, *, ask_systemd: bool = True) -> list[Mistake]:
     """Everything that is wrong with a pod file and its drop-ins, by file and line."""
     if file.masked:
         return []
@@ -43,8 +44,38 @@ def mistakes(file: PodFile) -> list[Mistake]:
     if not search.is_name(file.name):
         found.append(Mistake(file.path, 0, f'"{file.name}" cannot be the name of a unit'))
     found += _values(file, pod)
-    found += _systemd(file, parsed, pod)
+    if ask_systemd:
+        found += _systemd(file, parsed, pod)
     return sorted(dict.fromkeys(found), key=lambda mistake: _place(file, mistake))
+
+
+def of_data(path: str, settings: Config) -> list[Mistake]:
+    """What is wrong with a pod in JSON or TOML; such a file has no lines."""
+    try:
+        words = data.words(path, settings, run.FLAGS["run"])
+    except RkpyError as error:
+        return [Mistake(path, 0, str(error).removeprefix(f"{path}: ").removeprefix(f"open {path}: "))]
+    file = PodFile(os.path.basename(path).partition(".")[0], path)
+    found = [*_of_words(file, words)]
+    together = None if found else _whole(file, [Word(word) for word in words], set(), expand=False)
+    return found if together is None else [Mistake(path, 0, str(together))]
+
+
+def _of_words(file: PodFile, words: list[str]) -> Iterator[Mistake]:
+    """Each flag of a command line alone, with the image it is said of."""
+    image, arguments = "", False
+    for word in words:
+        arguments = (arguments or word == "--") and word != "---"
+        try:
+            if arguments or word == "---":
+                continue
+            if word.startswith("--"):
+                _judge([image, word] if image else [word, "image"])
+            else:
+                image = word
+                reference.parse(word)
+        except RkpyError as error:
+            yield Mistake(file.path, 0, str(error))
 
 
 def _place(file: PodFile, found: Mistake | Entry) -> tuple[int, int]:
@@ -104,6 +135,7 @@ def _judged(request: Request, stage1: str, *, mounts: bool) -> None:
     behaviour.ipc(flags.get("ipc") or "auto")
     if hostname := flags.get("hostname"):
         behaviour.hostname(hostname)
+    _credentials(flags)
     flavours.load(run.flavour(flags, stage1))
     for text in flags.all("port"):
         ports.exposed(text)
@@ -114,6 +146,17 @@ def _judged(request: Request, stage1: str, *, mounts: bool) -> None:
         for index, image in enumerate(request.images)
     ]
     assemble.pod_manifest(_without(flags, mounts, ports_by_name=False), images, {})
+
+
+def _credentials(flags: Values) -> None:
+    """Those that are in files; what the service is given, nobody knows before it starts."""
+    kept = Values()
+    for flag in ("set-credential", "load-credential"):
+        for text in flags.all(flag):
+            name, _, path = text.partition(":")
+            if flag == "set-credential" or path.startswith("/") or not credentials.is_name(name):
+                kept.add(_FLAGS[flag], text)
+    credentials.collect("", kept)
 
 
 def _listed(flags: Values, name: str) -> list[str]:
@@ -159,13 +202,14 @@ def _is_flag(word: Word) -> bool:
     return word.text.startswith("--")
 
 
-def _whole(file: PodFile, words: list[Word], without: set[int]) -> RkpyError | None:
-    kept = [_put_in(word.text, file.name) for index, word in enumerate(words) if index not in without]
+def _whole(file: PodFile, words: list[Word], without: set[int], *, expand: bool = True) -> RkpyError | None:
+    texts = [word.text for index, word in enumerate(words) if index not in without]
+    kept = [_put_in(text, file.name) for text in texts] if expand else texts
     try:
         request = grammar.parse(kept, _FLAGS)
         _judged(request, "", mounts=True)
         if request.flags.get("pod-manifest") is not None and request.images:
-            raise UsageError("PodManifest= is instead of images")
+            raise UsageError("a pod manifest stands instead of images")
     except RkpyError as error:
         return error
     return None
@@ -187,8 +231,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
         name = f"{file.name}instance.service" if file.is_template else file.unit
         path = f"{directory}/{name}"
         with open(path, "w", encoding="utf-8") as unit:
-            # A program that is there, whether rkpy is installed or not.
-            unit.write("".join(re.sub("(?<==)(-?)rkpy ", r"\1/bin/sh ", f"{line.text}\n") for line in lines))
+            unit.write("".join(f"{line.text}\n" for line in lines))
         try:
             done = subprocess.run(
                 [analyze, "verify", "--man=no", "--recursive-errors=no", path],
@@ -196,7 +239,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
                 text=True,
                 errors="replace",
                 timeout=_VERIFY_SECONDS,
-                env={**os.environ, "SYSTEMD_LOG_COLOR": "0"},
+                env={**os.environ, "SYSTEMD_LOG_COLOR": "0", "SYSTEMD_LOG_LEVEL": "info"},
             )
         except (OSError, subprocess.TimeoutExpired):
             return

@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from stage0 import unitfile
+
 _SPACE = " \t\n\r"
 _LETTERS = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, "\\": 92, '"': 34, "'": 39, "s": 32}
 _CODES = {
@@ -14,9 +16,6 @@ _CODES = {
     "U": re.compile("U([0-9a-fA-F]{8})"),
 }
 _OCTAL = re.compile("[0-7]{3}")
-_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./$~^!?*{}()&|<>\[\]#-]+")
-"""What needs no quotes. A semicolon does: alone it would end the command."""
-_ESCAPED = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 class QuotingError(ValueError):
@@ -96,21 +95,10 @@ def _escape(text: str, at: int) -> tuple[bytes, int]:
     raise QuotingError(f"unknown escape sequence \\{kind}: a backslash itself is written twice")
 
 
-def quote(word: str) -> str:
-    """`word` as systemd's command lines take it. Percent and dollar signs keep their meaning there."""
-    if _PLAIN.fullmatch(word):
-        return word
-    return '"' + "".join(_ESCAPED.get(char) or _quoted(char) for char in word) + '"'
-
-
-def _quoted(char: str) -> str:
-    return f"\\x{ord(char):02x}" if char < " " or char == "\x7f" else char
-
-
 def literal(word: str) -> str:
     """`word` without a meaning for its dollar signs: only in command lines systemd puts in variables."""
     return word.replace("$", "$$")
 
 
 def join(words: Iterable[str]) -> str:
-    return " ".join(map(quote, words))
+    return " ".join(map(unitfile.quoted, words))

@@ -69,6 +69,16 @@ def _listed(folder: str, mistakes: list[Mistake]) -> list[str]:
         return []
 
 
+def data_files(folders: Sequence[str]) -> list[str]:
+    """The pods in JSON and TOML, of each name the first."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for entry in _listed(folder, []):
+            if entry.endswith((".json", ".toml")):
+                found.setdefault(entry.rpartition(".")[0], f"{folder}/{entry}")
+    return [found[name] for name in sorted(found)]
+
+
 def at(path: str, folders: Sequence[str]) -> PodFile:
     """The pod that the file `path` describes, wherever it lies; drop-ins beside it count, and those of `folders` when
     it lies in one of them."""

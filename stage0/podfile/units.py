@@ -3,13 +3,11 @@ so that the file has the last word; and nothing is said twice of which there can
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 
 from common.errors import RkpyError
 from common.records import NamedTuple
-from stage0 import config, grammar, options
+from stage0 import config, grammar, options, program, unitfile
 from stage0.podfile import quoting
 from stage0.podfile.keys import PASSED
 from stage0.podfile.pods import PodWords, Word
@@ -50,13 +48,13 @@ def lines(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Line]:
 
 def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "Description", f"Pod {pod.name}"
-    yield "Documentation", "man:rkpy(1)"
-    yield "SourcePath", file.path.replace("%", "%%")
-    yield "RequiresMountsFor", " ".join(quoting.quote(path) for path in (_data(pod), *pod.sources))
+    yield "Documentation", "man:rkpy-run(1)"
+    yield "SourcePath", unitfile.literal(file.path)
+    yield "RequiresMountsFor", " ".join(unitfile.quoted(path) for path in (_data(pod), *pod.sources))
 
 
 def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
-    leading = [word.text for word in pod.leading]
+    command = " ".join((unitfile.command(*program.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
     yield "Type", "notify"
     yield "NotifyAccess", "main"
     yield "Slice", "machine.slice"
@@ -65,28 +63,22 @@ def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "TimeoutStopSec", str(2 * _stop_timeout(pod.stop_timeout) + STOP_MARGIN)
     yield "SuccessExitStatus", "143"
     yield "SyslogIdentifier", "%N"
-    yield "ExecStart", _command([program(), *leading, "run"], pod)
+    yield "ExecStart", _command(f"{command} run", pod)
     if pod.reload_signal:
         signal = quoting.literal(pod.reload_signal)
-        yield "ExecReload", quoting.join([program(), *leading, "kill", f"--signal={signal}", pod.name])
-    yield "ExecStopPost", "-" + quoting.join([program(), *leading, "gc", "--mark-only"])
+        yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {pod.name}"
+    yield "ExecStopPost", f"-{command} gc --mark-only"
 
 
-def _command(leading: list[str], pod: PodWords) -> str:
+def _command(leading: str, pod: PodWords) -> str:
     """A flag, an image or the arguments of an app a line."""
-    rows = [quoting.join(leading), *(quoting.quote(word.text) for word in pod.pod)]
+    rows = [leading, *(unitfile.quoted(word.text) for word in pod.pod)]
     for index, app in enumerate(pod.apps):
-        rows += [quoting.quote(word.text) for word in (app.image, *app.flags)]
+        rows += [unitfile.quoted(word.text) for word in (app.image, *app.flags)]
         if app.arguments:
             end = [Word("---")] if index + 1 < len(pod.apps) else []
             rows.append(quoting.join(word.text for word in (Word("--"), *app.arguments, *end)))
     return " \\\n    ".join(rows)
-
-
-def program() -> str:
-    """This very program, when systemd can start it; or whichever one it finds."""
-    path = sys.argv[0]
-    return path if os.path.isabs(path) and os.path.basename(path) == "rkpy" and os.access(path, os.X_OK) else "rkpy"
 
 
 def _data(pod: PodWords) -> str:
@@ -112,13 +104,14 @@ def _stop_timeout(text: str) -> int:
 
 def broken(file: PodFile) -> str:
     """A unit for a file with mistakes: whoever wants the pod is told that it failed, and `systemctl status` why."""
-    check = quoting.join([program(), "unit", "check", quoting.literal(file.path.replace("%", "%%"))])
+    check = unitfile.command(*program.command(), "unit", "check", file.path)
+    path = unitfile.literal(file.path)
     return "\n".join((
         f"# Made by rkpy's generator from {file.path}, in which there are mistakes.",
         "",
         "[Unit]",
-        f"Description=Pod file {file.path.replace('%', '%%')}, in which there are mistakes",
-        f"SourcePath={file.path.replace('%', '%%')}",
+        f"Description=Pod file {path}, in which there are mistakes",
+        f"SourcePath={path}",
         "",
         "[Service]",
         "Type=oneshot",

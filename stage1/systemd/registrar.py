@@ -96,11 +96,12 @@ def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, machine:
 
     disk = cgroup.disk(pod.directory)
     keep = units.stays(pod.keep_unit)
+    root = poddir.rootfs(pod.directory, pod.apps[0].name) if len(pod.apps) == 1 else pod.directory
     registration = Registration(
         uuid=pod.uuid,
         name=pod.name,
         directory=pod.directory,
-        root=poddir.rootfs(pod.directory, pod.apps[0].name) if len(pod.apps) == 1 else pod.directory,
+        root=root if units.can_be_said(root) else "",
         keep=keep,
         # machined finds a machine's unit by its leader's cgroup, which is nowhere in a unit that is not ours to divide.
         machine=machine and pod.register and (not keep or cgroup.find().delegated),

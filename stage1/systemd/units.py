@@ -57,7 +57,17 @@ def names(uuid: str, name: str, kind: str) -> list[str]:
 def about(uuid: str, name: str, directory: str) -> Iterator[Property]:
     """What tells people which pod a unit is."""
     yield "Description", "s", f"Pod {name} ({uuid})" if name else f"Pod {uuid}"
-    yield "Documentation", "as", ["man:rkpy(1)", f"file:{directory}/pod"]
+    # systemd wants URLs in ASCII, and D-Bus has no words for what is not UTF-8.
+    yield "Documentation", "as", ["man:rkpy(1)", *([f"file:{directory}/pod"] if directory.isascii() else [])]
+    # At the machine's end it is stopped before what it takes to be stopped, and to end well.
+    yield "After", "as", ["dbus.service", "dbus.socket", "network.target"]
+    if can_be_said(directory):
+        yield "RequiresMountsFor", "as", [directory]
+
+
+def can_be_said(path: str) -> bool:
+    """Whether D-Bus can carry it: what is not UTF-8 in names of files are lone surrogates here (PEP 383)."""
+    return not any("\udc80" <= char <= "\udcff" for char in path)
 
 
 def of_scope(pid: int, controller: str, stop_timeout: int) -> Iterator[Property]:

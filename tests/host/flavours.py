@@ -226,9 +226,9 @@ class Ground:
             archive.add(root, "rootfs")
         return path
 
-    def oci(self, *config: str, files: Files = NO_FILES, arrange: Arrange | None = None) -> str:
+    def oci(self, *config: str, files: Files = NO_FILES, arrange: Arrange | None = None, docker: bool = False) -> str:
         """The ID of an image of the same root made by buildah; `config` are words of `buildah config`."""
-        return self._fetch(build_oci(self.new("oci"), str(self.root(files, arrange)), config))
+        return self._fetch(build_oci(self.new("oci"), str(self.root(files, arrange)), config, docker=docker))
 
     def _fetch(self, path: object) -> str:
         return self.rkpy.ok("--insecure-options=image", "fetch", "--full", path).strip()

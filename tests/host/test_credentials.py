@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from common import syscalls
+from stage1 import credentials, mounts
 from tests.host import activating, flavours
 from tests.host.activating import Handed
 from tests.host.flavours import CAPABILITIES, HOST_IDS, NAMESPACES, SEVERAL, SUPERVISED, Ground, Variant, every, until
 
 PLACE = "/run/host/credentials"
 SECRET = "s3cr3t-Zq8"
+TMPFS_MAGIC, RAMFS_MAGIC = 0x01021994, 0x858458F6
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +96,14 @@ def test_root_of_the_pod_cannot_fill_the_memory_with_them(ground: Ground, varian
 
 
 @every(SUPERVISED)
-def test_restarts_and_enter_find_them(ground: Ground, variant: Variant, service: Handed) -> None:
+def test_restarts_find_them(ground: Ground, variant: Variant, service: Handed) -> None:
     app = ground.app(f"read {PLACE}/password + say  + exit 1", "--restart=on-failure:2", "--user=web", "--group=web")
     result = activating.run(ground, service, *ground.words(variant), *app)
     assert result.lines == [SECRET] * 3, result
+
+
+@every()
+def test_enter_finds_them(ground: Ground, variant: Variant, service: Handed) -> None:
     stay = ground.app("say up + sleep", "--user=web", "--group=web")
     with activating.running(ground, service, ground.words(variant), stay) as pod:
         pod.line()
@@ -160,7 +168,8 @@ def test_apps_that_are_added_later_have_them(ground: Ground, variant: Variant) -
 
 
 HOSTILE = {
-    "a link to the kernel's": ({"run": "->/proc"}, "leads into a file system of the kernel"),
+    "a link to the kernel's": ({"run/host/credentials": "->/proc/tty"}, "leads into a file system of the kernel"),
+    "a link to where nothing can be made": ({"run": "->/proc"}, "cannot reach"),
     "a file": ({"run": "a file"}, "cannot reach"),
 }
 
@@ -199,3 +208,35 @@ def test_what_makes_no_sense_is_refused(ground: Ground, flag: str, text: str) ->
     assert text in said
     assert SECRET not in said
     assert ground.rkpy.pods() == pods
+
+
+@pytest.mark.parametrize("lacking", [(), ("noswap",), ("noswap", "ramfs")], ids=["tmpfs", "ramfs", "nothing better"])
+def test_the_memory_is_the_best_there_is(lacking: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels before 6.4 and user namespaces do not have all of it."""
+    real = mounts.new_file_system
+
+    def limited(kind: str, attributes: int, *options: tuple[str, str | None]) -> int:
+        if kind in lacking or any(key in lacking for key, _ in options):
+            raise OSError(errno.EINVAL, "no such thing here")
+        return real(kind, attributes, *options)
+
+    monkeypatch.setattr(credentials, "new_file_system", limited)
+    values = {"empty": b"", "large": bytes(range(256)) * 2048, "small": b"\0"}
+    mount = credentials.pack(values)
+    try:
+        copy = credentials.Credentials(f"/proc/self/fd/{mount}", 1234).open_source()
+        try:
+            top = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=copy)
+            for name, value in values.items():
+                with open(os.open(name, os.O_RDONLY, dir_fd=top), "rb") as file:
+                    assert file.read() == value
+                    found = os.fstat(file.fileno())
+                assert (found.st_uid, found.st_mode & 0o777) == (1234, 0o400)
+            assert sorted(os.listdir(top)) == sorted(values)
+            assert os.fstat(top).st_mode & 0o777 == 0o500
+            assert syscalls.filesystem_type(top) == (RAMFS_MAGIC if lacking == ("noswap",) else TMPFS_MAGIC)
+            os.close(top)
+        finally:
+            os.close(copy)
+    finally:
+        os.close(mount)

@@ -16,7 +16,7 @@ import pytest
 from aci.store import Store
 from tests import servers
 from tests.host import flavours, servicemanager
-from tests.host.flavours import SEVERAL, SUPERVISED, Ground, Variant, every, until
+from tests.host.flavours import FLY, SEVERAL, SUPERVISED, Ground, Variant, every, until
 from tests.host.servicemanager import Manager, service
 from tests.images import make_aci, manifest
 
@@ -190,16 +190,17 @@ def test_reloads_of_a_single_app_are_passed_on(variant: Variant, ground: Ground,
 
 
 @every(SUPERVISED)
-def test_extensions_are_passed_on_while_it_starts_and_stops(
-    variant: Variant, ground: Ground, image: str, host: Manager
+def test_extensions_are_passed_on_while_it_starts(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
-    steps = ("say:EXTEND_TIMEOUT_USEC=1000000", "say:READY=1", "barrier", "say:EXTEND_TIMEOUT_USEC=2000000", "print:x")
-    with service(
-        ground, ground.words(variant), [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address
-    ) as running:
+    wait = go(tmp_path / "go")
+    steps = ("say:EXTEND_TIMEOUT_USEC=1000000", "say:READY=1", wait, "say:EXTEND_TIMEOUT_USEC=2000000", "barrier")
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    with service(ground, words, [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address) as running:
         host.until("READY", "1")
-        assert (running.line(), running.line()) == ("barrier", "x")
-        ground.rkpy.ok("status", running.uuid)
+        (tmp_path / "go" / "GO").touch()
+        assert running.line() == "barrier"
+        time.sleep(0.2)  # longer than it takes to pass something on
         assert host.values("EXTEND_TIMEOUT_USEC") == ["1000000"]
 
 
@@ -377,3 +378,230 @@ def test_a_fetch_that_is_asked_to_end_is_no_failure(ground: Ground, host: Manage
         os.kill(running.process.pid, signal.SIGTERM)
         assert running.process.wait(timeout=flavours.DEADLINE) == -signal.SIGTERM
     published.go.set()
+
+
+def health(ground: Ground, uuid: str, app: str = "app") -> str:
+    return ground.status(uuid).get(f"app-{app}-health", "")
+
+
+@every(SUPERVISED)
+def test_a_pod_is_ready_once_its_apps_are_healthy(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    go(tmp_path / "go")
+    words = ground.words(variant, "--ready=healthy", *volume(tmp_path / "go"))
+    flags = ('--health-cmd=["/bin/service", "need:/go/GO", "exit:0"]', "--health-interval=100s")
+    with service(ground, words, [app(image, flags=flags)], NOTIFY_SOCKET=host.address) as running:
+        until(lambda: health(ground, running.uuid) == "starting")
+        host.until("STATUS", "waiting for app")
+        assert not host.values("READY")
+        (tmp_path / "go" / "GO").touch()
+        host.until("READY", "1")
+        assert health(ground, running.uuid) == "healthy"
+
+
+@every(SUPERVISED)
+def test_an_app_becomes_unhealthy_and_well_again(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    go(tmp_path / "go")
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    check = '["/bin/service", "need:/go/GO", "exit:0"]'
+    flags = (f"--health-cmd={check}", "--health-interval=200ms", "--health-retries=2", "--user=12", "--group=12")
+    (tmp_path / "go" / "GO").touch()
+    with service(ground, words, [app(image, flags=flags)], NOTIFY_SOCKET=host.address) as running:
+        until(lambda: health(ground, running.uuid) == "healthy")
+        (tmp_path / "go" / "GO").unlink()
+        host.until("STATUS", "app app is unhealthy")
+        until(lambda: health(ground, running.uuid) == "unhealthy")
+        assert ground.status(running.uuid)["app-app-health-reason"] == "exit status 1: no /go/GO"
+        (tmp_path / "go" / "GO").touch()
+        until(lambda: health(ground, running.uuid) == "healthy")
+    assert not [key for key in ground.status(running.uuid) if "health" in key], "it does not run any more"
+
+
+@every(SUPERVISED)
+def test_a_check_that_takes_too_long_is_killed(variant: Variant, ground: Ground, image: str) -> None:
+    flags = (
+        '--health-cmd=["/bin/inspect", "sleep", "1000"]', "--health-timeout=200ms", "--health-interval=100ms",
+        "--health-retries=1",
+    )  # fmt: skip
+    with service(ground, ground.words(variant), [app(image, flags=flags)]) as running:
+        until(lambda: health(ground, running.uuid) == "unhealthy")
+        assert ground.status(running.uuid)["app-app-health-reason"] == "took longer than 0.2 s"
+
+
+@every(SUPERVISED)
+def test_a_check_that_never_stops_writing_is_bounded(variant: Variant, ground: Ground, image: str) -> None:
+    flags = (
+        '--health-cmd=["/bin/service", "every:0:x"]', "--health-timeout=500ms", "--health-interval=100ms",
+        "--health-retries=1",
+    )  # fmt: skip
+    with service(ground, ground.words(variant), [app(image, flags=flags)]) as running:
+        until(lambda: health(ground, running.uuid) == "unhealthy")
+        reason = ground.status(running.uuid)["app-app-health-reason"]
+        assert reason.startswith("took longer than 0.5 s: ")
+        assert "no NOTIFY_SOCKET" in reason
+        assert len(reason) < 600
+
+
+@every(SUPERVISED)
+@pytest.mark.parametrize(
+    ("action", "restart", "restarts"), [("kill", "on-failure:1", "1"), ("restart", "no", "1"), ("stop", "always", "")]
+)
+def test_what_follows_when_an_app_becomes_unhealthy(
+    variant: Variant, ground: Ground, image: str, tmp_path: Path, action: str, restart: str, restarts: str
+) -> None:
+    go(tmp_path / "go")
+    (tmp_path / "go" / "GO").touch()
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    flags = (
+        '--health-cmd=["/bin/service", "need:/go/GO", "exit:0"]', "--health-interval=100ms", "--health-retries=1",
+        f"--health-on-failure={action}", f"--restart={restart}",
+    )  # fmt: skip
+    with service(ground, words, [app(image, flags=flags)]) as running:
+        until(lambda: health(ground, running.uuid) == "healthy")
+        (tmp_path / "go" / "GO").unlink()
+        if restarts:
+            path = ground.rkpy.data / f"pods/run/{running.uuid}/restarts/app"
+            until(lambda: path.exists() and path.read_text().strip() == restarts)
+            (tmp_path / "go" / "GO").touch()
+        else:
+            assert servicemanager.status(running.process) == 0
+
+
+@every(SUPERVISED)
+def test_the_health_check_of_an_oci_image(variant: Variant, ground: Ground, program: bytes) -> None:
+    made = ground.oci(
+        "--healthcheck=CMD /bin/service exit:0", "--healthcheck-interval=1s",
+        files={"bin/service": program}, docker=True,
+    )  # fmt: skip
+    words = ground.words(variant)
+    with service(ground, words, [[made, "--exec=/bin/service", "--", "print:up"]]) as running:
+        until(lambda: health(ground, running.uuid, "oci") == "healthy")
+    with service(ground, words, [[made, "--no-healthcheck", "--exec=/bin/service", "--", "print:up"]]) as running:
+        assert running.line() == "up"
+        assert health(ground, running.uuid, "oci") == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--ready=healthy"], "no app has a health check"),
+        (["--ready=never"], "not one of started, notify, healthy"),
+        (["--health-interval=1s"], "the app has no health check"),
+        (["--health-cmd=true", "--health-interval=0s"], "not from 0.1s"),
+        (["--health-cmd=true", "--health-retries=0"], "not from 1"),
+        (["--health-cmd=true", "--health-retries=x"], "not a number"),
+        (["--health-cmd=true", "--health-timeout=x"], "--health-timeout"),
+        (["--health-cmd=true", "--health-on-failure=cry"], "not one of none, kill, restart, stop"),
+        (["--health-cmd=true", "--no-healthcheck"], "cannot be combined"),
+        (["--health-cmd=[1]"], "not a list of strings"),
+        (["--health-cmd=[}"], "not a list in JSON"),
+        (['--health-cmd=["CMD"]'], "it names no program"),
+    ],
+)
+def test_checks_that_make_no_sense_are_refused(ground: Ground, image: str, flags: list[str], says: str) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    pod = [flag for flag in flags if flag.startswith("--ready")]
+    own = [flag for flag in flags if flag not in pod]
+    assert says in ground.rkpy.refused(*ground.words(variant, *pod), *app(image, flags=tuple(own)))
+    assert not [path for path in ground.rkpy.pods() if "/prepare/" in str(path)]
+
+
+@every(FLY)
+def test_under_fly_the_pod_is_ready_when_the_app_begins(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    with service(
+        ground, ground.words(variant), [app(image, "show:NOTIFY_SOCKET", "exit:0")], NOTIFY_SOCKET=host.address
+    ) as running:
+        assert host.until("READY", "1").pid == running.process.pid
+        assert running.line() == "NOTIFY_SOCKET"
+
+
+@every(FLY)
+@pytest.mark.parametrize("abstract", [False, True])
+def test_under_fly_the_app_speaks_for_itself(
+    variant: Variant, ground: Ground, image: str, tmp_path: Path, abstract: bool
+) -> None:
+    steps = ("show:NOTIFY_SOCKET", "show:WATCHDOG_USEC", "say:STATUS=mine", "say:READY=1", "exit:0")
+    address = f"@rkpy-fly-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with (
+        servicemanager.manager(tmp_path, address) as host,
+        service(
+            ground, ground.words(variant), [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=address,
+            WATCHDOG_USEC="5000000",
+        ) as running,
+    ):  # fmt: skip
+        assert running.line() == f"NOTIFY_SOCKET={address if abstract else '/run/systemd/notify'}"
+        assert running.line() == "WATCHDOG_USEC=5000000"
+        assert host.until("READY", "1").pid == running.process.pid
+        assert host.values("READY") == ["1"]
+        assert "mine" in host.values("STATUS")
+
+
+@every(FLY)
+def test_under_fly_nobody_could_look(variant: Variant, ground: Ground, image: str) -> None:
+    flags = ('--health-cmd=["/bin/service", "exit:0"]',)
+    words = ground.words(variant, "--ready=healthy")
+    assert "fly cannot wait until an app is healthy" in ground.rkpy.refused(*words, *app(image, flags=flags))
+    done = ground.rkpy(*ground.words(variant), *app(image, "exit:0", flags=flags))
+    assert done.status == 0
+    assert "fly ignores the health check" in done.err
+
+
+@every(SUPERVISED)
+def test_the_watchdog_hears_of_a_supervisor_that_is_alive(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    with service(
+        ground, ground.words(variant), [app(image, "show:WATCHDOG_USEC")], NOTIFY_SOCKET=host.address,
+        WATCHDOG_USEC="300000",
+    ) as running:  # fmt: skip
+        assert running.line() == "WATCHDOG_USEC", "it is the pod's"
+        until(lambda: len(host.values("WATCHDOG")) >= 4)
+        assert set(host.values("WATCHDOG")) == {"1"}
+        leader = int(ground.status(running.uuid)["pid"])
+        os.kill(leader, signal.SIGSTOP)
+        try:
+            time.sleep(0.5)  # what was under way
+            before = len(host.values("WATCHDOG"))
+            time.sleep(1)
+            assert len(host.values("WATCHDOG")) == before
+        finally:
+            os.kill(leader, signal.SIGCONT)
+        until(lambda: len(host.values("WATCHDOG")) > before)
+
+
+@every(SEVERAL)
+def test_the_watchdog_hears_of_apps_that_tell(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    wait = go(tmp_path / "go")
+    lively = ("show:WATCHDOG_USEC", "show:WATCHDOG_PID", "say:READY=1", "every:50:WATCHDOG=1")
+    apps = [
+        app(image, *lively, flags=("--name=one", NOTIFIES)),
+        app(image, "say:READY=1", wait, "every:50:WATCHDOG=1", flags=("--name=two", NOTIFIES)),
+        app(image, flags=("--name=three",)),
+    ]
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    with service(ground, words, apps, NOTIFY_SOCKET=host.address, WATCHDOG_USEC="300000") as running:
+        assert {running.line().split()[-1], running.line().split()[-1]} == {"WATCHDOG_USEC=300000", "WATCHDOG_PID"}
+        host.until("READY", "1")
+        time.sleep(0.5)
+        before = len(host.values("WATCHDOG"))
+        time.sleep(1)
+        assert len(host.values("WATCHDOG")) == before, "one of them is silent"
+        (tmp_path / "go" / "GO").touch()
+        until(lambda: len(host.values("WATCHDOG")) > before + 3)
+
+
+@every(SUPERVISED)
+def test_an_app_can_have_the_watchdog_bite(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
+    steps = ("say:READY=1", "say:WATCHDOG=trigger")
+    with service(
+        ground, ground.words(variant), [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address,
+        WATCHDOG_USEC="60000000",
+    ):  # fmt: skip
+        host.until("WATCHDOG", "trigger")

@@ -86,11 +86,27 @@ def test_what_runs_cannot_be_started(rkpy: Rkpy, sleeping: subprocess.Popen[str]
     assert sleeping.poll() is None
 
 
-def test_a_prepared_pod_is_started_for_the_first_time_and_then_again(rkpy: Rkpy, aci: str) -> None:
-    prepared = rkpy.ok("--insecure-options=image", "prepare", "--stage1=fly", aci).strip()
-    for _ in range(2):
-        rkpy.ok("start", prepared)
-        assert "state=exited\n" in rkpy.ok("status", prepared)
+def test_a_prepared_pod_has_its_first_run_and_more(rkpy: Rkpy, aci: str) -> None:
+    words = ("--insecure-options=image", "prepare", "--stage1=fly", "--pod-name=web", aci, "--", "-c")
+    uuid = rkpy.ok(*words, "echo x >> /srv/log; cat /srv/log").strip()
+    assert rkpy.ok("start", "web") == "x\n"
+    assert rkpy.ok("start", uuid) == "x\nx\n"
+    assert "is not prepared: it is exited" in rkpy.refused("run-prepared", uuid)
+
+
+def test_the_unit_of_a_pod_starts_it(rkpy: Rkpy, aci: str) -> None:
+    words = ("--insecure-options=image", "prepare", "--stage1=fly", "--pod-name=web", "--stop-timeout=1m", aci)
+    uuid = rkpy.ok(*words).strip()
+    for name in ("web", uuid, uuid[:8]):
+        unit = rkpy.ok("systemd", name)
+        assert "Description=rkpy pod web\n" in unit
+        assert f" start {uuid}\n" in unit
+        assert f" --dir={rkpy.data} " in unit
+        assert "TimeoutStopSec=75\n" in unit
+        assert "ExecStopPost" not in unit
+    assert f" start --net=none {uuid}\n" in rkpy.ok("systemd", "--net=none", uuid)
+    # That a word of four letters is the beginning of a UUID may be chance.
+    assert "rkpy-run(1)" in rkpy.ok("systemd", uuid[:4])
 
 
 def test_the_name_may_be_somebody_else_s_by_now(rkpy: Rkpy, aci: str) -> None:

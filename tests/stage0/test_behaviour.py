@@ -64,6 +64,9 @@ def test_flags_come_back_as_typed() -> None:
     )
     assert pod("--stop-timeout=0").stop_timeout == 0
     assert pod("--stop-timeout=10ms").stop_timeout == 1
+    assert [pod(f"--log-driver={name}").log_driver for name in ("auto", "journald", "file", "k8s-file")] == [
+        "auto", "journald", "file", "file",
+    ]  # fmt: skip
 
 
 def test_the_names_of_rkt_are_kept() -> None:
@@ -120,6 +123,7 @@ def test_bad_values_of_apps(word: str) -> None:
     [
         "--pod-name=", "--pod-name=a--b", "--pod-name=-a", "--pod-name=A", "--pod-name=" + "x" * 64,
         "--pod-name=deadbeef", "--pod-name=deadbeef-web",
+        "--log-driver=", "--log-driver=none", "--log-driver=syslog",
         "--exit-policy=", "--stop-timeout=-1s", "--stop-timeout=", "--stop-timeout=99999999999",
     ],
 )  # fmt: skip

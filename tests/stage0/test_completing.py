@@ -31,6 +31,8 @@ def test_commands_of_a_group() -> None:
     assert offered("help", "im") == ["image"]
     assert offered("help", "net", "l") == ["list"]
     assert offered("nothing", "") == []
+    assert offered("im", "l") == ["list"]
+    assert "--order=" in offered("im", "li", "--o")
 
 
 def test_flags_before_an_image_and_after_it() -> None:
@@ -38,7 +40,8 @@ def test_flags_before_an_image_and_after_it() -> None:
     assert "--stdin=" in offered("run", "image", "--st")
     assert "--mount=" in offered("run", "--mou")
     assert {"--net", "--net="} <= set(offered("run", "--ne"))
-    assert offered("run", "--debug", "--dir=/x", "--d") == ["--dns=", "--dns-domain=", "--dns-opt=", "--dns-search="]
+    assert offered("run", "--dn") == ["--dns=", "--dns-domain=", "--dns-opt=", "--dns-search="]
+    assert not {"--debug", "--dir="} & set(offered("run", "--debug", "--dir=/x", "--d"))
     assert offered("--de") == ["--debug"]
 
 

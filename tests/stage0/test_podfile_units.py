@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stage0 import program
 from stage0.commands import unit
 from stage0.podfile import check, search, units
 from tests.host.commands import ROOT
@@ -39,7 +40,7 @@ EXPECTED = """\
 # Made by rkpy's generator from {path}: change that, or drop in beside it.
 
 [Unit]
-Documentation=man:rkpy(1)
+Documentation=man:rkpy-run(1)
 SourcePath={path}
 RequiresMountsFor=/var/lib/rkpy "/srv/a b"
 Description=The web
@@ -73,7 +74,7 @@ WantedBy=multi-user.target
 
 @pytest.fixture(autouse=True)
 def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setattr(program, "command", lambda: ("rkpy",))
 
 
 def made(path: str) -> str:
@@ -128,10 +129,8 @@ def test_the_pod_has_time_to_stop(tmp_path: Path, text: str, seconds: int) -> No
 
 
 def test_this_very_program_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = Path(write(tmp_path / "bin/rkpy", "#!/bin/sh\n"))
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "argv", [str(program)])
-    assert f"ExecStart={program} run " in made(write(tmp_path / "web.pod", WEB))
+    monkeypatch.setattr(program, "command", lambda: ("/a b/python", "/x$y/rkpy.py"))
+    assert 'ExecStart="/a b/python" /x$$y/rkpy.py run ' in made(write(tmp_path / "web.pod", WEB))
 
 
 def verify(path: str) -> subprocess.CompletedProcess[str]:
@@ -214,10 +213,10 @@ def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
     assert done.returncode == 254
     assert done.stderr.splitlines() == [
         f"rkpy-generator: {bad}:1: [Pod] names no image: Image= is missing",
-        f"rkpy-generator: {bad}:2: there is no key Imagine= in [Pod]",
+        f"rkpy-generator: {bad}:2: there is no key Imagine= in [Pod]: perhaps Image= is meant",
     ]
-    assert "ExecStart=rkpy run" in (out / "web.service").read_text()
-    assert f"ExecStart=rkpy unit check {bad}\n" in (out / "bad.service").read_text()
+    assert " run \\\n    --pod-name=web" in (out / "web.service").read_text()
+    assert f" unit check {bad}\n" in (out / "bad.service").read_text()
     assert (out / "a.target.wants/bad.service").exists()
 
 
@@ -295,6 +294,17 @@ CHECKED = {
     "GlobalArgs=--insecure-options=x": [(3, 'GlobalArgs=: invalid value "x" for --insecure-options')],
     "RkpyArgs=--foo=1": [(3, "RkpyArgs=: unknown flag: --foo")],
     "RkpyArgs=--memory=1G": [(3, "RkpyArgs=: --memory must follow an image")],
+    "LoadCredential=a": [],
+    "LoadCredential=a:b": [],
+    "LoadCredential=a/b": [(3, "LoadCredential=: --load-credential=a/b: ")],
+    "LoadCredential=a:/nowhere": [(3, "LoadCredential=: --load-credential=a: open /nowhere: no such file")],
+    "SetCredential=a": [(3, "SetCredential=: --set-credential takes ID:VALUE")],
+    "Ready=x": [(3, "Ready=: --ready=x: not one of")],
+    "LogDriver=x": [(3, "LogDriver=: --log-driver=x: not one of")],
+    "HealthCmd=true": [],
+    "HealthInterval=x\nHealthCmd=true": [(3, 'HealthInterval=: ')],
+    "HealthOnFailure=x\nHealthCmd=true": [(3, "HealthOnFailure=: ")],
+    "HealthRetries=x\nHealthCmd=true": [(3, "HealthRetries=: ")],
     "Seccomp=x": [(3, "Seccomp=: --seccomp=x: mode has to be")],
     "Network=default\nVolume=/srv:/srv:ro\nTmpfs=/tmp:size=1M\nExec=a $X ${Y} 100%%\nUser=%i": [],
 }  # fmt: skip
@@ -371,11 +381,40 @@ def test_the_commands(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     rows = [line.split() for line in capfd.readouterr().out.splitlines()]
     assert [row[:2] for row in rows] == [
         ["UNIT", "STATE"],
-        ["bad.service", "1"],
+        ["bad.service", "2"],
         ["off.service", "masked"],
         ["web.service", "good"],
     ]
+    template = write(tmp_path / "etc/pods/db@.pod", "[Pod]\nImage=x\n")
+    assert unit.show([*flags, "db@7"]) == 0
+    assert f"SourcePath={template}\n" in capfd.readouterr().out
     with pytest.raises(Exception, match="is masked"):
         unit.show([*flags, "off"])
     with pytest.raises(Exception, match='no pod file "nope"'):
         unit.show([*flags, "nope"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("net = 'none'\n[[app]]\nimage = 'x'\nmemory = '1G'\nargs = ['--memory=x', '%i']\n", []),
+        ("nett = 'none'\n", ["nett: there is no such key"]),
+        ("x = \n", ["not a TOML document"]),
+        (
+            "port = ['x']\n[[app]]\nimage = 'x'\nmemory = 'x'\n[[app]]\nimage = 'A B'\ncaps-retain = 'FOO'\n",
+            ['--port=x: "" is not a port', '"x" is not a quantity', "A B", 'there is no capability "FOO"'],
+        ),
+        ("dns = 'none'\ndns-search = 'a'\n[[app]]\nimage = 'x'\n", ["--dns=none leaves no place"]),
+    ],
+)
+def test_check_of_data(tmp_path: Path, text: str, said: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "etc/pods/web.toml", text)
+    flags = [f"--local-config={tmp_path}/etc", f"--system-config={tmp_path}/usr"]
+    for words in ([path], []):
+        assert unit.check([*flags, *words]) == (254 if said else 0)
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == len(said), lines
+        for line, expected in zip(lines, said, strict=True):
+            assert line.startswith(f"{path}: ")
+            assert expected in line
+            assert line.count(path) == 1

@@ -13,11 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import journal
 from stage1 import appjournal, journallog
 from stage1.journallog import Journal, JournalLog
 from stage1.logs import LIMIT
 from stage1.loop import Loop
+from stage1.plan import JOURNALD, AppPlan, PodPlan
+from stage1.rootfs import CopiedRoot
 from stage1.streams import AppStreams, Streams
+from stage2.launch import LaunchSpec
 
 DEADLINE = 60.0
 
@@ -174,6 +178,49 @@ def test_no_byte_is_lost(pieces: list[list[bytes]]) -> None:
         if b"CONTAINER_PARTIAL_MESSAGE" not in entry:
             found.append(b"")
     assert found[:-1] == (wanted if wanted[-1] or text.endswith(b"<4>") else wanted[:-1])
+
+
+def test_events_of_a_pod(place: Place) -> None:
+    """What no test with a real journal can bring about everywhere: an app that runs out of memory."""
+    launch = LaunchSpec("web", ("/bin/web",), (), "0", "0", (), "/", False, ())
+    app = AppPlan("web", CopiedRoot("/"), (), launch, image_id="sha512-1", image_name="example.com/web:1")
+    plan = PodPlan("uuid", "/", -1, (app,), "host", log_driver=JOURNALD, journal=True)
+    told = journallog.PodJournal(place.loop, plan, place.path)
+    log = told.log(app)
+    told.app_started(app, 12)
+    log.started(1)
+    log.write("stdout", b"unfinished")
+    log.ended()
+    told.app_ended(app, 137, 9, oom=True, asked=False)
+    told.pod_ended(137)
+    done: list[bool] = []
+    told.when_written(lambda: done.append(True))
+    place.run(lambda: done)
+    place.hear()
+    started, line, oom, ended, over = place.heard
+    assert (started[b"MESSAGE"], started[b"RKPY_PID"]) == (b'App "web" of pod "uuid" started', b"12")
+    assert (line[b"MESSAGE"], line[b"CONTAINER_NAME"], line[b"IMAGE_NAME"]) == (
+        b"unfinished", b"uuid-web", b"example.com/web:1",
+    )  # fmt: skip
+    assert (oom[b"MESSAGE_ID"], oom[b"PRIORITY"]) == (journal.OOM.encode(), b"4")
+    assert (ended[b"RKPY_OOM"], ended[b"RKPY_EXIT_SIGNAL"], ended[b"RKPY_EXIT_STATUS"]) == (b"1", b"9", b"137")
+    assert ended[b"RKPY_IMAGE_NAME"] == b"example.com/web:1"
+    assert b"RKPY_APP" not in over
+    assert {entry[b"RKPY_POD_UUID"] for entry in place.heard} == {b"uuid"}
+    assert told.losses() == ""
+
+
+def test_with_files_events_wait_for_nobody(place: Place) -> None:
+    plan = PodPlan("uuid", "/", -1, (), "host", journal=True)
+    told = journallog.PodJournal(place.loop, plan, place.path)
+    told.pod_started()
+    place.hear()
+    assert [entry[b"MESSAGE"] for entry in place.heard] == [b'Pod "uuid" started']
+    place.go()
+    told.pod_ended(0)
+    done: list[bool] = []
+    told.when_written(lambda: done.append(True))
+    assert done
 
 
 def test_a_slow_journal_holds_the_app_up(place: Place) -> None:

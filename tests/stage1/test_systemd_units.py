@@ -65,3 +65,10 @@ def test_a_share_too_small_for_the_usual_period_gets_a_longer_one() -> None:
 
 def test_without_a_disk_there_are_no_limits_of_io() -> None:
     assert "IOReadIOPSMax" not in resources(Limits(io_operations=10), disk="")
+
+
+@pytest.mark.parametrize(("directory", "told"), [("/var/lib/a b", 2), ("/tmp/ü", 1), ("/tmp/\udcff", 1)])
+def test_a_directory_of_any_name_is_no_reason_to_fail(directory: str, told: int) -> None:
+    found = {name: value for name, _, value in units.about("7eb60bb3", "", directory)}
+    assert len(str(found["Documentation"]).split(",")) == told
+    assert ("RequiresMountsFor" in found) == ("\udcff" not in directory)

@@ -6,6 +6,7 @@
    show:NAME       print NAME=VALUE of the environment, or NAME
    print:TEXT      a line on standard output
    wait:PATH       until there is such a file
+   need:PATH       end with status 1 and a word about it unless there is such a file
    sleep:MS
    ignore:NUMBER   a signal
    exit:STATUS
@@ -13,6 +14,7 @@
    At the end it waits for signals: SIGHUP is a reload, SIGTERM a good end. */
 #define _GNU_SOURCE
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,11 +34,12 @@ static void say(const char *text, int fd) {
     char data[300000];
     if (!path) { puts("no NOTIFY_SOCKET"); return; }
     snprintf(to.sun_path, sizeof to.sun_path, "%s", path);
+    if (path[0] == '@') to.sun_path[0] = '\0';
     snprintf(data, sizeof data, "%s", text);
     for (char *c = data; *c; c++) if (*c == '|') *c = '\n';
     struct iovec part = {data, strlen(data)};
     union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } extra = {0};
-    struct msghdr message = {.msg_name = &to, .msg_namelen = sizeof to, .msg_iov = &part, .msg_iovlen = 1};
+    struct msghdr message = {.msg_name = &to, .msg_namelen = offsetof(struct sockaddr_un, sun_path) + strlen(path), .msg_iov = &part, .msg_iovlen = 1};
     if (fd >= 0) {
         message.msg_control = &extra;
         message.msg_controllen = sizeof extra;
@@ -86,6 +89,7 @@ int main(int count, char **steps) {
         else if (!strncmp(step, "show:", 5)) getenv(rest) ? printf("%s=%s\n", rest, getenv(rest)) : puts(rest);
         else if (!strncmp(step, "print:", 6)) puts(rest);
         else if (!strncmp(step, "wait:", 5)) while (access(rest, F_OK)) nap(10);
+        else if (!strncmp(step, "need:", 5)) { if (access(rest, F_OK)) { printf("no\n%s\n", rest); return 1; } }
         else if (!strncmp(step, "sleep:", 6)) nap(atol(rest));
         else if (!strncmp(step, "ignore:", 7)) signal(atoi(rest), SIG_IGN);
         else if (!strncmp(step, "exit:", 5)) return atoi(rest);

@@ -1,0 +1,145 @@
+"""The unit that would run a pod."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stage0 import main, program
+
+
+@pytest.fixture(autouse=True)
+def named_rkpy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A program that systemd finds, in a directory with images."""
+    monkeypatch.setattr(program, "command", lambda: ("rkpy",))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "web.aci").touch()
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main.main(["systemd", *words]) == 0, capsys.readouterr()
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main.main(["systemd", *words]) == 254
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def value(unit: str, key: str) -> str:
+    (found,) = (line.partition("=")[2] for line in unit.splitlines() if line.startswith(f"{key}="))
+    return found
+
+
+def test_the_whole_of_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert (
+        printed(capsys, "--pod-name=web", "--port", "8080:80", "./web.aci", "--memory=64M", "--", "-v", "a b")
+        == f"""\
+[Unit]
+Description=rkpy pod web
+Documentation=man:rkpy-run(1)
+
+[Service]
+Type=notify
+ExecStart=rkpy run --pod-name=web --port=8080:80 {tmp_path}/web.aci --memory=64M -- -v "a b"
+ExecStopPost=-rkpy gc --mark-only
+Restart=on-failure
+SuccessExitStatus=143
+KillMode=mixed
+TimeoutStopSec=25
+Delegate=yes
+Slice=machine.slice
+
+[Install]
+WantedBy=multi-user.target
+"""
+    )
+
+
+def test_systemd_accepts_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("needs systemd-analyze")
+    unit = printed(capsys, "docker://redis:7", "--exec=/bin/sh", "--", "-c", "echo \"$HOME\" 100% 'x' \\; # \n ;", "ü")
+    (tmp_path / "pod.service").write_text(unit.replace("=rkpy ", "=true ").replace("=-rkpy ", "=-true "))
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", tmp_path / "pod.service"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_paths_become_absolute_and_nothing_else_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = (
+        "--set-env-file=env",
+        "--dir",
+        "data",
+        "oci:lay:1",
+        "web.aci",
+        "--signature=s",
+        "example.com/x",
+        "--",
+        "./a",
+    )
+    command = value(printed(capsys, *words), "ExecStart")
+    assert command == (
+        f"rkpy run --set-env-file={tmp_path}/env --dir={tmp_path}/data oci:{tmp_path}/lay:1 "
+        f"{tmp_path}/web.aci --signature={tmp_path}/s example.com/x -- ./a"
+    )
+
+
+def test_arguments_end_and_another_image_follows(capsys: pytest.CaptureFixture[str]) -> None:
+    command = value(printed(capsys, "a.com/a", "--", "--net", "---", "a.com/b", "--", "---x"), "ExecStart")
+    assert command == "rkpy run a.com/a -- --net --- a.com/b -- ---x"
+
+
+def test_garbage_is_collected_where_the_pods_are(capsys: pytest.CaptureFixture[str]) -> None:
+    unit = printed(capsys, "--dir=/srv/rkpy", "a.com/a")
+    assert value(unit, "ExecStopPost") == "-rkpy --dir=/srv/rkpy gc --mark-only"
+
+
+@pytest.mark.parametrize(
+    ("words", "waits"),
+    [
+        (("docker://redis",), True),
+        (("example.com/a",), True),
+        (("https://example.com/a.aci",), True),
+        (("./web.aci",), False),
+        (("--pull-policy=never", "example.com/a"), False),
+        (("--store-only", "example.com/a"), False),
+        (("--pull-policy=update", "--store-only=false", "docker://redis"), True),
+    ],
+)
+def test_it_waits_for_the_network_when_images_may_have_to_be_fetched(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], waits: bool
+) -> None:
+    assert ("After=network-online.target" in printed(capsys, *words)) is waits
+
+
+def test_systemd_waits_longer_than_the_pod(capsys: pytest.CaptureFixture[str]) -> None:
+    assert value(printed(capsys, "--stop-timeout=5m", "a.com/a"), "TimeoutStopSec") == "315"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ((), "must provide a pod UUID"),
+        (("--nonsense", "a.com/a"), "unknown flag: --nonsense"),
+        (("--net=a/b", "a.com/a"), "cannot be the name of a network"),
+        (("--port=x", "a.com/a"), "--port"),
+        (("--volume=x", "a.com/a"), "--volume"),
+        (("--stop-timeout=soon", "a.com/a"), "soon"),
+        (("a.com/a", "--restart=often"), "--restart=often"),
+        (("a.com/a", "--memory=much"), "much"),
+        (("--interactive", "a.com/a"), "a unit has no terminal"),
+        (("--detach", "a.com/a"), "the unit runs the pod"),
+        (("--set-env=x", "a.com/a"), "set-env"),
+        (("A B",), "A B"),
+    ],
+)
+def test_what_run_would_refuse_is_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], why: str) -> None:
+    assert why in refused(capsys, *words)
