@@ -110,13 +110,18 @@ class Container:
             "HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
             "RKPY_TESTS_MUST_RUN": "1",
         }  # fmt: skip
+        word = secrets.token_hex(16)
+        # The status comes with the output: systemd-run does not know it when D-Bus has been stopped meanwhile.
+        script = f'"$@"; printf "\\n%s %d\\n" {word} $?'
         result = self.run(
             "systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--working-directory={ROOT}",
             *(f"--setenv={name}={value}" for name, value in environment.items()),
+            "sh", "-c", script, "sh",
             sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *modules,
             deadline=MODULE_DEADLINE,
         )  # fmt: skip
-        assert result.status == 0, f"status {result.status}\n{result.output}\n{self._journal()}"
+        output, _, status = result.output.rpartition(f"\n{word} ")
+        assert status == "0\n", f"status {status or result.status}\n{output or result.output}\n{self._journal()}"
 
     def _journal(self) -> str:
         """The end of it, which says what went wrong more often than not."""
