@@ -661,3 +661,25 @@ def test_apps_that_are_added_tell_and_are_looked_at(ground: Ground, image: str, 
         ground.rkpy.ok("app", "stop", "--app=more", running.uuid)
         ground.rkpy.ok("app", "rm", "--app=more", running.uuid)
         assert not (ground.rkpy.data / f"pods/run/{running.uuid}/sockets/more").exists()
+
+
+@every(SUPERVISED)
+def test_an_app_that_is_being_stopped_is_left_alone(
+    variant: Variant, ground: Ground, image: str, tmp_path: Path
+) -> None:
+    go(tmp_path / "go")
+    (tmp_path / "go" / "GO").touch()
+    flags = (
+        '--health-cmd=["/bin/service", "need:/go/GO", "exit:0"]', "--health-interval=100ms", "--health-retries=1",
+        "--health-on-failure=kill",
+    )  # fmt: skip
+    words = ground.words(variant, "--stop-timeout=100", *volume(tmp_path / "go"))
+    steps = ("ignore:15", "print:up", "wait:/go/STOP", "exit:0")
+    with service(ground, words, [app(image, *steps, flags=flags)]) as running:
+        assert running.line() == "up"
+        until(lambda: health(ground, running.uuid) == "healthy")
+        os.kill(running.process.pid, signal.SIGTERM)
+        (tmp_path / "go" / "GO").unlink()
+        until(lambda: health(ground, running.uuid) == "unhealthy")
+        (tmp_path / "go" / "STOP").touch()
+        assert servicemanager.status(running.process) == 0
