@@ -193,10 +193,18 @@ def _next(line: _Line, word: str) -> _Line:
     if line.name:
         # What follows the program of `enter` and `app exec` is the program's.
         return line._replace(places=(*line.places, word), arguments=line.name != "help" and _expected(line) == "CMD")
-    full = f"{line.group} {word}".strip()
+    full = _whole(line.group, word)
     if full in main.VERBS or full == "help":
         return line._replace(name=full)
     return line._replace(group=full if not line.group else line.group)
+
+
+def _whole(group: str, word: str) -> str:
+    """The command or the group that `word` begins, as far as that is clear; as `main.find_command` takes it."""
+    before = f"{group} " if group else ""
+    names = {name.removeprefix(before).split()[0] for name in (*main.VERBS, "help") if name.startswith(before)}
+    found = [word] if word in names else [name for name in names if name.startswith(word)]
+    return f"{before}{found[0] if len(found) == 1 else word}"
 
 
 def _flags(name: str) -> dict[str, Flag]:

@@ -191,8 +191,7 @@ def run(pod: PreparedPod) -> NoReturn:
     switch_root(root.fd)
     if _notifies(pod):
         spec = spec._replace(environment=(*spec.environment, *_told(pod)))
-    if credentials >= 0:
-        spec = spec._replace(environment=(*spec.environment, (VARIABLE, TARGET)))
+    spec = spec._replace(environment=(*spec.environment, *_credentials_variable(credentials >= 0)))
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
@@ -237,6 +236,10 @@ def _with_journal(pod: PreparedPod, spec: LaunchSpec) -> LaunchSpec:
     return spec._replace(environment=(*spec.environment, ("JOURNAL_STREAM", stream))) if stream else spec
 
 
+def _credentials_variable(there: bool) -> tuple[tuple[str, str], ...]:
+    return ((VARIABLE, TARGET),) if there else ()
+
+
 def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int, ...]) -> LaunchSpec:
     """How to launch `argv` as `app`."""
     section = app.app
@@ -268,6 +271,7 @@ def enter(request: EnterRequest) -> NoReturn:
     leader = poddir.read_leader(request.directory)
     if leader is None:
         raise PodError("the pod has no leader yet", hint="wait until it runs")
+    own = _credentials_variable(os.path.isdir(poddir.credentials(request.directory)))
     try:
         _join(leader)
     except (ProcessLookupError, FileNotFoundError) as error:  # the latter from below /proc/PID, when it goes meanwhile
@@ -275,7 +279,8 @@ def enter(request: EnterRequest) -> NoReturn:
     except OSError as error:
         raise LaunchError(f"cannot enter the pod's mount namespace: {reason(error)}") from error
     argv = request.command or (("/bin/bash",) if os.access("/bin/bash", os.X_OK) else ("/bin/sh",))
-    launch(_as_requested(launch_spec(request.app, argv, keep_fds=()), request))
+    spec = launch_spec(request.app, argv, keep_fds=())
+    launch(_as_requested(spec._replace(environment=(*spec.environment, *own)), request))
 
 
 def _as_requested(spec: LaunchSpec, request: EnterRequest) -> LaunchSpec:

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -519,7 +520,8 @@ class Monitor:
         if self._keyboard is not None:
             self._keyboard.close()
         if self._service is not None:
-            self._service.stopping()
+            error = sys.exc_info()[1]
+            self._service.stopping("stopping" if error is None else f"failed: {error}")
             self._service.close()
         self._loop.remove(self._supervisor.channel.fileno())
         os.kill(self._supervisor.pid, signal.SIGKILL)

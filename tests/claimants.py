@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-import sys
-import types
 import uuid as uuids
 
 import pytest
 
 from common import locks
-from stage1 import network, poddir
-from stage1.network import owners, state
+from stage1 import poddir
+from stage1.network import firewall, owners, state
 
 
 class Pods:
@@ -62,8 +60,5 @@ def claims() -> set[str]:
 def stub_firewall(patch: pytest.MonkeyPatch) -> list[str]:
     """The UUIDs of pods whose elements are withdrawn; the firewall itself is for those who are root."""
     withdrawn: list[str] = []
-    module = types.ModuleType("stage1.network.firewall")
-    module.withdraw = withdrawn.append  # type: ignore[attr-defined]
-    patch.setitem(sys.modules, module.__name__, module)
-    patch.setattr(network, "firewall", module, raising=False)
+    patch.setattr(firewall, "withdraw", withdrawn.append)
     return withdrawn

@@ -6,6 +6,11 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+# How fast a machine is says nothing about rkpy.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 MUST_RUN = os.environ.get("RKPY_TESTS_MUST_RUN") == "1"
 

@@ -77,13 +77,13 @@ def list_files(words: Sequence[str]) -> int:
     if names:
         raise UsageError("unit list takes no arguments")
     from stage0 import render
-    from stage0.podfile import pods
+    from stage0.podfile import check as checking
 
     files, wrong = search.find(search.directories(settings))
     rows = [] if flags.boolean("no-legend") else [("UNIT", "STATE", "FILE", "DROP-INS")]
     for file in files:
-        found = () if file.masked else pods.build(file.name, file.path, search.read(file)).mistakes
-        state = "masked" if file.masked else f"{len(found)} mistakes" if found else "good"
+        found = len(checking.mistakes(file, ask_systemd=False))
+        state = "masked" if file.masked else f"{found} mistake{'s' * (found > 1)}" if found else "good"
         rows.append((file.unit, state, file.path, str(len(file.dropins))))
     sys.stdout.write(render.table(rows))
     sys.stdout.flush()
@@ -109,9 +109,10 @@ def _file(name: str, folders: Sequence[str]) -> PodFile:
     if "/" in name or os.path.isfile(name):
         return search.at(name, folders)
     name = name.removesuffix(".service").removesuffix(search.SUFFIX)
-    for file in search.find(folders)[0]:
-        if file.name == name:
-            return file
+    files = {file.name: file for file in search.find(folders)[0]}
+    template = f"{name.partition('@')[0]}@"  # What systemd makes the instance of when it has no file.
+    if found := files.get(name) or files.get(template if "@" in name else ""):
+        return found
     raise ConfigError(f'there is no pod file "{name}"', hint=f"looked in {', '.join(folders)}")
 
 

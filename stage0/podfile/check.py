@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from aci.image_manifest import App, ImageManifest
 from aci.store import ImageRecord
 from common.errors import RkpyError, UsageError
-from stage0 import assemble, behaviour, config, grammar, netflags, options, ports, reference, values
+from stage0 import assemble, behaviour, config, credentials, grammar, netflags, options, ports, reference, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.commands import run
@@ -34,7 +34,7 @@ _VERIFY_SECONDS = 30
 _FOUND = re.compile(r":(\d+): (.*)")
 
 
-def mistakes(file: PodFile) -> list[Mistake]:
+def mistakes(file: PodFile, *, ask_systemd: bool = True) -> list[Mistake]:
     """Everything that is wrong with a pod file and its drop-ins, by file and line."""
     if file.masked:
         return []
@@ -44,7 +44,8 @@ def mistakes(file: PodFile) -> list[Mistake]:
     if not search.is_name(file.name):
         found.append(Mistake(file.path, 0, f'"{file.name}" cannot be the name of a unit'))
     found += _values(file, pod)
-    found += _systemd(file, parsed, pod)
+    if ask_systemd:
+        found += _systemd(file, parsed, pod)
     return sorted(dict.fromkeys(found), key=lambda mistake: _place(file, mistake))
 
 
@@ -134,6 +135,7 @@ def _judged(request: Request, stage1: str, *, mounts: bool) -> None:
     behaviour.ipc(flags.get("ipc") or "auto")
     if hostname := flags.get("hostname"):
         behaviour.hostname(hostname)
+    _credentials(flags)
     flavours.load(run.flavour(flags, stage1))
     for text in flags.all("port"):
         ports.exposed(text)
@@ -144,6 +146,17 @@ def _judged(request: Request, stage1: str, *, mounts: bool) -> None:
         for index, image in enumerate(request.images)
     ]
     assemble.pod_manifest(_without(flags, mounts, ports_by_name=False), images, {})
+
+
+def _credentials(flags: Values) -> None:
+    """Those that are in files; what the service is given, nobody knows before it starts."""
+    kept = Values()
+    for flag in ("set-credential", "load-credential"):
+        for text in flags.all(flag):
+            name, _, path = text.partition(":")
+            if flag == "set-credential" or path.startswith("/") or not credentials.is_name(name):
+                kept.add(_FLAGS[flag], text)
+    credentials.collect("", kept)
 
 
 def _listed(flags: Values, name: str) -> list[str]:
@@ -226,7 +239,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
                 text=True,
                 errors="replace",
                 timeout=_VERIFY_SECONDS,
-                env={**os.environ, "SYSTEMD_LOG_COLOR": "0"},
+                env={**os.environ, "SYSTEMD_LOG_COLOR": "0", "SYSTEMD_LOG_LEVEL": "info"},
             )
         except (OSError, subprocess.TimeoutExpired):
             return

@@ -26,6 +26,11 @@ _VOLUMES: Mapping[str, Callable[[str, str], volumes.Mounted]] = {
     "Tmpfs": volumes.tmpfs,
 }
 _SEPARATOR = "---"
+_SENSELESS = {
+    "--detach": "the service is the pod",
+    "--interactive": "a service has no terminal",
+    "--pod-file": "this is a pod file",
+}
 
 
 class Word(NamedTuple):
@@ -212,6 +217,9 @@ class _Builder:
                 if not word.startswith("--") or word in ("--", _SEPARATOR):
                     hint = "write --FLAG=VALUE in one word"
                     self.mistakes.append(entry.mistake(f'{name}=: "{word}" is no flag: {hint}'))
+                elif word.partition("=")[0] in _SENSELESS:
+                    why = _SENSELESS[word.partition("=")[0]]
+                    self.mistakes.append(entry.mistake(f"{name}=: {word}: {why}"))
                 elif self._look(word, entry):
                     yield Word(word, entry)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from stage0.podfile.keys import APP, EACH, INSTALL, PASSED, POD, SWAPPED, WORDS, Key
 from stage0.podfile.syntax import Entry, Mistake, Parsed
@@ -69,6 +69,15 @@ def _wrong(entry: Entry, named: list[str]) -> str:
 def _unknown(entry: Entry, known: Mapping[str, object] | frozenset[str]) -> str:
     hint = SWAPPED.get(entry.key, "")
     if not hint:
-        same = [key for key in known if key.lower() == entry.key.lower()]
-        hint = f"it is written {same[0]}=" if same else ""
+        hint = _meant(entry.key, known)
     return f"there is no key {entry.key}= in [{entry.section}]" + (f": {hint}" if hint else "")
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    same = [name for name in known if name.lower() == key.lower()]
+    if same:
+        return f"it is written {same[0]}="
+    near = get_close_matches(key, sorted(known), 1, 0.8)
+    return f"perhaps {near[0]}= is meant" if near else ""

@@ -102,11 +102,11 @@ class Service:
         if not any(self._running.values()):
             self._host.say(WATCHDOG="1")
 
-    def stopping(self) -> None:
+    def stopping(self, why: str = "stopping") -> None:
         """Somebody has asked the pod to end, or it ends by itself."""
         if not self._stopping:
             self._stopping = True
-            self._host.say_now(STOPPING="1", STATUS="stopping")
+            self._host.say_now(STOPPING="1", STATUS="".join(char if char.isprintable() else " " for char in why))
 
     def close(self) -> None:
         self._host.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +14,8 @@ import pytest
 from tests.host import activating, flavours
 from tests.host.activating import Handed, ask, listening, port
 from tests.host.flavours import SEVERAL, SUPERVISED, Ground, Variant, every
+from tests.host.networked import Site, connected, until
+from tests.netlab import Lab
 
 HTTP = {"name": "http", "protocol": "tcp", "port": 80, "count": 1, "socketActivated": True}
 
@@ -194,3 +199,82 @@ def test_a_published_port_that_is_listened_on_is_not_led_into_the_pod(ground: Gr
             assert ask(made) == "inside"
             result = pod.wait()
     assert (result.status, result.err) == (0, ""), result
+
+
+# --- with networks
+
+_LISTEN = """
+import os, socket, sys
+made = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+keep = os.dup(made.fileno()) if made.fileno() == 3 else made.fileno()
+os.dup2(keep, 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with connected() as made:
+        yield made
+
+
+def test_a_port_that_systemd_holds_is_neither_claimed_nor_led_into_the_pod(site: Site) -> None:
+    """Others of the pod are, and without the socket the port would be refused: somebody listens there."""
+    words = ("run", "--port=http:8080", "--port=echo:7007", "example.com/net")
+    file = site.directory / "activated"
+    command = site.rkpy.command(*words[:1], f"--uuid-file-save={file}", *words[1:])
+    process = site.lab.popen(
+        "host", sys.executable, "-c", _LISTEN, "8080", *command,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=site.rkpy.environment(),
+    )  # fmt: skip
+    try:
+        until(lambda: process.poll() is not None or (file.exists() and file.read_text().strip()))
+        uuid = file.read_text().strip()
+        site.ok("status", "--wait-ready=60s", uuid)
+        (pod,) = json.loads(site.ok("list", "--format=json"))
+        assert "8080" not in json.dumps(pod)
+        fds = site.ok("enter", uuid, "/bin/ls", "-l", "/proc/self/fd")
+        assert "socket:" not in fds
+        leader = site.ok("status", uuid)
+        assert "8080" not in leader
+        rules = site.lab.host("nft", "list", "ruleset")
+        assert "7007" in rules
+        assert "8080" not in rules
+        site.lab.leave(int(dict(line.split("=", 1) for line in leader.splitlines())["pid"]))
+        assert "8080" in site.refused("run", "--port=http:8080", "example.com/net")
+        site.ok("stop", uuid)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# --- what an app may not do
+
+
+@every(SEVERAL)
+def test_an_app_reaches_no_socket_of_another(ground: Ground, variant: Variant) -> None:
+    """Neither through PID 1, which holds it for later starts, nor by the number of its descriptor."""
+    look = "try readlink /proc/1/fd/9 + try open /proc/1/fd/9 r + try receive 3 + fds"
+    with listening() as made:
+        handed = Handed([("mine", made)])
+        apps = [*ground.app("answer 3 mine 1", "--name=mine"), "---", *ground.app(look, "--name=other")]
+        words = ground.words(variant, "--exit-policy=until-all")
+        with activating.running(ground, handed, words, apps) as pod:
+            assert [pod.line().partition(": ")[2] for _ in range(6)] == [
+                "/proc/1/fd/9: Permission denied", "/proc/1/fd/9: EACCES", "read: Bad file descriptor",
+                "0 character read", "1 fifo write", "2 fifo write",
+            ]  # fmt: skip
+            assert ask(made) == "mine"
+            assert pod.wait().status == 0
+
+
+@every(SEVERAL)
+def test_a_sandbox_takes_none(ground: Ground, variant: Variant) -> None:
+    with listening() as made:
+        handed = Handed([("http", made)])
+        result = activating.run(ground, handed, "app", "sandbox", *variant.words)
+    assert result.status == 254
+    assert 'socket "http"' in result.err
+    assert "cannot be passed to apps that are added later" in result.err
+    assert result.err.count("\n") == 1

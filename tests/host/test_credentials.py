@@ -96,10 +96,14 @@ def test_root_of_the_pod_cannot_fill_the_memory_with_them(ground: Ground, varian
 
 
 @every(SUPERVISED)
-def test_restarts_and_enter_find_them(ground: Ground, variant: Variant, service: Handed) -> None:
+def test_restarts_find_them(ground: Ground, variant: Variant, service: Handed) -> None:
     app = ground.app(f"read {PLACE}/password + say  + exit 1", "--restart=on-failure:2", "--user=web", "--group=web")
     result = activating.run(ground, service, *ground.words(variant), *app)
     assert result.lines == [SECRET] * 3, result
+
+
+@every()
+def test_enter_finds_them(ground: Ground, variant: Variant, service: Handed) -> None:
     stay = ground.app("say up + sleep", "--user=web", "--group=web")
     with activating.running(ground, service, ground.words(variant), stay) as pod:
         pod.line()

@@ -31,6 +31,8 @@ def test_commands_of_a_group() -> None:
     assert offered("help", "im") == ["image"]
     assert offered("help", "net", "l") == ["list"]
     assert offered("nothing", "") == []
+    assert offered("im", "l") == ["list"]
+    assert "--order=" in offered("im", "li", "--o")
 
 
 def test_flags_before_an_image_and_after_it() -> None:

@@ -62,6 +62,12 @@ def test_flags_may_stand_before_help(capsys: pytest.CaptureFixture[str]) -> None
     assert "rkpy gc" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", main.VERBS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([*name.split(), "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"NAME:\n\trkpy {name} - ")
+
+
 def test_help_shows_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--help"]) == 0
     printed = capsys.readouterr().out

@@ -63,7 +63,7 @@ ExecStart=rkpy run \\
     i \\
     -- serve "two words"
 ExecReload=rkpy kill --signal=HUP web
-ExecStopPost=-rkpy gc --mark-only
+ExecStopPost=-rkpy gc --mark-only --keep-last=web:5
 Restart=always
 ExecStopPost=/bin/true
 
@@ -119,7 +119,7 @@ def test_the_data_directory_is_waited_for(tmp_path: Path) -> None:
     text = made(path)
     assert "RequiresMountsFor=/data/pods\n" in text
     assert "ExecStart=rkpy --dir=/data/pods run " in text
-    assert "ExecStopPost=-rkpy --dir=/data/pods gc --mark-only\n" in text
+    assert "ExecStopPost=-rkpy --dir=/data/pods gc --mark-only --keep-last=web:5\n" in text
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("", 35), ("0", 15), ("1m", 135), ("1500ms", 19), ("%i", 35)])
@@ -213,7 +213,7 @@ def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
     assert done.returncode == 254
     assert done.stderr.splitlines() == [
         f"rkpy-generator: {bad}:1: [Pod] names no image: Image= is missing",
-        f"rkpy-generator: {bad}:2: there is no key Imagine= in [Pod]",
+        f"rkpy-generator: {bad}:2: there is no key Imagine= in [Pod]: perhaps Image= is meant",
     ]
     assert " run \\\n    --pod-name=web" in (out / "web.service").read_text()
     assert f" unit check {bad}\n" in (out / "bad.service").read_text()
@@ -294,6 +294,17 @@ CHECKED = {
     "GlobalArgs=--insecure-options=x": [(3, 'GlobalArgs=: invalid value "x" for --insecure-options')],
     "RkpyArgs=--foo=1": [(3, "RkpyArgs=: unknown flag: --foo")],
     "RkpyArgs=--memory=1G": [(3, "RkpyArgs=: --memory must follow an image")],
+    "LoadCredential=a": [],
+    "LoadCredential=a:b": [],
+    "LoadCredential=a/b": [(3, "LoadCredential=: --load-credential=a/b: ")],
+    "LoadCredential=a:/nowhere": [(3, "LoadCredential=: --load-credential=a: open /nowhere: no such file")],
+    "SetCredential=a": [(3, "SetCredential=: --set-credential takes ID:VALUE")],
+    "Ready=x": [(3, "Ready=: --ready=x: not one of")],
+    "LogDriver=x": [(3, "LogDriver=: --log-driver=x: not one of")],
+    "HealthCmd=true": [],
+    "HealthInterval=x\nHealthCmd=true": [(3, 'HealthInterval=: ')],
+    "HealthOnFailure=x\nHealthCmd=true": [(3, "HealthOnFailure=: ")],
+    "HealthRetries=x\nHealthCmd=true": [(3, "HealthRetries=: ")],
     "Seccomp=x": [(3, "Seccomp=: --seccomp=x: mode has to be")],
     "Network=default\nVolume=/srv:/srv:ro\nTmpfs=/tmp:size=1M\nExec=a $X ${Y} 100%%\nUser=%i": [],
 }  # fmt: skip
@@ -370,10 +381,13 @@ def test_the_commands(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     rows = [line.split() for line in capfd.readouterr().out.splitlines()]
     assert [row[:2] for row in rows] == [
         ["UNIT", "STATE"],
-        ["bad.service", "1"],
+        ["bad.service", "2"],
         ["off.service", "masked"],
         ["web.service", "good"],
     ]
+    template = write(tmp_path / "etc/pods/db@.pod", "[Pod]\nImage=x\n")
+    assert unit.show([*flags, "db@7"]) == 0
+    assert f"SourcePath={template}\n" in capfd.readouterr().out
     with pytest.raises(Exception, match="is masked"):
         unit.show([*flags, "off"])
     with pytest.raises(Exception, match='no pod file "nope"'):

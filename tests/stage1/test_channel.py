@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from stage1 import channel
 from stage1.limits import Limits
 from stage1.mounts import Bind, ReadOnlyRoot
-from stage1.plan import AppPlan, PodPlan, Restart, dumps, loads
+from stage1.plan import AppPlan, HandedSocket, Health, PodPlan, Restart, dumps, loads
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
+from stage1.systemd.given import Given
 from stage2.launch import LaunchSpec
 
 TEXT = st.text(max_size=40)
@@ -26,6 +27,8 @@ STEPS = st.tuples(st.builds(Bind, TEXT, TEXT, st.booleans(), st.booleans(), TEXT
 APPS = st.builds(
     AppPlan, TEXT, ROOTS, STEPS, LAUNCHES, st.tuples(LAUNCHES), st.tuples(), st.just(Streams("tty", "tty", "tty")),
     st.builds(Restart, TEXT, st.integers(0)), st.integers(1, 64), st.builds(Limits, st.integers(0), st.integers(0)),
+    listening=st.tuples(st.builds(HandedSocket, st.integers(0), TEXT, st.booleans())),
+    health=st.none() | st.builds(Health, st.tuples(TEXT, TEXT), st.floats(0, 1e9), st.floats(0, 1e9)),
 )  # fmt: skip
 PODS = st.builds(
     PodPlan,
@@ -35,6 +38,7 @@ PODS = st.builds(
     st.tuples(APPS),
     TEXT,
     limits=st.builds(Limits, st.integers(0), st.integers(0)),
+    given=st.builds(Given, TEXT, st.integers(0), st.tuples(TEXT), TEXT, st.tuples(st.integers(1, 2))),
 )
 
 
