@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import cgroups
+from tests import cgroups, leaks
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("systemd-nspawn", "systemd-run", "machinectl", "dbus-daemon", "nsenter", "unshare", "setpriv")
@@ -63,7 +63,7 @@ class Container:
     def __init__(self, place: Path) -> None:
         """`place`: an empty directory."""
         self.place = place
-        self.name = f"rkpy-test-{secrets.token_hex(4)}"
+        self.name = f"{leaks.CONTAINER}{secrets.token_hex(4)}"
         self._cgroups = [f"{hierarchy}/{self.name}" for hierarchy in HIERARCHIES if _is_hierarchy(hierarchy)]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -110,13 +110,18 @@ class Container:
             "HOME": "/root", "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1",
             "RKPY_TESTS_MUST_RUN": "1",
         }  # fmt: skip
+        word = secrets.token_hex(16)
+        # The status comes with the output: systemd-run does not know it when D-Bus has been stopped meanwhile.
+        script = f'"$@"; printf "\\n%s %d\\n" {word} $?'
         result = self.run(
             "systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--working-directory={ROOT}",
             *(f"--setenv={name}={value}" for name, value in environment.items()),
+            "sh", "-c", script, "sh",
             sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *modules,
             deadline=MODULE_DEADLINE,
         )  # fmt: skip
-        assert result.status == 0, f"status {result.status}\n{result.output}\n{self._journal()}"
+        output, _, status = result.output.rpartition(f"\n{word} ")
+        assert status == "0\n", f"status {status or result.status}\n{output or result.output}\n{self._journal()}"
 
     def _journal(self) -> str:
         """The end of it, which says what went wrong more often than not."""

@@ -23,7 +23,7 @@ def tree(place: Path) -> Path:
         "--no-warn-script-location", "--root-user-action=ignore", f"--root={installed}", wheel,
     )  # fmt: skip
     # The machine has no network; these are what pip would find.
-    for source, target in packages("usr/local/lib/python3.11/dist-packages", "rkpy", "systemd-python").items():
+    for source, target in packages("usr/local/lib/python3.11/dist-packages", "rkpy").items():
         (installed / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, installed / target)
     return installed

@@ -29,10 +29,11 @@ TOOLS = ("qemu-system-x86_64", "mmdebstrap", "mke2fs")
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-container", "dbus", "udev", "kmod", "procps", "python3", "gnupg", "libseccomp2",
     "busybox-static", "ca-certificates", "iproute2", "nftables", "libnss-mymachines", "libpam-systemd",
+    "python3-systemd",
 )  # fmt: skip
 SUITE = "bookworm"
 ROOT_SIZE, PAYLOAD_SIZE = "2G", "512M"
-DISTRIBUTIONS = ("rkpy", "pytest", "hypothesis", "systemd-python")
+DISTRIBUTIONS = ("rkpy", "pytest", "hypothesis")
 """Python packages that go into the guest with all they require; rkpy itself is taken from the checkout."""
 ROOMS = ("aci", "common", "stage0", "stage1", "stage2", "systemd-units", "tests", "rkpy.py", "pyproject.toml")
 

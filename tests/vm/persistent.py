@@ -24,6 +24,9 @@ PORT = "rkpy.agent"
 DEADLINE = 120.0
 """Seconds for a boot or a command; emulated on a busy machine a boot may take a minute."""
 
+PATIENCE = 120
+"""Seconds that something in the machine may take to come true."""
+
 START = f"""\
 until [ -e /dev/virtio-ports/{PORT} ]; do sleep 0.1; done
 exec /usr/bin/python3 -I -S /payload/agent.py
@@ -136,7 +139,11 @@ class Persistent:
     def until(self, script: str, pause: float = 0.2) -> str:
         """Run a script again and again until it succeeds; its output then."""
         # In the guest, so that little time passes between what is waited for and the answer.
-        return self.sh(f"until {{ {script}\n}}; do sleep {pause}; done")
+        return self.sh(
+            f"end=$(($(date +%s) + {PATIENCE})); until {{ {script}\n}}; do sleep {pause};"
+            "[ $(date +%s) -lt $end ] || { journalctl --no-pager --lines=40; exit 124; }; done",
+            deadline=2 * PATIENCE,
+        )
 
     @property
     def console(self) -> str:
