@@ -138,6 +138,16 @@ def _claim(pod: Pod) -> None:
         pod.to_garbage()
 
 
+def surplus(pods: Pods, name: str, keep: int) -> list[str]:
+    """The UUIDs of the dead pods called `name`, but for the `keep` youngest, the oldest first. A service whose pod does
+    not live long makes one after the other, and no grace period is short enough for that."""
+    dead = []
+    for pod in pods.named(name, (podstore.EXITED_GARBAGE,)):
+        with pod:
+            dead.append((pod.created_at or 0, pod.uuid))
+    return [uuid for _, uuid in sorted(dead)[: -keep or None]]
+
+
 def discard(pods: Pods, uuid: str, notice: Callable[[str], None], *, force: bool = False) -> None:
     """Remove the pod with this full UUID now (`rkpy rm`). Its cost does not depend on the number of pods. With `force`
     what its flavour cannot clean up is only given notice of.

@@ -16,6 +16,8 @@ from stage0.podfile.syntax import Entry, Parsed
 
 STOP_MARGIN = 15
 """Seconds beyond what the pod allows its apps and their handlers until systemd kills what is left."""
+_KEPT = 5
+"""Dead pods of a service. Its output is in the journal; without a bound a loop of restarts would fill the disk."""
 _DEFAULT_STOP = 10
 _LISTS = frozenset(("RequiresMountsFor", "SuccessExitStatus", "ExecStopPost", "Documentation"))
 """Keys of ours that add up: these are left to systemd, where an empty value takes ours back."""
@@ -67,7 +69,7 @@ def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
     if pod.reload_signal:
         signal = quoting.literal(pod.reload_signal)
         yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {pod.name}"
-    yield "ExecStopPost", f"-{command} gc --mark-only"
+    yield "ExecStopPost", f"-{command} gc --mark-only --keep-last={pod.name}:{_KEPT}"
 
 
 def _command(leading: str, pod: PodWords) -> str:

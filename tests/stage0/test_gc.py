@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from common import files
 from common.errors import PodError, RkpyError
-from stage0 import again, gc
+from stage0 import again, gc, main
 from stage0.pods import DIRECTORIES, Pod, Pods, State
 from stage1 import flavour
 from tests.living import Living, die, start
@@ -79,6 +79,33 @@ def _collect(pods: Pods, grace: int = 0, expire: int = HOUR, *, mark_only: bool 
 
 def _left(pods: Pods) -> list[str]:
     return [f"{name}/{entry}" for name in DIRECTORIES for entry in os.listdir(f"{pods.root}/{name}")]
+
+
+def _named(pods: Pods, directory: str, name: str, created: int) -> str:
+    uuid = _pod(pods, directory)
+    with pods.find(uuid) as pod:
+        Path(pod.path, "name").write_text(f"{name}\n")
+        path = Path(pod.path, "pod-created")
+        path.touch()
+        os.utime(path, ns=(created, created))
+    return uuid
+
+
+@pytest.mark.parametrize("text", ["web", "web:", ":3", "web:-1", "web:x"])
+def test_what_is_to_stay_has_a_name_and_a_number(tmp_path: Path, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main.main([f"--dir={tmp_path}", "gc", "--mark-only", f"--keep-last={text}"]) == 254
+    assert capfd.readouterr().err == f"rkpy: gc: --keep-last={text}: it takes NAME:N\n"
+
+
+def test_the_youngest_of_a_name_stay(pods: Pods) -> None:
+    old, young, middle = (_named(pods, "exited-garbage", "web", created) for created in (1, 3, 2))
+    _named(pods, "run", "web", 0)
+    _named(pods, "garbage", "web", 0)
+    other = _named(pods, "exited-garbage", "db", 0)
+    assert gc.surplus(pods, "web", 2) == [old]
+    assert gc.surplus(pods, "web", 0) == [old, middle, young]
+    assert gc.surplus(pods, "db", 0) == [other]
+    assert gc.surplus(pods, "web", 3) == gc.surplus(pods, "web", 9) == gc.surplus(pods, "x", 0) == []
 
 
 def test_nothing_to_collect(pods: Pods) -> None:

@@ -18,6 +18,7 @@ from stage1.systemd.given import Given
 from stage2.launch import LaunchSpec
 
 TEXT = st.text(max_size=40)
+TIMES = st.floats(0, 1e6)
 LAUNCHES = st.builds(
     LaunchSpec, TEXT, st.tuples(TEXT, TEXT), st.tuples(st.tuples(TEXT, TEXT)), TEXT, TEXT, st.tuples(st.integers()),
     TEXT, st.booleans(), st.tuples(), st.none() | st.tuples(st.integers(0, 40)), st.tuples(), st.binary(max_size=64),
@@ -27,8 +28,8 @@ STEPS = st.tuples(st.builds(Bind, TEXT, TEXT, st.booleans(), st.booleans(), TEXT
 APPS = st.builds(
     AppPlan, TEXT, ROOTS, STEPS, LAUNCHES, st.tuples(LAUNCHES), st.tuples(), st.just(Streams("tty", "tty", "tty")),
     st.builds(Restart, TEXT, st.integers(0)), st.integers(1, 64), st.builds(Limits, st.integers(0), st.integers(0)),
-    listening=st.tuples(st.builds(HandedSocket, st.integers(0), TEXT, st.booleans())),
-    health=st.none() | st.builds(Health, st.tuples(TEXT, TEXT), st.floats(0, 1e9), st.floats(0, 1e9)),
+    health=st.none() | st.builds(Health, st.tuples(TEXT), TIMES, TIMES, st.integers(0), TIMES, TEXT),
+    listening=st.tuples() | st.tuples(st.builds(HandedSocket, st.integers(0), TEXT, st.booleans())),
 )  # fmt: skip
 PODS = st.builds(
     PodPlan,

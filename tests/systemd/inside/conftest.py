@@ -22,7 +22,7 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     before = leaks.take()
     yield
     left = leaks.children()
-    left += leaks.leaked(before, leaks.take(), directories=(str(tmp_path_factory.getbasetemp()),), strict=False)
+    left += leaks.leaked(before, leaks.take(), marks=(leaks.MARK, str(tmp_path_factory.getbasetemp())))
     assert not left, "left behind:\n" + "\n".join(left)
 
 

@@ -233,10 +233,11 @@ def test_the_files_restart_counts(files: Files, theirs: str) -> None:
     files.write(".pod", files.text(FAILING, rest))
     reload()
     units.run("systemctl", "start", files.unit, check=False)
-    until(lambda: int(units.show(files.unit, "NRestarts")["NRestarts"]) >= 4)
+    until(lambda: int(units.show(files.unit, "NRestarts")["NRestarts"]) >= 8)
     units.run("systemctl", "stop", files.unit)
     until(lambda: said(files.unit).count("begun") >= 4)
     assert not [line for line in said(files.unit) if "is taken" in line]
+    assert len(files.pods()) <= 5
 
 
 def test_a_killed_pod_is_followed_by_another(files: Files) -> None:
