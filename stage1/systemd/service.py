@@ -124,7 +124,10 @@ class Service:
             return
         self._ready = True
         self._on_ready()
-        self._host.say_now(READY="1", STATUS=self._running_text())
+        if self._spoken:
+            self._host.say_now(READY="1")
+        else:
+            self._host.say_now(READY="1", STATUS=self._running_text())
 
     def _summarize(self, event: str = "") -> None:
         self.status("; ".join(filter(None, (event, self._running_text()))))
