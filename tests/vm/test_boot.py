@@ -132,7 +132,7 @@ def test_a_reboot_ends_it_and_starts_it(guest: Persistent) -> None:
     assert web(guest) != pod
     status = guest.sh(f"rkpy status {pod}").splitlines()
     # It was asked to end: nobody pulled the plug.
-    assert "state=exited" in status
+    assert "state=exited garbage" in status
     assert "app-web=143" in status
 
 
@@ -142,7 +142,7 @@ def test_power_is_cut_while_pods_start(guest: Persistent) -> None:
     loop = "while :; do rkpy run --net=none --stage1=nspawn example.com/web --exec=/bin/true; done"
     for number in (1, 2):
         guest.sh(f"systemd-run --quiet --unit=loop-{number} sh -c '{loop}'")
-    guest.until(f'[ -n "$(ls {PODS}/embryo {PODS}/prepare | grep -- -)" ] && [ $(ls {PODS}/run | wc -l) -gt 2 ]')
+    guest.until(f'[ -n "$(ls {PODS}/embryo {PODS}/prepare | grep -- -)" ] && [ $(ls {PODS}/run | wc -l) -gt 1 ]')
     guest.cut()
     guest.boot()
     assert unborn(guest)
