@@ -334,6 +334,8 @@ class Monitor:
             (self._is_ready if self._service is None else self._service.all_started)()
         elif verb == "pong" and self._service is not None:
             self._service.alive()
+        elif verb == "stopping" and self._service is not None:
+            self._service.stopping()
         elif verb == "over":
             self._status = int(rest)
         elif verb == "broken":

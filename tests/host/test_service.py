@@ -683,3 +683,19 @@ def test_an_app_that_is_being_stopped_is_left_alone(
         until(lambda: health(ground, running.uuid) == "unhealthy")
         (tmp_path / "go" / "STOP").touch()
         assert servicemanager.status(running.process) == 0
+
+
+@every(SUPERVISED)
+def test_a_pod_that_rkpy_stops_says_so_while_it_ends(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    """The monitor is not asked then, but the supervisor."""
+    words = [*ground.words(variant), "--pod-name=web", *volume(tmp_path / "go")]
+    steps = app(image, "ignore:15", "print:up", go(tmp_path / "go"))
+    with service(ground, words, [steps], NOTIFY_SOCKET=host.address) as running:
+        host.until("READY", "1")
+        assert running.line() == "up"
+        ground.rkpy.ok("stop", "web")
+        host.until("STOPPING", "1")
+        assert running.process.poll() is None
+        (tmp_path / "go/GO").touch()
