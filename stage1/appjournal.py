@@ -117,7 +117,7 @@ def parse(data: bytes) -> Iterator[Fields]:
     for _ in range(_MAX_ENTRIES):
         fields, at = _parse_entry(data, at)
         if fields:
-            yield fields[:_MAX_FIELDS]
+            yield fields
         if at >= len(data):
             return
 
@@ -135,7 +135,8 @@ def _parse_entry(data: bytes, at: int) -> tuple[Fields, int]:
             value, at = data[at + 8 : at + 8 + size], at + 8 + size + 1
             if data[at - 1 : at] != b"\n":
                 break
-        found.append((name, value))
+        if len(found) < _MAX_FIELDS:  # A message may have hundreds of thousands, and each takes a hundred bytes here.
+            found.append((name, value))
     return found, len(data)
 
 

@@ -6,12 +6,16 @@ that knows systemd finds there what it looks for (sd_notify(3), systemd-journald
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import stat
 import struct
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, SCM_RIGHTS, SHUT_RD, SOCK_DGRAM, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
 
 from common.errors import LaunchError, reason
 from stage1.loop import Loop
@@ -21,9 +25,14 @@ TARGET = "/run/systemd"
 NOTIFY, JOURNAL, SYSLOG = "notify", "journal/socket", "journal/dev-log"
 LARGEST = 1 << 18
 """Bytes of a message that are read; the rest is cut off."""
-_MAX_FDS = 16
+_MAX_FDS = 253
+"""As many as a message may have (SCM_MAX_FD, unix(7)): what there is no room for the kernel closes, in our name."""
 _AT_ONCE = 64
 """Messages that are taken before others have their turn."""
+_HELD = 64
+"""Descriptors that are closed together."""
+_PAUSE = 1.0
+"""Seconds until the next attempt where there could be no process for that."""
 
 Receive = Callable[[bytes, list[int]], None]
 """Gets a message and its descriptors, which it takes out of the list when it keeps them."""
@@ -41,9 +50,12 @@ class AppSocket:
         """Raises LaunchError."""
         self._loop = loop
         self._receive = receive
+        self._held: list[int] = []
+        """Descriptors that are still to be closed."""
         self._socket = Socket(AF_UNIX, SOCK_DGRAM, 0)
         path = f"{directory(pod, app)}/{name}"
         try:
+            _make_place(pod)
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             if os.path.lexists(path):
                 os.unlink(path)
@@ -68,30 +80,126 @@ class AppSocket:
 
     def resume(self) -> None:
         if not self._watched:
-            self._loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self.take())
+            self._loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self._serve())
             self._watched = True
 
     def take(self) -> None:
         """Receive what is waiting."""
         for _ in range(_AT_ONCE):
-            try:
-                data, extra, _, _ = self._socket.recvmsg(
-                    LARGEST, CMSG_SPACE(_MAX_FDS * 4), MSG_CMSG_CLOEXEC | MSG_DONTWAIT
-                )
-            except OSError:
-                return
-            fds = [
-                fd for level, kind, packed in extra if (level, kind) == (SOL_SOCKET, SCM_RIGHTS) for fd in _fds(packed)
-            ]
-            try:
-                self._receive(data, fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+            if not self._take_one():
+                break
+        self._let_go()
+
+    def _serve(self) -> None:
+        """The same, until it is too much."""
+        for _ in range(_AT_ONCE):
+            if not (self._watched and self._take_one()):
+                break
+        if not self._let_go():
+            self.pause()
+            self._loop.call_later(_PAUSE, self._try_again)
+
+    def _try_again(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.resume()
+            self._serve()
+
+    def _take_one(self) -> bool:
+        """Whether there was a message, and may be another."""
+        if len(self._held) >= _HELD and not self._let_go():
+            return False
+        try:
+            data, extra, _, _ = self._socket.recvmsg(LARGEST, CMSG_SPACE(_MAX_FDS * 4), MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+        except OSError:
+            return False
+        fds = [fd for level, kind, packed in extra if (level, kind) == (SOL_SOCKET, SCM_RIGHTS) for fd in _fds(packed)]
+        try:
+            self._receive(data, fds)
+        finally:
+            self._held += fds
+        return True
+
+    def _let_go(self) -> bool:
+        """Whether the descriptors could be closed that nobody wants."""
+        self._held = _close(self._held)
+        return not self._held
 
     def close(self) -> None:
+        if self._socket.fileno() < 0:
+            return
         self.pause()
+        # With the socket the kernel closes what is under way in it, and that is not to keep us either.
+        self._receive = _ignore
+        with suppress(OSError):
+            self._socket.shutdown(SHUT_RD)
+        while self._take_one():
+            pass
+        self._let_go()
         self._socket.close()
+
+
+def _ignore(_data: bytes, _fds: list[int]) -> None:
+    pass
+
+
+def _make_place(pod: str) -> None:
+    """The directory of all apps' sockets. Others on the host may look into the pod's (docs/systemd.md, "What is
+    installed"), and are not to speak for its apps."""
+    place = f"{pod}/sockets"
+    if not os.path.isdir(place):
+        os.makedirs(place, 0o700)
+        os.chmod(place, 0o700)
+
+
+def _close(fds: list[int]) -> list[int]:
+    """Close what an app has sent; those that are left are to be closed later.
+
+    Closing the last copy of a descriptor may take as long as whoever made it likes (SO_LINGER in socket(7), also of
+    what is under way in a Unix socket): hours in which nobody would serve the pod. It takes no time where a process
+    exits, so one does for that."""
+    slow = [fd for fd in fds if not _closes_at_once(fd)]
+    for fd in fds:
+        if fd not in slow:
+            os.close(fd)
+    if not slow:
+        return []
+    try:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        return slow
+    try:
+        child = os.fork()
+        if child == 0:
+            _outlive(ours, theirs)
+        os.waitpid(child, 0)
+    except OSError:
+        return slow
+    else:
+        for fd in slow:
+            os.close(fd)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return []
+
+
+def _outlive(ours: int, theirs: int) -> NoReturn:
+    """A grandchild, whom init reaps, has all our descriptors until our caller has closed them."""
+    try:
+        if os.fork() == 0:
+            os.close(theirs)
+            os.read(ours, 1)
+    finally:
+        os._exit(0)
+
+
+def _closes_at_once(fd: int) -> bool:
+    """A pipe, as BARRIER=1 comes with, or a file in memory, as journal entries do."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return stat.S_ISFIFO(os.fstat(fd).st_mode)
+    return True
 
 
 def _fds(packed: bytes) -> tuple[int, ...]:

@@ -1,0 +1,97 @@
+"""The sockets on which the monitor listens to apps, and what hostile apps send there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stage1.appsockets import NOTIFY, AppSocket
+from stage1.loop import Loop
+
+SECONDS = 20
+"""Far more than anything here takes."""
+
+
+class Ground:
+    """One socket, what it heard, and an app's end of it."""
+
+    def __init__(self, pod: Path) -> None:
+        self.heard: list[tuple[bytes, int]] = []
+        self.loop = Loop()
+        self.place = pod / "sockets"
+        self.socket = AppSocket(self.loop, str(pod), "web", NOTIFY, lambda data, fds: self.hear(data, fds))
+        self.app = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.app.connect(str(self.place / "web" / NOTIFY))
+
+    def hear(self, data: bytes, fds: list[int]) -> None:
+        self.heard.append((data, len(fds)))
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    before = len(os.listdir("/proc/self/fd"))
+    made = Ground(tmp_path)
+    yield made
+    made.socket.close()
+    made.app.close()
+    made.loop.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_others_do_not_speak_for_an_app(ground: Ground) -> None:
+    """The directory is the only way in for those who may look at the pod's."""
+    assert stat.S_IMODE(ground.place.stat().st_mode) == 0o700
+    assert stat.S_IMODE((ground.place / "web").stat().st_mode) == 0o755
+    assert stat.S_IMODE((ground.place / "web" / NOTIFY).stat().st_mode) == 0o666
+
+
+def test_every_descriptor_is_closed(ground: Ground) -> None:
+    ends = os.pipe()
+    for count in (1, 16, 253):
+        socket.send_fds(ground.app, [b"x"], [ends[1]] * count)
+    ground.socket.take()
+    assert ground.heard == [(b"x", 1), (b"x", 16), (b"x", 253)]
+    os.close(ends[1])
+    assert os.read(ends[0], 1) == b""
+    os.close(ends[0])
+
+
+@pytest.mark.parametrize("way", ["taken", "closed"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_no_descriptor_keeps_us(ground: Ground, nested: bool, way: str) -> None:
+    sent, theirs = lingering()
+    if nested:  # Under way in a socket, and that in ours.
+        one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        socket.send_fds(one, [b"x"], [sent.fileno()])
+        one.close()
+        sent.close()
+        sent = two
+    socket.send_fds(ground.app, [b"x"], [sent.fileno()])
+    sent.close()
+    begun = time.monotonic()
+    (ground.socket.take if way == "taken" else ground.socket.close)()
+    assert time.monotonic() - begun < SECONDS / 2
+    theirs.close()
+
+
+def lingering() -> tuple[socket.socket, socket.socket]:
+    """A connection with something to deliver that nobody takes, whose end is a wait for that (SO_LINGER in socket(7)),
+    and its other end."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    ours.setblocking(False)
+    try:
+        while ours.send(bytes(1 << 16)):
+            pass
+    except BlockingIOError:
+        ours.setblocking(True)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, SECONDS))
+    return ours, theirs
