@@ -26,14 +26,19 @@ _HERE = ("detach", "uuid-file-save")
 def run(request: Request, settings: Config, flavour: str) -> int:
     """`rkpy run --detach`: prints the pod's UUID once it is up."""
     _require_systemd(request)
+    bus = Bus()  # before there is anything to take back
     pod = starting.prepared_pod(request, settings, flavour)
-    return _launch(pod, "run-prepared", request, settings)
+    try:
+        return _launch(bus, pod, "run-prepared", request)
+    except BaseException:
+        _give_back(settings, pod.uuid)
+        raise
 
 
 def again(verb: str, request: Request, settings: Config, uuid: str) -> int:
     """`rkpy run-prepared --detach` and `rkpy start --detach`."""
     _require_systemd(request)
-    return _launch(Pods(settings.pods).find(uuid), verb, request, settings)
+    return _launch(Bus(), Pods(settings.pods).find(uuid), verb, request)
 
 
 def _require_systemd(request: Request) -> None:
@@ -52,26 +57,21 @@ def _require_systemd(request: Request) -> None:
             raise UsageError("--load-credential of a detached pod takes ID:PATH with an absolute path")
 
 
-def _launch(pod: Pod, verb: str, request: Request, settings: Config) -> int:
+def _launch(bus: Bus, pod: Pod, verb: str, request: Request) -> int:
     uuid, name = pod.uuid, pod.name()
     with pod:
         properties = [*_service(pod, verb, request)]
-    bus = Bus(timeout=_PATIENCE)
-    bus.listen(JOBS)
-    try:
-        unit, job = start(bus, units.names(uuid, name, "service"), properties)
-        _await(bus, unit, job)
-    except (SystemdError, KeyboardInterrupt):
-        _give_back(settings, uuid)
-        raise
     starting.save_uuid(request.flags.get("uuid-file-save"), uuid)
+    bus.listen(JOBS)
+    unit, job = start(bus, units.names(uuid, name, "service"), properties)
+    _await(bus, unit, job)
     sys.stdout.write(f"{uuid}\n")
     return 0
 
 
 def _await(bus: Bus, unit: str, job: str) -> None:
     try:
-        require_done(bus, unit, job)
+        require_done(bus, unit, job, _PATIENCE)
     except SystemdError as error:
         raise SystemdError(error.message, hint=f"journalctl -u {unit} says why") from error
     except KeyboardInterrupt:

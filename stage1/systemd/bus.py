@@ -124,11 +124,12 @@ class Bus:
         owner: str = self.call(_BUS, "GetNameOwner", "s", (name,))[0]
         return owner
 
-    def wait(self, matches: Callable[[Any], bool]) -> Any:
-        """The first signal that matches, a message of dbus-next."""
+    def wait(self, matches: Callable[[Any], bool], seconds: float | None = None) -> Any:
+        """The first signal that matches, a message of dbus-next. `seconds`: how long, if not as for a call."""
+        deadline = time.monotonic() + (self._timeout if seconds is None else seconds)
         try:
             while True:
-                message = self._signals.popleft() if self._signals else self._receive(time.monotonic() + self._timeout)
+                message = self._signals.popleft() if self._signals else self._receive(deadline)
                 if message.message_type.name == "SIGNAL" and matches(message):
                     return message
         except OSError as error:

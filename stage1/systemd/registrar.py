@@ -95,7 +95,7 @@ def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, machine:
     from stage1.plan import dumps
 
     disk = cgroup.disk(pod.directory)
-    keep = units.stays(pod.keep_unit)
+    keep = units.stays(bool(pod.keep_unit))
     root = poddir.rootfs(pod.directory, pod.apps[0].name) if len(pod.apps) == 1 else pod.directory
     registration = Registration(
         uuid=pod.uuid,
@@ -190,9 +190,10 @@ def start(connection: Bus, names: list[str], properties: list[Property]) -> tupl
                 raise
 
 
-def require_done(connection: Bus, unit: str, job: str) -> None:
+def require_done(connection: Bus, unit: str, job: str, seconds: float | None = None) -> None:
     """Wait for the end of a job; the connection hears of JOBS. Raises SystemdError when it has failed."""
-    result = connection.wait(lambda signal: signal.member == "JobRemoved" and signal.body[1] == job).body[3]
+    removed = connection.wait(lambda signal: signal.member == "JobRemoved" and signal.body[1] == job, seconds)
+    result = removed.body[3]
     if result != "done":
         raise SystemdError(f"systemd could not start {unit}: {result}")
 
