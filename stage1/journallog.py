@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import struct
 import termios
 import time
-from _socket import MSG_DONTWAIT, SCM_CREDENTIALS, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,7 +171,7 @@ class Journal:
 
     def _connect(self) -> None:
         self._socket = journal.connect(self._path)
-        _forget_unit(self._socket)
+        journal.forget_unit(self._socket)
         self._away_since = 0.0
         self._given_up = False
         if self.lost:
@@ -200,17 +198,6 @@ class Journal:
         self._room, calls = [], self._room
         for call in calls:
             call()
-
-
-def _forget_unit(socket: Socket) -> None:
-    """Make the journal look this process up anew: what it knows of a process it believes for a second, and until now
-    this one may have been in another unit. It does so when a sender's group is another; an entry without fields leaves
-    no trace."""
-    credentials = struct.pack("3i", os.getpid(), os.geteuid(), os.getegid() ^ 1)
-    try:
-        socket.sendmsg([b"\n"], [(SOL_SOCKET, SCM_CREDENTIALS, credentials)], MSG_DONTWAIT)
-    except OSError:
-        pass  # It is a matter of a second, and only root may.
 
 
 class JournalLog:

@@ -384,11 +384,13 @@ class Supervisor:
         return pid
 
     def _treat(self, app: _App, action: str) -> None:
-        """An app that is not well any more."""
+        """An app that is not well any more. One that is being stopped has all the time it was given."""
+        if app.stopping:
+            return
         if action == "kill":
             _kill(app.pid, signal.SIGKILL)
-        elif action in ("restart", "stop") and not app.stopping:
-            app.again = action == "restart" and not self._stopping
+        elif action in ("restart", "stop"):
+            app.again = action == "restart"
             self._stop(app)
 
     def _settle(self, app: _App) -> None:

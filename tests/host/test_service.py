@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -605,3 +606,80 @@ def test_an_app_can_have_the_watchdog_bite(variant: Variant, ground: Ground, ima
         WATCHDOG_USEC="60000000",
     ):  # fmt: skip
         host.until("WATCHDOG", "trigger")
+
+
+def test_prepared_pods_know_what_ready_means(ground: Ground, image: str, host: Manager) -> None:
+    uuid = ground.rkpy.ok(
+        "--insecure-options=image", "prepare", "--ready=notify", *app(image, "sleep:100", "say:READY=1")
+    ).strip()  # fmt: skip
+    with service(ground, ["run-prepared", "--net=none"], [[uuid]], NOTIFY_SOCKET=host.address) as running:
+        assert host.until("READY", "1").pid == running.process.pid
+        os.kill(running.process.pid, signal.SIGTERM)
+        assert servicemanager.status(running.process) == 0
+    after = len(host.heard)
+    with service(ground, ["start", "--net=none"], [[uuid]], NOTIFY_SOCKET=host.address):
+        host.until("READY", "1", after=after)
+
+
+def test_an_image_says_that_it_tells(ground: Ground, program: bytes, host: Manager) -> None:
+    path = ground.new("aci") / "tells.aci"
+    section = {"exec": ["/bin/service", "show:NOTIFY_SOCKET"], "user": "0", "group": "0"}
+    annotations = [{"name": "appc.io/executor/supports-systemd-notify", "value": "true"}]
+    made = manifest("example.com/tells", app=section, annotations=annotations)
+    found = ground.rkpy.ok(
+        "--insecure-options=image", "fetch", "--full", make_aci(str(path), made, {"bin/service": program})
+    ).strip()  # fmt: skip
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = ground.words(variant)
+    with service(ground, words, [[found]], NOTIFY_SOCKET=host.address) as running:
+        assert running.line() == "NOTIFY_SOCKET=/run/systemd/notify"
+    no = "--annotation=appc.io/executor/supports-systemd-notify=false"
+    with service(ground, words, [[found, no]], NOTIFY_SOCKET=host.address) as running:
+        assert running.line() == "NOTIFY_SOCKET"
+        host.until("READY", "1")
+    pod = ground.new("manifest") / "pod.json"
+    pod.write_text(json.dumps({
+        "acVersion": "0.8.11", "acKind": "PodManifest",
+        "apps": [{"name": "tells", "image": {"id": found}}],
+    }))  # fmt: skip
+    with service(ground, [*words, f"--pod-manifest={pod}"], [], NOTIFY_SOCKET=host.address) as running:
+        assert running.line() == "NOTIFY_SOCKET=/run/systemd/notify"
+
+
+def test_apps_that_are_added_tell_and_are_looked_at(ground: Ground, image: str, host: Manager) -> None:
+    words = ["--insecure-options=image", "app", "sandbox", "--net=none"]
+    with service(ground, words, [], NOTIFY_SOCKET=host.address) as running:
+        host.until("READY", "1")
+        check = '--health-cmd=["/bin/service", "exit:0"]'
+        ground.rkpy.ok(
+            "app", "add", running.uuid, image, "--name=more", NOTIFIES, check, "--exec=/bin/service", "--",
+            "say:STATUS=added",
+        )  # fmt: skip
+        ground.rkpy.ok("app", "start", "--app=more", running.uuid)
+        host.until("STATUS", "more: added")
+        until(lambda: health(ground, running.uuid, "more") == "healthy")
+        ground.rkpy.ok("app", "stop", "--app=more", running.uuid)
+        ground.rkpy.ok("app", "rm", "--app=more", running.uuid)
+        assert not (ground.rkpy.data / f"pods/run/{running.uuid}/sockets/more").exists()
+
+
+@every(SUPERVISED)
+def test_an_app_that_is_being_stopped_is_left_alone(
+    variant: Variant, ground: Ground, image: str, tmp_path: Path
+) -> None:
+    go(tmp_path / "go")
+    (tmp_path / "go" / "GO").touch()
+    flags = (
+        '--health-cmd=["/bin/service", "need:/go/GO", "exit:0"]', "--health-interval=100ms", "--health-retries=1",
+        "--health-on-failure=kill",
+    )  # fmt: skip
+    words = ground.words(variant, "--stop-timeout=100", *volume(tmp_path / "go"))
+    steps = ("ignore:15", "print:up", "wait:/go/STOP", "exit:0")
+    with service(ground, words, [app(image, *steps, flags=flags)]) as running:
+        assert running.line() == "up"
+        until(lambda: health(ground, running.uuid) == "healthy")
+        os.kill(running.process.pid, signal.SIGTERM)
+        (tmp_path / "go" / "GO").unlink()
+        until(lambda: health(ground, running.uuid) == "unhealthy")
+        (tmp_path / "go" / "STOP").touch()
+        assert servicemanager.status(running.process) == 0

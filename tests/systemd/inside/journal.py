@@ -411,5 +411,13 @@ def test_fly_in_a_service(rkpy: Rkpy) -> None:
 
 
 def test_fly_from_a_shell_writes_to_the_shell(rkpy: Rkpy) -> None:
-    done = units.run(*units.in_scope(*rkpy.command(*RUN[:2], "--stage1=fly", NAME, *SHELL, "echo out; echo err >&2")))
+    """And the event of its start is the pod's unit's, though a moment ago the same process was in the shell's."""
+    uuid_file = rkpy.directory / "uuid"
+    words = [*RUN[:2], "--stage1=fly", f"--uuid-file-save={uuid_file}", NAME, *SHELL, "echo out; echo err >&2; sleep 1"]
+    done = units.run(*units.in_scope(*rkpy.command(*words)))
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
+    uuid = uuid_file.read_text().strip()
+    (prepared,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.PREPARED}")
+    (started,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.STARTED}")
+    assert prepared["_PID"] == started["_PID"]
+    assert started["_SYSTEMD_UNIT"] == f"rkpy-{uuid}.scope"

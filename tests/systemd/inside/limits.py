@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from common import journal
 from tests.cgroups import until
 from tests.host.commands import Rkpy
 from tests.systemd import units
@@ -114,6 +115,10 @@ def test_apps_together_get_no_more_memory_than_the_pod(rkpy: Rkpy) -> None:
     with pod(rkpy, isolator("resource/memory", limit="64Mi"), script=HOG) as made:
         (rkpy.directory / "srv/go").touch()
         until(lambda: "app-app-oom=true" in rkpy.ok("status", made.uuid).splitlines())
+        told = units.logged(f"RKPY_POD_UUID={made.uuid}", f"MESSAGE_ID={journal.OOM}")
+        assert {(entry["RKPY_APP"], entry["PRIORITY"], entry["_SYSTEMD_UNIT"]) for entry in told} == {
+            ("app", "4", made.scope)
+        }
         made.process.wait(timeout=units.TIMEOUT)
 
 

@@ -172,7 +172,7 @@ def test_kill_reaches_the_app(rkpy: Rkpy) -> None:
 
 
 def test_a_pod_that_is_not_to_be_a_machine(rkpy: Rkpy) -> None:
-    with pod(rkpy, "--pod-name=web", "--register=false"):
+    with pod(rkpy, "--pod-name=web", "--register=no"):
         assert units.state("rkpy-web.scope") == "active"
         assert "web" not in machines()
 
