@@ -94,6 +94,7 @@ def guest(machine: Machine, site: Path, tmp_path_factory: pytest.TempPathFactory
         made.boot()
         made.sh(
             "cp -a /payload/installed/. /; rkpy install-units; systemd-sysusers; systemd-tmpfiles --create rkpy.conf;"
+            "journalctl --update-catalog;"
             "rkpy trust --prefix=example.com --skip-fingerprint-review /payload/site/builder.pub;"
             "rkpy fetch /payload/site/web.aci;"
             "mkdir -p /srv/web /etc/rkpy/pods; cp /payload/site/web.pod /etc/rkpy/pods/; rkpy unit check web"
@@ -122,6 +123,8 @@ def test_an_app_over_its_memory_is_killed_and_reported(guest: Persistent) -> Non
     assert "app-web-oom=true" in status.splitlines()
     events = guest.sh(f"journalctl --quiet --unit=web.service MESSAGE_ID={journal.OOM} --output=cat").splitlines()
     assert len(events) == 1
+    explained = guest.sh(f"journalctl --quiet --unit=web.service MESSAGE_ID={journal.OOM} --catalog --output=short")
+    assert any(line.startswith("-- Subject:") for line in explained.splitlines()), explained
     assert guest.until("systemctl show --property=NRestarts --value web.service | grep -v '^0$'")
     assert web(guest) != pod
 
