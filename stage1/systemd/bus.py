@@ -24,8 +24,8 @@ from common.errors import SystemdError, reason
 SOCKET = "/run/dbus/system_bus_socket"
 TIMEOUT = 25.0
 """Seconds a call may take, as other clients have it."""
-LARGEST = 1 << 24
-"""Bytes of a message that is read; what we ask for has answers of a few hundred."""
+LARGEST = 1 << 16
+"""Bytes of a message that is looked at; what we ask for has answers of a few hundred."""
 LAST_SERIAL = 0xFFFF_FFF0
 """Of a message that is made now and sent later, when calls may have been made in between."""
 _BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -126,10 +126,11 @@ class Bus:
 
     def wait(self, matches: Callable[[Any], bool]) -> Any:
         """The first signal that matches, a message of dbus-next."""
+        deadline = time.monotonic() + self._timeout
         try:
             while True:
-                message = self._signals.popleft() if self._signals else self._receive(time.monotonic() + self._timeout)
-                if message.message_type.name == "SIGNAL" and matches(message):
+                message = self._signals.popleft() if self._signals else self._receive(deadline)
+                if _is_signal(message) and matches(message):
                     return message
         except OSError as error:
             raise SystemdError(f"waiting for the system bus: {reason(error)}") from error
@@ -149,15 +150,16 @@ class Bus:
         deadline = time.monotonic() + self._timeout
         while True:
             message = self._receive(deadline)
-            if message.reply_serial != serial:
+            if _is_signal(message):
                 self._signals.append(message)
-            elif message.message_type.name == "ERROR":
+            if not _answers(message, serial):
+                continue
+            if message.message_type.name == "ERROR":
                 raise SystemdError(
                     str(message.body[0] if message.body else message.error_name), name=message.error_name
                 )
-            else:
-                body: list[Any] = message.body
-                return body
+            body: list[Any] = message.body
+            return body
 
     def _send(self, data: bytes) -> None:
         while data:
@@ -170,16 +172,23 @@ class Bus:
         return line
 
     def _receive(self, deadline: float) -> Any:
+        """The next message; None for one that cannot be for us. Anybody on the bus may send us any."""
         from dbus_next._private.unmarshaller import Unmarshaller
 
         head = self._exactly(16, deadline)
         order = "<" if head[:1] == b"l" else ">"
         body, _, fields = struct.unpack(f"{order}III", head[4:])
         rest = (fields + 7) // 8 * 8 + body
-        if rest > LARGEST:
-            raise SystemdError("the system bus sent a message that is too long")
+        while rest > LARGEST:
+            rest -= len(self._exactly(min(rest - LARGEST, LARGEST), deadline))
+            head = b""
+        data = head + self._exactly(rest, deadline)
         reader: Any = Unmarshaller
-        return reader(BytesIO(head + self._exactly(rest, deadline))).unmarshall()
+        try:
+            return reader(BytesIO(data)).unmarshall() if head else None
+        except Exception:
+            # The library knows no fields but those of its day, and says so in many ways.
+            return None
 
     def _exactly(self, count: int, deadline: float) -> bytes:
         """Not a byte more: whoever has the socket after us begins with a whole message."""
@@ -194,6 +203,17 @@ class Bus:
                 raise ConnectionResetError(104, os.strerror(104))
             data += piece
         return data
+
+
+def _is_signal(message: Any) -> bool:
+    """One by a rule of ours (`listen`), which says whose. What is sent to us alone may be anybody's."""
+    return message is not None and message.message_type.name == "SIGNAL" and not message.destination
+
+
+def _answers(message: Any, serial: int) -> bool:
+    """Whether it is the answer to a call; the bus passes on none that was not asked for."""
+    kinds = ("METHOD_RETURN", "ERROR")
+    return message is not None and message.message_type.name in kinds and message.reply_serial == serial
 
 
 def _packed(message: Any) -> bytes:

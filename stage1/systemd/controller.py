@@ -113,14 +113,20 @@ def parse(message: bytes) -> tuple[dict[int, str], tuple[str, str, str]]:
     fields: dict[int, str] = {}
     while at < end:
         at = (at + 7) // 8 * 8
-        code, kind = message[at], message[at + 2 : at + 3]
+        code, kind = message[at], message[at + 1 : at + 4]
         at += 4  # the code, and the value's signature: its length, one letter, a zero byte
-        if kind in (b"s", b"o"):
+        if kind in (b"\1s\0", b"\1o\0"):
+            if code in fields:
+                raise IndexError(at)
             fields[code], at = _string(message, at, order)
-        elif kind == b"g":
+        elif kind == b"\1g\0":
             at += 2 + message[at]
-        else:
+        elif kind == b"\1u\0":
             at = (at + 3) // 4 * 4 + 4
+        else:
+            # None of systemd's, nor of the bus's: a bus may pass on fields it does not know (dbus-broker does), and in
+            # one of these there could be anything that looks like a field.
+            raise IndexError(at)
     at = (end + 7) // 8 * 8
     texts: list[str] = []
     while at < len(message) and len(texts) < 3:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import time
@@ -135,14 +136,14 @@ class Watched:
 NAME = "org.freedesktop.systemd1"
 
 
-def request_stop(sender: Bus, receiver: str, member: str = "RequestStop", text: str = "") -> None:
+def request_stop(sender: Bus, receiver: str, member: str = "RequestStop", text: str = "", serial: int = 77) -> None:
     bus.load()
     from dbus_next.constants import MessageType
     from dbus_next.message import Message
 
     message: Any = Message(
         destination=receiver, path="/x", interface="org.freedesktop.systemd1.Scope", member=member,
-        message_type=MessageType.SIGNAL, signature="s" if text else "", body=[text] if text else [], serial=77,
+        message_type=MessageType.SIGNAL, signature="s" if text else "", body=[text] if text else [], serial=serial,
     )  # fmt: skip
     sender.socket.sendall(bytes(message._marshall(False)))
 
@@ -162,6 +163,57 @@ def test_nobody_else_can(path: str) -> None:
     stranger.owner("org.freedesktop.DBus")
     assert watched.run(0.5) == ["nothing"]
     watched.close()
+    stranger.close()
+
+
+def test_a_field_that_nobody_knows_hides_no_sender() -> None:
+    """As a bus passes it on that does not take such fields away: the true sender comes last."""
+    watched, bus_end = socket.socketpair()
+    heard: list[str] = []
+    loop = Loop()
+    made = Controller(loop, watched.detach(), ":1.1", stop=lambda: heard.append("stop"), lost=lambda: None)
+    for sender, hidden in ((":1.9", True), (":1.1", True), (":1.9", False), (":1.1", False)):
+        bus_end.send(signal_with(sender, hidden))
+        made._receive()
+        heard.append(sender)
+    assert heard == [":1.9", ":1.1", ":1.9", "stop", ":1.1"]
+    made.close()
+    bus_end.close()
+    loop.close()
+
+
+def signal_with(sender: str, hidden: bool) -> bytes:
+    """A signal RequestStop; in an array of bytes in a field of its own there may be another sender, ":1.1", and what
+    makes the rest look like the value of one more field."""
+
+    def text(code: int, value: bytes) -> bytes:
+        made = struct.pack("<4BI", code, 1, ord("s"), 0, len(value)) + value + b"\0"
+        return made + bytes(-len(made) % 8)
+
+    end = text(7, sender.encode())
+    fields = text(3, b"RequestStop")
+    if hidden:
+        # Read as other kinds of four bytes are: then its content looks like fields.
+        rest = struct.pack("<4BI", 201, 1, ord("s"), 0, len(end) - 1)
+        inner = bytes(-(len(fields) + 9) % 8) + text(7, b":1.1") + rest
+        fields += bytes((200, 2)) + b"ay\0" + bytes(3) + struct.pack("<I", len(inner)) + inner
+        fields = fields + bytes(-len(fields) % 8)
+    fields += end
+    return struct.pack("<4BIII", ord("l"), 4, 0, 1, 0, 1, len(fields.rstrip(b"\0")) + 1) + fields
+
+
+@pytest.mark.parametrize("kind", ["forged", "odd", "long"])
+def test_what_strangers_send_is_neither_an_answer_nor_a_signal(path: str, kind: str) -> None:
+    connection, stranger = Bus(path), Bus(path)
+    connection.listen("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='org.example.x'")
+    text = "x" * 20_000_000 if kind == "long" else "x"
+    for _ in range(1 if kind == "long" else 2):
+        request_stop(stranger, connection.name, "NameOwnerChanged", text, serial=2 if kind == "odd" else 77)
+    assert connection.owner("org.freedesktop.DBus") == "org.freedesktop.DBus"
+    stranger.call(SELF, "RequestName", "su", ("org.example.x", 0))
+    found = connection.wait(lambda message: message.member == "NameOwnerChanged")
+    assert found.body == ["org.example.x", "", stranger.name]
+    connection.close()
     stranger.close()
 
 
