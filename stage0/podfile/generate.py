@@ -31,9 +31,19 @@ def run(config: Config, directory: str) -> int:
     failures = list(map(str, mistakes))
     for file in files:
         if not file.masked:
-            failures += _generate(file, directory)
+            failures += _guarded(file, directory)
     _complain(failures)
     return EXIT_FAILURE if failures else 0
+
+
+def _guarded(file: PodFile, directory: str) -> list[str]:
+    """`_generate`, of which nothing keeps the other pods from their services."""
+    try:
+        return _generate(file, directory)
+    except ConfigError:
+        raise
+    except Exception as error:
+        return [f"{file.path}: bug in the generator: {error!r}"]
 
 
 def _generate(file: PodFile, directory: str) -> list[str]:
@@ -44,10 +54,13 @@ def _generate(file: PodFile, directory: str) -> list[str]:
     made = units.broken(file) if wrong else units.text(file, parsed, pod)
     try:
         _write(f"{directory}/{file.unit}", made)
-        for link, target in links(file, parsed):
-            _link(f"{directory}/{link}", target)
     except OSError as error:
         raise ConfigError(f"{error.filename2 or error.filename or directory}: {reason(error)}") from error
+    for link, target in links(file, parsed):
+        try:
+            _link(f"{directory}/{link}", target)
+        except OSError as error:
+            wrong.append(f"{file.path}: {directory}/{link}: {reason(error)}")
     return wrong
 
 
@@ -70,6 +83,9 @@ def bad_links(file: PodFile, parsed: Parsed) -> Iterator[tuple[Entry, str]]:
     for entry, name in _installed(file, parsed):
         if wrong := _wrong(entry, name):
             yield entry, wrong
+    default = _default_instance(parsed)
+    if file.is_template and default and default.value and not search.is_name(f"{file.name}{default.value}"):
+        yield default, f'DefaultInstance=: "{default.value}" is not the name of an instance'
 
 
 def _wrong(entry: Entry, name: str) -> str:
@@ -84,11 +100,14 @@ def _enabled(file: PodFile, parsed: Parsed) -> str:
     """The unit that is linked to; of a template, the default instance."""
     if not file.is_template:
         return file.unit
-    instance = ""
-    for entry in parsed.entries:
-        if (entry.section, entry.key) == ("Install", "DefaultInstance"):
-            instance = entry.value
-    return f"{file.name}{instance}.service" if instance else ""
+    entry = _default_instance(parsed)
+    name = f"{file.name}{entry.value}" if entry and entry.value else ""
+    return f"{name}.service" if search.is_name(name) else ""
+
+
+def _default_instance(parsed: Parsed) -> Entry | None:
+    found = [entry for entry in parsed.entries if (entry.section, entry.key) == ("Install", "DefaultInstance")]
+    return found[-1] if found else None
 
 
 def _installed(file: PodFile, parsed: Parsed) -> Iterator[tuple[Entry, str]]:

@@ -15,6 +15,7 @@ _CODES = {
     "u": re.compile("u([0-9a-fA-F]{4})"),
     "U": re.compile("U([0-9a-fA-F]{8})"),
 }
+_RAW = re.compile(r"\S+")
 _OCTAL = re.compile("[0-7]{3}")
 
 
@@ -48,7 +49,7 @@ def _words(text: str, lone: dict[str, str] | None = None) -> list[tuple[str, str
             at += 1
         if at >= len(text):
             return found
-        raw = re.match(r"\S+", text[at:])
+        raw = _RAW.match(text, at)
         if lone and raw and raw[0] in lone:
             found.append((lone[raw[0]], raw[0]))
             at += len(raw[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 
 from common.errors import reason
@@ -135,6 +136,8 @@ def _parsed(path: str) -> Parsed:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return Parsed(mistakes=(Mistake(path, 0, "this is not a regular file"),))
             return syntax.parse(file.read(syntax.LARGEST_FILE + 1), path)
     except OSError as error:
         return Parsed(mistakes=(Mistake(path, 0, reason(error)),))

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from common.records import NamedTuple
 
 LONGEST_LINE = 1 << 20
-LARGEST_FILE = 16 << 20
+LARGEST_FILE = 2 << 20
+MOST = 4096
+"""Sections, assignments and mistakes of a file. What lies here by mistake is not to hold up the boot."""
 
 _ENDS = re.compile("\r\n|\n\r|\n|\r")
 _SPACE = " \t"
@@ -84,6 +86,9 @@ def parse(data: bytes, path: str) -> Parsed:
         return Parsed(mistakes=(Mistake(path, 0, "the file is too large"),))
     current: str | None = None
     for number, line in _logical(data.decode("utf-8", "surrogateescape").removeprefix(_BOM)):
+        if len(sections) + len(entries) + len(mistakes) >= MOST:
+            mistakes.append(Mistake(path, number, f"there is too much in this file: more than {MOST} assignments"))
+            break
         wrong = _unreadable(line)
         if wrong:
             mistakes.append(Mistake(path, number, wrong))
@@ -113,19 +118,24 @@ def _unreadable(line: str) -> str:
 
 def _logical(text: str) -> Iterator[tuple[int, str]]:
     """Lines with what continues them, without comments and blank ones; each with the number of its first."""
-    pending, begun = "", 0
+    pending: list[str] = []
+    begun = 0
     for number, line in enumerate(_ENDS.split(text), start=1):
-        if line.lstrip(_SPACE).startswith(_COMMENTS):
-            continue  # Even where a line is being continued.
-        pending, begun = pending + line, begun if pending else number
-        if _continues(pending):
-            pending = pending[:-1] + " "
-            continue
-        if pending.strip(_SPACE):
-            yield begun, pending.strip(_SPACE)
-        pending = ""
-    if pending.strip(_SPACE):
-        yield begun, pending.strip(_SPACE)
+        if not (line or pending) or line.lstrip(_SPACE).startswith(_COMMENTS):
+            continue  # Comments even where a line is being continued.
+        begun = begun if pending else number
+        continued = _continues(line)
+        pending.append(line[:-1] if continued else line)
+        if not continued:
+            yield from _joined(begun, pending)
+            pending = []
+    yield from _joined(begun, pending)
+
+
+def _joined(begun: int, parts: list[str]) -> Iterator[tuple[int, str]]:
+    line = " ".join(parts).strip(_SPACE)
+    if line:
+        yield begun, line
 
 
 def _continues(line: str) -> bool:

@@ -57,6 +57,7 @@ def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
 
 def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
     command = " ".join((unitfile.command(*program.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
+    name = quoting.literal(pod.name)
     yield "Type", "notify"
     yield "NotifyAccess", "main"
     yield "Slice", "machine.slice"
@@ -68,8 +69,8 @@ def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "ExecStart", _command(f"{command} run", pod)
     if pod.reload_signal:
         signal = quoting.literal(pod.reload_signal)
-        yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {pod.name}"
-    yield "ExecStopPost", f"-{command} gc --mark-only --keep-last={pod.name}:{_KEPT}"
+        yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {unitfile.quoted(name)}"
+    yield "ExecStopPost", f"-{command} gc --mark-only {unitfile.quoted(f'--keep-last={name}:{_KEPT}')}"
 
 
 def _command(leading: str, pod: PodWords) -> str:

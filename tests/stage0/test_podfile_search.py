@@ -70,6 +70,10 @@ def test_no_file_can_hold_the_boot_up(tmp_path: Path, folders: tuple[str, ...]) 
     os.mkfifo(tmp_path / "etc/a.pod")
     ((file,), _) = search.find(folders)
     assert search.read(file).entries == ()
+    # With somebody at its other end there is something to wait for.
+    writer = os.open(tmp_path / "etc/a.pod", os.O_RDWR | os.O_NONBLOCK)
+    assert [str(mistake) for mistake in search.read(file).mistakes] == [f"{file.path}: this is not a regular file"]
+    os.close(writer)
 
 
 def merged(folders: tuple[str, ...], name: str) -> list[str]:

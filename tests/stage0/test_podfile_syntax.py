@@ -6,15 +6,16 @@ import re
 import shutil
 import string
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from stage0.podfile import quoting, specifiers
+from stage0.podfile import pods, quoting, specifiers
 from stage0.podfile.quoting import QuotingError
-from stage0.podfile.syntax import parse
+from stage0.podfile.syntax import LARGEST_FILE, MOST, parse
 
 
 def entries(text: str | bytes) -> list[tuple[str, str, str, int]]:
@@ -76,6 +77,20 @@ def test_what_makes_no_sense_is_said_with_its_line(text: bytes, line: int) -> No
 def test_lines_have_a_limit_and_so_have_files() -> None:
     assert parse(b"[A]\nK=" + b"x" * (1 << 20), "f").mistakes[0].line == 2
     assert parse(b"#" * (17 << 20), "f").mistakes[0].line == 0
+
+
+WORDS = b"[Pod]\nImage=i\nEnvironment="
+
+
+@pytest.mark.parametrize(
+    "part", [b"\\\n", b"a=b\n", b"[x]\n", b"[App x]\nImagine=\n", b"\xff\n", WORDS + b"b " * 400_000]
+)
+def test_no_file_holds_the_boot_up(part: bytes) -> None:
+    begun = time.monotonic()
+    parsed = parse(b"[Pod]\n" + part * (LARGEST_FILE // len(part) - 2 or 1), "f")
+    assert len(parsed.sections) + len(parsed.entries) + len(parsed.mistakes) <= MOST + 1
+    pods.build("f", "f", parsed)
+    assert time.monotonic() - begun < 20
 
 
 @given(st.binary(max_size=200))

@@ -237,6 +237,32 @@ def test_links_lead_nowhere_else(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"out/web.service": "", "etc/pods/web.pod": ""}
 
 
+@pytest.mark.parametrize(
+    "line", ["DefaultInstance=../../../y", f"WantedBy={'x' * 300}.target", f"WantedBy={'x' * 245}.target"]
+)
+def test_a_link_that_cannot_be_is_a_mistake_of_its_file_alone(tmp_path: Path, line: str) -> None:
+    bad = write(
+        tmp_path / "etc/pods/a@.pod", f"[Pod]\nImage=i\n[Install]\nDefaultInstance=b\n{line}\nRequiredBy=c.target\n"
+    )
+    write(tmp_path / "etc/pods/web.pod", WEB)
+    done, out = generate(tmp_path)
+    assert done.returncode == 254
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"rkpy-generator: {bad}:")
+    good = {} if "Instance" in line else {"c.target.requires/a@b.service": "../a@.service"}
+    web = {"web.service": "", "multi-user.target.wants/web.service": "../web.service"}
+    assert tree(out) == {"a@.service": "", **good, **web}
+    assert set(tree(tmp_path)) == {"etc/pods/a@.pod", "etc/pods/web.pod", *(f"out/{name}" for name in tree(out))}
+
+
+def test_a_name_stays_one_word(tmp_path: Path) -> None:
+    write(tmp_path / "etc/pods/web.pod", "[Pod]\nImage=i\nPodName=a ; /bin/b $C\nReloadSignal=HUP\n")
+    _, out = generate(tmp_path)
+    text = (out / "web.service").read_text()
+    assert '--signal=HUP "a ; /bin/b $$C"\n' in text
+    assert 'gc --mark-only "--keep-last=a ; /bin/b $$C:5"\n' in text
+
+
 def test_the_generator_loads_nothing_heavy() -> None:
     code = "import sys; import stage0.main, stage0.commands.unit, stage0.podfile.generate; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
