@@ -126,11 +126,19 @@ def record(root: str, prefix: str) -> Record:
     try:
         with open(path, "rb") as file:
             value: Any = json.load(file)
-        return Record(dict(value["files"]), list(value["directories"]))
+        digests = {path: list(map(str, digests)) for path, digests in value["files"].items()}
+        return Record(digests, list(map(str, value["directories"])))
     except FileNotFoundError:
         return Record({}, [])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", hint="it says what is rkpy's to replace") from error
+
+
+def places(prefix: str, wanted: Sequence[File], before: Record) -> Iterator[str]:
+    """Everything that would be written or removed."""
+    yield f"{prefix}/{_RECORD}"
+    yield from (file.path for file in wanted)
+    yield from (*before.digests, *before.directories)
 
 
 def changes(root: str, wanted: Sequence[File], before: Record) -> Changes:

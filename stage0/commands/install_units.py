@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterable
 
 import click
 
@@ -41,7 +42,7 @@ def command(root: str, prefix: str, words: str, uninstall: bool, dry_run: bool) 
     root = "" if root == "/" else root
     before = installing.record(root, prefix)
     wanted = [] if uninstall else installing.all_files(root, prefix, _program(words, root))
-    _stay_below(root, [file.path for file in wanted] or list(before.digests))
+    _stay_below(root, installing.places(prefix, wanted, before))
     doing = installing.removal(root, before) if uninstall else installing.changes(root, wanted, before)
     if not dry_run:
         try:
@@ -68,8 +69,8 @@ def _program(words: str, root: str) -> tuple[str, ...]:
         raise UsageError(f"--program={words}: {error}") from error
 
 
-def _stay_below(root: str, paths: list[str]) -> None:
+def _stay_below(root: str, paths: Iterable[str]) -> None:
     """No symbolic link below the root leads out of it: an absolute one is meant for the other system."""
     for path in paths if root else ():
-        if not f"{os.path.realpath(root + os.path.dirname(path))}/".startswith(f"{root}/"):
+        if not path.startswith("/") or not f"{os.path.realpath(root + os.path.dirname(path))}/".startswith(f"{root}/"):
             raise RkpyError(f"{root}{os.path.dirname(path)} leads out of {root}")

@@ -156,10 +156,33 @@ def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path) -> None:
     assert list(outside.iterdir()) == []
 
 
-def test_a_broken_record(tmp_path: Path) -> None:
+def test_the_record_is_not_written_outside_either(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "usr/local/share").mkdir(parents=True)
+    outside.mkdir()
+    (root / "usr/local/share/rkpy").symlink_to(outside)
+    assert "leads out of" in str(run(f"--root={root}").exception)
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["/../outside/empty", "-beside"])
+def test_a_record_names_nothing_outside(tmp_path: Path, path: str) -> None:
+    root = tmp_path / "root"
+    record = root / "usr/local/share/rkpy/installed.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"files": {}, "directories": [path]}))
+    (tmp_path / "outside/empty").mkdir(parents=True)
+    (tmp_path / "root-beside").mkdir()
+    assert "leads out of" in str(run(f"--root={root}", "--uninstall=true").exception)
+    assert (tmp_path / "outside/empty").exists()
+    assert (tmp_path / "root-beside").exists()
+
+
+@pytest.mark.parametrize("text", ["[", '{"files": [], "directories": []}', '{"files": {"/a": 1}, "directories": []}'])
+def test_a_broken_record(tmp_path: Path, text: str) -> None:
     record = tmp_path / "usr/local/share/rkpy/installed.json"
     record.parent.mkdir(parents=True)
-    record.write_text("[")
+    record.write_text(text)
     assert isinstance(run(f"--root={tmp_path}").exception, ConfigError)
 
 
