@@ -135,8 +135,9 @@ def _parse_entry(data: bytes, at: int) -> tuple[Fields, int]:
             value, at = data[at + 8 : at + 8 + size], at + 8 + size + 1
             if data[at - 1 : at] != b"\n":
                 break
-        if len(found) < _MAX_FIELDS:  # A message may have hundreds of thousands, and each takes a hundred bytes here.
-            found.append((name, value))
+        if len(found) == _MAX_FIELDS:
+            break  # There may be hundreds of thousands more, and others wait meanwhile.
+        found.append((name, value))
     return found, len(data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,16 @@ def test_bounds() -> None:
     assert sum(1 for _ in parse(b"MESSAGE=1\n\n" * 10_000)) == 64
     (entry,) = parse(b"A=1\n" * 10_000)
     assert len(entry) == 128
+    assert len(list(parse(b"A=1\n" * 128 + b"\nB=2\n"))) == 2
+    assert len(list(parse(b"A=1\n" * 129 + b"\nB=2\n"))) == 1
+
+
+def test_no_message_takes_long() -> None:
+    begun = time.process_time()
+    for part in (b"A=\n", b"\n", b"A\n" + bytes(8) + b"\n", b"A=\n" * 128 + b"\n"):
+        for _ in range(10):
+            list(map(allowed, parse(part * (appjournal.LARGEST // len(part)))))
+    assert time.process_time() - begun < 0.5
 
 
 @pytest.mark.parametrize(
