@@ -413,3 +413,19 @@ def test_fly_in_a_service(rkpy: Rkpy) -> None:
 def test_fly_from_a_shell_writes_to_the_shell(rkpy: Rkpy) -> None:
     done = units.run(*units.in_scope(*rkpy.command(*RUN[:2], "--stage1=fly", NAME, *SHELL, "echo out; echo err >&2")))
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+def test_a_pod_that_outlives_what_the_journal_has_of_it(rkpy: Rkpy) -> None:
+    script = "echo early; trap 'echo late; exit 0' TERM; sleep 1000 & wait"
+    process = rkpy.start(*RUN, "--log-driver=journald", "--pod-name=old", NAME, "--name=a", *SHELL, script)
+    try:
+        until(lambda: "early" in rkpy("logs", "old").out)
+        units.run("journalctl", "--rotate")
+        units.run("journalctl", "--vacuum-files=1")
+        assert rkpy.ok("logs", "old") == ""
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=units.TIMEOUT)
+        assert rkpy.ok("logs", "old") == "late\n"
+    finally:
+        process.kill()
+        process.communicate(timeout=units.TIMEOUT)
