@@ -421,3 +421,19 @@ def test_fly_from_a_shell_writes_to_the_shell(rkpy: Rkpy) -> None:
     (started,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.STARTED}")
     assert prepared["_PID"] == started["_PID"]
     assert started["_SYSTEMD_UNIT"] == f"rkpy-{uuid}.scope"
+
+
+def test_a_pod_that_outlives_what_the_journal_has_of_it(rkpy: Rkpy) -> None:
+    script = "echo early; trap 'echo late; exit 0' TERM; sleep 1000 & wait"
+    process = rkpy.start(*RUN, "--log-driver=journald", "--pod-name=old", NAME, "--name=a", *SHELL, script)
+    try:
+        until(lambda: "early" in rkpy("logs", "old").out)
+        units.run("journalctl", "--rotate")
+        units.run("journalctl", "--vacuum-files=1")
+        assert rkpy.ok("logs", "old") == ""
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=units.TIMEOUT)
+        assert rkpy.ok("logs", "old") == "late\n"
+    finally:
+        process.kill()
+        process.communicate(timeout=units.TIMEOUT)
