@@ -36,8 +36,9 @@ from stage1.systemd.units import Property
 if TYPE_CHECKING:
     from stage1.flavour import PreparedPod
 
-TIMEOUT = 10.0
-"""Seconds that systemd may take for one answer: whoever starts a pod is waiting."""
+TIMEOUT = 25.0
+"""Seconds that systemd may take for one answer. Whoever starts a pod is waiting, but of fifty that are started at once,
+as at boot, each is to be registered."""
 SERVICE, CLASS = "rkpy", "container"
 """How machined has pods."""
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
