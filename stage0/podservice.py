@@ -24,6 +24,8 @@ def settings(stop_timeout: int) -> Iterator[tuple[str, str]]:
     # An app that ends by the SIGTERM it was sent has done what it was asked to; under fly it says so itself.
     yield "SuccessExitStatus", "143"
     yield "SyslogIdentifier", "%N"
+    # What systemd lets a machine have (systemd-nspawn@.service); the default is meant for a program.
+    yield "TasksMax", "16384"
 
 
 def after_stop(name: str) -> tuple[str, ...]:

@@ -54,6 +54,7 @@ KillMode=mixed
 TimeoutStopSec=55
 SuccessExitStatus=143
 SyslogIdentifier=%N
+TasksMax=16384
 ExecStart=rkpy run \\
     --pod-name=web \\
     --net=none \\

@@ -53,6 +53,7 @@ KillMode=mixed
 TimeoutStopSec=35
 SuccessExitStatus=143
 SyslogIdentifier=%N
+TasksMax=16384
 ExecStart=rkpy run --pod-name=web --port=8080:80 {tmp_path}/web.aci --memory=64M -- -v "a b"
 ExecStopPost=-rkpy gc --quiet --mark-only --keep-last=web:5
 Restart=on-failure

@@ -400,7 +400,7 @@ def test_without_the_library(rkpy: Rkpy, tmp_path: Path) -> None:
     assert (done.status, done.out) == (254, "")
     assert done.err.count("\n") == 1
     assert "systemd-python, which is not installed" in done.err
-    assert f"journalctl RKPY_POD_UUID={pod.uuid}" in done.err
+    assert f"journalctl RKPY_POD_UUID={pod.uuid})" in done.err
     rkpy.ok("rm", pod.uuid)
     done = rkpy("logs", pod.uuid, PYTHONPATH=path)
     assert done.status == 254
