@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from common.errors import PodError, SystemdError, UsageError
-from stage0 import behaviour, options, podunit, program, starting
+from stage0 import behaviour, options, podservice, podunit, program, starting
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
@@ -86,7 +86,7 @@ def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:
     words = [*rkpy, verb, *podunit.words(request.flags, options.RUNTIME, but=_HERE), pod.uuid]
     disk = cgroup.disk(pod.path)
     yield from units.about(pod.uuid, pod.name(), f"{pod.root}/{RUN}/{pod.uuid}")
-    yield from units.of_service(words, [*rkpy, "gc", "--mark-only"], stop_timeout)
+    yield from units.of_service(words, [*rkpy, *podservice.after_stop("")], stop_timeout)
     yield from units.resources(resources.of_pod(manifest.isolators), f"/dev/block/{disk}" if disk else "")
 
 

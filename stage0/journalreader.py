@@ -43,7 +43,7 @@ def open_journal(**matches: str) -> Any:
     try:
         from systemd import journal as library
     except ImportError as error:
-        wanted = " ".join(f"{name}={value}" for name, value in matches.items())
+        wanted = " ".join(f"{name}={value}" for name, value in matches.items() if name != "MESSAGE_ID")
         raise PodError(
             "reading the journal takes the Python package systemd-python, which is not installed",
             hint=f"install rkpy[systemd], or use journalctl {wanted}",

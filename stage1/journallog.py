@@ -332,11 +332,13 @@ class PodJournal:
         priority = journal.INFO if status == 0 or asked else journal.NOTICE
         self._event(journal.EXITED, f"{about} {how}", fields, priority)
 
-    def pod_ended(self, status: int) -> None:
+    def pod_ended(self, status: int, why: str = "") -> None:
+        """`why`: what kept it from starting, which its caller was told."""
         for name in tuple(self._listeners):
             self._listeners[name].drain()
             self.removed(name)
-        self._event(journal.EXITED, f"P{self._pod[1:]} ended with status {status}", _ending(status, 0))
+        fields = _ending(status, 0) | ({"RKPY_REASON": why} if why else {})
+        self._event(journal.EXITED, f"P{self._pod[1:]} ended with status {status}", fields)
 
     def _event(self, message_id: str, message: str, fields: Mapping[str, str], priority: int = journal.INFO) -> None:
         about = {**pod_fields(self._plan), **fields}

@@ -96,7 +96,7 @@ def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, machine:
     from stage1.plan import dumps
 
     disk = cgroup.disk(pod.directory)
-    keep = units.stays(bool(pod.keep_unit))
+    keep = units.stays(pod.keep_unit)
     root = poddir.rootfs(pod.directory, pod.apps[0].name) if len(pod.apps) == 1 else pod.directory
     registration = Registration(
         uuid=pod.uuid,

@@ -83,7 +83,7 @@ def test_a_second_time_nothing_is_done_and_a_new_version_replaces(tmp_path: Path
     assert ok(f"--root={tmp_path}", "--program=rkpy") == []
     ok(f"--root={tmp_path}", "--program='/opt/a b/rkpy'")
     unit = tmp_path / "usr/local/lib/systemd/system/rkpy-gc.service"
-    assert 'ExecStart="/opt/a b/rkpy" gc --grace-period=24h\n' in unit.read_text()
+    assert 'ExecStart="/opt/a b/rkpy" gc --quiet --grace-period=24h\n' in unit.read_text()
 
 
 def test_what_a_new_version_does_not_have_is_removed(tmp_path: Path) -> None:

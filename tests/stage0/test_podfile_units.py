@@ -54,6 +54,7 @@ KillMode=mixed
 TimeoutStopSec=55
 SuccessExitStatus=143
 SyslogIdentifier=%N
+TasksMax=16384
 ExecStart=rkpy run \\
     --pod-name=web \\
     --net=none \\
@@ -63,7 +64,7 @@ ExecStart=rkpy run \\
     i \\
     -- serve "two words"
 ExecReload=rkpy kill --signal=HUP web
-ExecStopPost=-rkpy gc --mark-only --keep-last=web:5
+ExecStopPost=-rkpy gc --quiet --mark-only --keep-last=web:5
 Restart=always
 ExecStopPost=/bin/true
 
@@ -119,7 +120,7 @@ def test_the_data_directory_is_waited_for(tmp_path: Path) -> None:
     text = made(path)
     assert "RequiresMountsFor=/data/pods\n" in text
     assert "ExecStart=rkpy --dir=/data/pods run " in text
-    assert "ExecStopPost=-rkpy --dir=/data/pods gc --mark-only --keep-last=web:5\n" in text
+    assert "ExecStopPost=-rkpy --dir=/data/pods gc --quiet --mark-only --keep-last=web:5\n" in text
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("", 35), ("0", 15), ("1m", 135), ("1500ms", 19), ("%i", 35)])

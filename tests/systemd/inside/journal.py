@@ -266,6 +266,19 @@ def test_the_life_of_a_pod(rkpy: Rkpy) -> None:
     assert {entry["RKPY_POD_NAME"] for entry in pod.entries()} == {"told"}
 
 
+def test_a_pod_that_cannot_be_started(rkpy: Rkpy) -> None:
+    many = [flag for n in range(300) for flag in (f"--volume=v{n},kind=empty", f"--mount=volume=v{n},target=/v{n}")]
+    assert rkpy(*RUN, "--pod-name=unstartable", *many, NAME).status == 254
+    end = units.journal("RKPY_POD_NAME=unstartable", f"MESSAGE_ID={protocol.EXITED}")[-1]
+    assert (end["MESSAGE"], end["RKPY_EXIT_STATUS"]) == ('Pod "unstartable" ended with status 254', "254")
+    assert "more mounts" in end["RKPY_REASON"]
+
+
+def test_what_was_never_prepared_is_not_said_to_be_removed(rkpy: Rkpy) -> None:
+    assert rkpy(*RUN, "--pod-name=unprepared", "--stage1=fly", "--ready=healthy", NAME).status == 254
+    assert units.journal("RKPY_POD_NAME=unprepared") == []
+
+
 def test_an_end_by_a_signal(rkpy: Rkpy) -> None:
     uuid_file = rkpy.directory / "uuid"
     words = [*RUN, f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, "kill -9 $$"]
@@ -387,7 +400,7 @@ def test_without_the_library(rkpy: Rkpy, tmp_path: Path) -> None:
     assert (done.status, done.out) == (254, "")
     assert done.err.count("\n") == 1
     assert "systemd-python, which is not installed" in done.err
-    assert f"journalctl RKPY_POD_UUID={pod.uuid}" in done.err
+    assert f"journalctl RKPY_POD_UUID={pod.uuid})" in done.err
     rkpy.ok("rm", pod.uuid)
     done = rkpy("logs", pod.uuid, PYTHONPATH=path)
     assert done.status == 254
