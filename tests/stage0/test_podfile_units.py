@@ -261,7 +261,7 @@ def test_a_name_stays_one_word(tmp_path: Path) -> None:
     _, out = generate(tmp_path)
     text = (out / "web.service").read_text()
     assert '--signal=HUP "a ; /bin/b $$C"\n' in text
-    assert 'gc --mark-only "--keep-last=a ; /bin/b $$C:5"\n' in text
+    assert 'gc --quiet --mark-only "--keep-last=a ; /bin/b $$C:5"\n' in text
 
 
 def test_the_generator_loads_nothing_heavy() -> None:
