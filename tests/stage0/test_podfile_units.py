@@ -233,6 +233,14 @@ def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
     assert (out / "a.target.wants/bad.service").exists()
 
 
+def test_a_broken_configuration_keeps_no_pod_from_its_service(tmp_path: Path) -> None:
+    write(tmp_path / "etc/paths.d/x.json", "broken")
+    write(tmp_path / "etc/pods/web.pod", WEB)
+    done, out = generate(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (out / "web.service").exists()
+
+
 @pytest.mark.parametrize("environment", [{"SYSTEMD_SCOPE": "user"}, {"SYSTEMD_IN_INITRD": "1"}])
 def test_a_generator_of_others_makes_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
     write(tmp_path / "etc/pods/web.pod", WEB)
