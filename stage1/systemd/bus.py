@@ -106,6 +106,8 @@ class Bus:
             return self._reply(self._serial)
         except OSError as error:
             raise SystemdError(f"{interface}.{member}: {reason(error)}", name="") from error
+        except UnicodeEncodeError as error:
+            raise SystemdError(f"{interface}.{member}: D-Bus takes nothing that is not UTF-8", name="") from error
 
     def get(self, service: str, path: str, interface: str, name: str) -> Any:
         """A property of an object."""

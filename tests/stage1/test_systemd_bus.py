@@ -80,6 +80,14 @@ def test_an_error_has_its_name(path: str) -> None:
     connection.close()
 
 
+def test_what_is_not_text_cannot_be_said(path: str) -> None:
+    connection = Bus(path)
+    with pytest.raises(SystemdError, match="not UTF-8"):
+        connection.owner("\udcff")
+    assert connection.owner("org.freedesktop.DBus")
+    connection.close()
+
+
 def test_a_signal_that_came_before_an_answer_is_not_lost(path: str) -> None:
     one, other = Bus(path), Bus(path)
     one.listen("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='org.example.x'")
