@@ -144,7 +144,7 @@ class Bus:
         """A call whose answer is not waited for, because the bus does things in their order."""
         self._serial += 1
         try:
-            self._send(call_without_answer(target, member, signature, body, self._serial))
+            self._send(call_for_later(target, member, signature, body, serial=self._serial))
         except OSError as error:
             raise SystemdError(f"{member}: {reason(error)}") from error
 
@@ -222,10 +222,17 @@ def _packed(message: Any) -> bytes:
     return bytes(message._marshall(False))
 
 
-def call_without_answer(
-    target: tuple[str, str, str], member: str, signature: str, body: Sequence[object], serial: int = LAST_SERIAL
+def call_for_later(
+    target: tuple[str, str, str],
+    member: str,
+    signature: str,
+    body: Sequence[object],
+    *,
+    serial: int = LAST_SERIAL,
+    answer: bool = False,
 ) -> bytes:
-    """A call as a message. Without `serial` it is for whoever has the connection's socket last."""
+    """A call as a message. Without `serial` it is for whoever has the connection's socket last. `answer`: whether there
+    is to be one."""
     load()
     from dbus_next.constants import MessageFlag
     from dbus_next.message import Message
@@ -238,7 +245,7 @@ def call_without_answer(
         member=member,
         signature=signature,
         body=list(body),
-        flags=MessageFlag.NO_REPLY_EXPECTED,
+        flags=MessageFlag.NO_AUTOSTART if answer else MessageFlag.NO_REPLY_EXPECTED,
         serial=serial,
     )
     return _packed(message)
