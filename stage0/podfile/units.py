@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from common.errors import RkpyError
 from common.records import NamedTuple
-from stage0 import config, grammar, options, podservice, program, unitfile
+from stage0 import config, grammar, invocation, options, podservice, unitfile
 from stage0.podfile import quoting
 from stage0.podfile.keys import PASSED
 from stage0.podfile.pods import PodWords, Word
@@ -52,7 +52,7 @@ def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
 
 
 def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
-    command = " ".join((unitfile.command(*program.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
+    command = " ".join((unitfile.command(*invocation.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
     name = quoting.literal(pod.name)
     yield from podservice.settings(_stop_timeout(pod.stop_timeout))
     yield "ExecStart", _command(f"{command} run", pod)
@@ -96,7 +96,7 @@ def _stop_timeout(text: str) -> int:
 
 def broken(file: PodFile) -> str:
     """A unit for a file with mistakes: whoever wants the pod is told that it failed, and `systemctl status` why."""
-    check = unitfile.command(*program.command(), "unit", "check", file.path)
+    check = unitfile.command(*invocation.command(), "unit", "check", file.path)
     path = unitfile.literal(file.path)
     return "\n".join((
         f"# Made by rkpy's generator from {file.path}, in which there are mistakes.",
