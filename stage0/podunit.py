@@ -48,6 +48,7 @@ def render(unit: Unit) -> str:
                 [
                     ("Description", unitfile.literal(unit.description)),
                     ("Documentation", f"man:{unit.page}(1)"),
+                    ("After", podservice.AFTER),
                     *online,
                 ],
             ),

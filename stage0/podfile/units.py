@@ -15,7 +15,7 @@ from stage0.podfile.search import PodFile
 from stage0.podfile.syntax import Entry, Parsed
 
 _DEFAULT_STOP = 10
-_LISTS = frozenset(("RequiresMountsFor", "SuccessExitStatus", "ExecStopPost", "Documentation"))
+_LISTS = frozenset(("After", "RequiresMountsFor", "SuccessExitStatus", "ExecStopPost", "Documentation"))
 """Keys of ours that add up: these are left to systemd, where an empty value takes ours back."""
 
 
@@ -48,6 +48,7 @@ def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "Description", f"Pod {pod.name}"
     yield "Documentation", "man:rkpy-run(1)"
     yield "SourcePath", unitfile.literal(file.path)
+    yield "After", podservice.AFTER
     yield "RequiresMountsFor", " ".join(unitfile.quoted(path) for path in (_data(pod), *pod.sources))
 
 

@@ -42,6 +42,7 @@ EXPECTED = """\
 [Unit]
 Documentation=man:rkpy-run(1)
 SourcePath={path}
+After=network.target
 RequiresMountsFor=/var/lib/rkpy "/srv/a b"
 Description=The web
 

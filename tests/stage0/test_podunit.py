@@ -43,6 +43,7 @@ def test_the_whole_of_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
 [Unit]
 Description=Pod web
 Documentation=man:rkpy-run(1)
+After=network.target
 
 [Service]
 Type=notify
