@@ -88,19 +88,9 @@ class Bus:
         self, target: tuple[str, str, str], member: str, signature: str = "", body: Sequence[object] = ()
     ) -> list[Any]:
         """Call a method and return what it returns."""
-        from dbus_next.message import Message
-
         self._serial += 1
-        destination, path, interface = target
-        message = Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=list(body),
-            serial=self._serial,
-        )
+        _, _, interface = target
+        message = _call(target, member, signature, body, self._serial)
         try:
             self._send(_packed(message))
             return self._reply(self._serial)
@@ -225,18 +215,29 @@ def call_without_answer(
 ) -> bytes:
     """A call as a message. Without `serial` it is for whoever has the connection's socket last."""
     load()
+    return _packed(_call(target, member, signature, body, serial, answered=False))
+
+
+def _call(
+    target: tuple[str, str, str],
+    member: str,
+    signature: str,
+    body: Sequence[object],
+    serial: int,
+    *,
+    answered: bool = True,
+) -> Any:
     from dbus_next.constants import MessageFlag
     from dbus_next.message import Message
 
     destination, path, interface = target
-    message = Message(
+    return Message(
         destination=destination,
         path=path,
         interface=interface,
         member=member,
         signature=signature,
         body=list(body),
-        flags=MessageFlag.NO_REPLY_EXPECTED,
+        flags=MessageFlag.NONE if answered else MessageFlag.NO_REPLY_EXPECTED,
         serial=serial,
     )
-    return _packed(message)
