@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from common.errors import PodError, SystemdError, UsageError
-from stage0 import behaviour, options, podservice, podunit, program, starting
+from stage0 import behaviour, invocation, options, podservice, podunit, starting
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
@@ -91,7 +91,7 @@ def _await(bus: Bus, unit: str, job: str) -> None:
 def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:
     manifest = pod.manifest()
     stop_timeout = behaviour.of_pod(manifest).stop_timeout
-    rkpy = [*program.absolute(), *podunit.global_words(request.flags)]
+    rkpy = [*invocation.absolute(), *podunit.global_words(request.flags)]
     words = [*rkpy, verb, *podunit.words(request.flags, options.RUNTIME, but=_HERE), pod.uuid]
     disk = cgroup.disk(pod.path)
     yield from units.about(pod.uuid, pod.name(), f"{pod.root}/{RUN}/{pod.uuid}")

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from common.errors import UsageError
 from common.records import NamedTuple
-from stage0 import behaviour, netflags, options, podservice, ports, program, reference, unitfile, values
+from stage0 import behaviour, invocation, netflags, options, podservice, ports, reference, unitfile, values
 from stage0.grammar import Request
 from stage0.options import BOOL, Flag, Values
 
@@ -39,7 +39,7 @@ class Unit(NamedTuple):
 def render(unit: Unit) -> str:
     """The text of a service."""
     online = [("Wants", "network-online.target"), ("After", "network-online.target")] if unit.fetches else []
-    command = program.command()
+    command = invocation.command()
     collect = [("ExecStopPost", f"-{unitfile.command(*command, *unit.collects)}")] if unit.collects else []
     return unitfile.render(
         [
@@ -48,6 +48,7 @@ def render(unit: Unit) -> str:
                 [
                     ("Description", unitfile.literal(unit.description)),
                     ("Documentation", f"man:{unit.page}(1)"),
+                    ("After", podservice.AFTER),
                     *online,
                 ],
             ),

@@ -88,19 +88,9 @@ class Bus:
         self, target: tuple[str, str, str], member: str, signature: str = "", body: Sequence[object] = ()
     ) -> list[Any]:
         """Call a method and return what it returns."""
-        from dbus_next.message import Message
-
         self._serial += 1
-        destination, path, interface = target
-        message = Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=list(body),
-            serial=self._serial,
-        )
+        _, _, interface = target
+        message = _call(target, member, signature, body, self._serial)
         try:
             self._send(_packed(message))
             return self._reply(self._serial)
@@ -234,18 +224,29 @@ def call_for_later(
     """A call as a message. Without `serial` it is for whoever has the connection's socket last. `answer`: whether there
     is to be one."""
     load()
+    flag = "NO_AUTOSTART" if answer else "NO_REPLY_EXPECTED"
+    return _packed(_call(target, member, signature, body, serial, flag))
+
+
+def _call(
+    target: tuple[str, str, str],
+    member: str,
+    signature: str,
+    body: Sequence[object],
+    serial: int,
+    flag: str = "NONE",
+) -> Any:
     from dbus_next.constants import MessageFlag
     from dbus_next.message import Message
 
     destination, path, interface = target
-    message = Message(
+    return Message(
         destination=destination,
         path=path,
         interface=interface,
         member=member,
         signature=signature,
         body=list(body),
-        flags=MessageFlag.NO_AUTOSTART if answer else MessageFlag.NO_REPLY_EXPECTED,
+        flags=MessageFlag[flag],
         serial=serial,
     )
-    return _packed(message)

@@ -235,6 +235,17 @@ def test_a_volume_in_the_way_is_refused(ground: Ground, image: str, tmp_path: Pa
     assert 'volume "run" cannot be mounted on "/run/systemd"' in line
 
 
+def test_a_start_that_is_refused_says_why(ground: Ground, image: str, tmp_path: Path, host: Manager) -> None:
+    """`systemctl status` would show what was done last otherwise, as if that were still going on."""
+    volume = [f"--volume=run,kind=host,source={tmp_path}", "--mount=volume=run,target=/run/systemd"]
+    for feature, flags in ((SUPERVISED, volume), (FLY, ["--ready=healthy"])):
+        words = ground.words(flavours.claiming(feature)[0], *flags)
+        with service(ground, words, [app(image, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address) as running:
+            assert servicemanager.status(running.process) == 254
+        assert host.values("STATUS")[-1].startswith("failed: ")
+        assert host.heard[-1].pid == running.process.pid
+
+
 @every(SUPERVISED)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_pod_that_is_asked_to_end_ends_like_its_app(variant: Variant, ground: Ground, number: signal.Signals) -> None:

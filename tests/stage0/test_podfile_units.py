@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stage0 import program
+from stage0 import invocation
 from stage0.commands import unit
 from stage0.podfile import check, search, units
 from stage0.podfile.syntax import parse
@@ -43,6 +43,7 @@ EXPECTED = """\
 [Unit]
 Documentation=man:rkpy-run(1)
 SourcePath={path}
+After=network.target
 RequiresMountsFor=/var/lib/rkpy "/srv/a b"
 Description=The web
 
@@ -76,7 +77,7 @@ WantedBy=multi-user.target
 
 @pytest.fixture(autouse=True)
 def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "command", lambda: ("rkpy",))
+    monkeypatch.setattr(invocation, "command", lambda: ("rkpy",))
 
 
 def made(path: str) -> str:
@@ -143,7 +144,7 @@ def test_the_pod_has_time_to_stop(tmp_path: Path, text: str, seconds: int) -> No
 
 
 def test_this_very_program_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "command", lambda: ("/a b/python", "/x$y/rkpy.py"))
+    monkeypatch.setattr(invocation, "command", lambda: ("/a b/python", "/x$y/rkpy.py"))
     assert 'ExecStart="/a b/python" /x$$y/rkpy.py run ' in made(write(tmp_path / "web.pod", WEB))
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from stage0 import main, program
+from stage0 import invocation, main
 
 
 @pytest.fixture(autouse=True)
 def named_rkpy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A program that systemd finds, in a directory with images."""
-    monkeypatch.setattr(program, "command", lambda: ("rkpy",))
+    monkeypatch.setattr(invocation, "command", lambda: ("rkpy",))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "web.aci").touch()
 
@@ -43,6 +43,7 @@ def test_the_whole_of_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
 [Unit]
 Description=Pod web
 Documentation=man:rkpy-run(1)
+After=network.target
 
 [Service]
 Type=notify

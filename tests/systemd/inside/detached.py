@@ -1,4 +1,4 @@
-"""`--detach` when something goes wrong: no pod is left that keeps its name, and none that was prepared is lost."""
+"""`--detach`, and when something goes wrong: no pod is left that keeps its name, and none that was prepared is lost."""
 
 from __future__ import annotations
 
@@ -30,6 +30,33 @@ def no_bus() -> Iterator[None]:
 
 def states(rkpy: Rkpy) -> list[str]:
     return [line.split("\t")[3] for line in rkpy.ok("list", "--no-legend").splitlines() if line.endswith("loose")]
+
+
+def test_a_detached_pod_is_a_service_of_its_own(rkpy: Rkpy) -> None:
+    """Also when a service starts it, as these tests are one: nothing is to be said of that one's cgroup."""
+    done = rkpy(*RUN, "--detach", *SLEEP)
+    assert (done.status, done.err) == (0, "")
+    uuid = done.out.strip()
+    shown = units.show(
+        "rkpy-loose.service",
+        "ActiveState",
+        "Type",
+        "KillMode",
+        "SuccessExitStatus",
+        "TimeoutStopUSec",
+        "Slice",
+        "Delegate",
+    )
+    assert shown == {
+        "ActiveState": "active", "Type": "notify", "KillMode": "mixed", "SuccessExitStatus": "143",
+        "TimeoutStopUSec": "35s", "Slice": "machine.slice", "Delegate": "yes",
+    }  # fmt: skip
+    assert "unit=rkpy-loose.service" in rkpy.ok("status", uuid)
+    units.run("systemctl", "stop", "rkpy-loose.service")
+    assert "state=exited" in rkpy.ok("status", uuid)
+    said = units.messages(units.journal("_SYSTEMD_UNIT=rkpy-loose.service"))
+    assert not [line for line in said if "garbage" in line]
+    rkpy.ok("rm", uuid)
 
 
 def test_without_a_bus_nothing_is_prepared(rkpy: Rkpy) -> None:
