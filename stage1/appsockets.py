@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from common import syscalls
 from common.errors import LaunchError, reason
 from stage1 import poddir
 from stage1.loop import Loop
@@ -32,6 +33,7 @@ _AT_ONCE = 64
 """Messages that are taken before others have their turn."""
 _HELD = 64
 """Descriptors that are closed together."""
+_LAST_FD = 2**31 - 1
 _PAUSE = 1.0
 """Seconds until the next attempt where there could be no process for that."""
 
@@ -162,7 +164,7 @@ def _close(fds: list[int]) -> list[int]:
     try:
         child = os.fork()
         if child == 0:
-            _outlive(ours, theirs)
+            _outlive(ours, slow)
         os.waitpid(child, 0)
     except OSError:
         return slow
@@ -175,11 +177,16 @@ def _close(fds: list[int]) -> list[int]:
     return []
 
 
-def _outlive(ours: int, theirs: int) -> NoReturn:
-    """A grandchild, whom init reaps, has all our descriptors until our caller has closed them."""
+def _outlive(ours: int, fds: list[int]) -> NoReturn:
+    """A grandchild, whom init reaps, has the descriptors until our caller has closed them, and nothing else of ours."""
     try:
         if os.fork() == 0:
-            os.close(theirs)
+            first = 0
+            for fd in sorted((*fds, ours)):
+                if first < fd:
+                    syscalls.close_range(first, fd - 1)
+                first = fd + 1
+            syscalls.close_range(first, _LAST_FD)
             os.read(ours, 1)
     finally:
         os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from stage1 import appsockets
 from stage1.appsockets import NOTIFY, AppSocket
 from stage1.loop import Loop
 
@@ -29,6 +31,9 @@ class Ground:
         self.socket = AppSocket(self.loop, str(pod), "web", NOTIFY, lambda data, fds: self.hear(data, fds))
         self.app = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.app.connect(str(self.place / "web" / NOTIFY))
+
+    def say_more(self) -> None:
+        self.app.send(b"y")
 
     def hear(self, data: bytes, fds: list[int]) -> None:
         self.heard.append((data, len(fds)))
@@ -79,6 +84,27 @@ def test_no_descriptor_keeps_us(ground: Ground, nested: bool, way: str) -> None:
     (ground.socket.take if way == "taken" else ground.socket.close)()
     assert time.monotonic() - begun < SECONDS / 2
     theirs.close()
+
+
+def test_without_room_for_another_process_it_is_done_later(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an app can see to that makes as many processes as the pod may have."""
+    monkeypatch.setattr(appsockets, "_PAUSE", 0.05)
+    monkeypatch.setattr(os, "fork", no_process)
+    one, two = socket.socketpair()
+    socket.send_fds(ground.app, [b"x"], [two.fileno()])
+    two.close()
+    ground.loop.call_later(0.02, monkeypatch.undo)
+    ground.loop.call_later(0.02, ground.say_more)
+    ground.loop.call_later(0.5, ground.loop.stop)
+    ground.loop.run()
+    assert ground.heard == [(b"x", 1), (b"y", 0)]
+    one.settimeout(SECONDS)
+    assert one.recv(1) == b""
+    one.close()
+
+
+def no_process() -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:
