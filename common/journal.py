@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import struct
-from _socket import AF_UNIX, MSG_DONTWAIT, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET
+from _socket import AF_UNIX, MSG_DONTWAIT, SCM_CREDENTIALS, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Iterable, Mapping
 
@@ -78,6 +78,17 @@ def connect(path: str = SOCKET) -> Socket:
     return socket
 
 
+def forget_unit(socket: Socket) -> None:
+    """Make the journal look this process up anew: what it knows of a process it believes for a second, and until now
+    this one may have been in another unit. It does so when a sender's group is another; an entry without fields leaves
+    no trace."""
+    credentials = struct.pack("3i", os.getpid(), os.geteuid(), os.getegid() ^ 1)
+    try:
+        socket.sendmsg([b"\n"], [(SOL_SOCKET, SCM_CREDENTIALS, credentials)], MSG_DONTWAIT)
+    except OSError:
+        pass  # It is a matter of a second, and only root may.
+
+
 def is_there(path: str = SOCKET) -> bool:
     """Whether somebody listens there."""
     try:
@@ -88,14 +99,23 @@ def is_there(path: str = SOCKET) -> bool:
 
 
 def event(
-    message_id: str, message: str, fields: Mapping[str, str], *, priority: int = INFO, path: str = SOCKET
+    message_id: str,
+    message: str,
+    fields: Mapping[str, str],
+    *,
+    priority: int = INFO,
+    moved: bool = False,
+    path: str = SOCKET,
 ) -> None:
-    """Record something rkpy did. Never fails and never waits."""
+    """Record something rkpy did. Never fails and never waits. `moved`: this process may have been in another unit when
+    it did so before."""
     try:
         socket = connect(path)
     except OSError:
         return
     try:
+        if moved:
+            forget_unit(socket)
         send(socket, event_entry(message_id, message, fields, priority))
     except OSError:
         pass

@@ -14,8 +14,8 @@ from common import locks
 from stage1 import boot
 from stage1.systemd.given import Given
 
-_FIRST, _EVERY = 0.3, 1.0
-"""Seconds until it is looked at whether there was progress, and from then on."""
+_EVERY = 1.0
+"""Seconds between looks at whether there was progress. A start that takes no longer is none of its business."""
 _STEP = 20.0
 """Seconds that one sign of progress is good for."""
 _NOISE = 4096
@@ -33,7 +33,7 @@ def begin(given: Given) -> None:
         return
     _address, _begun, _transferred = given.notify, time.monotonic(), _bytes()
     signal.signal(signal.SIGALRM, lambda _number, _frame: _look())
-    signal.setitimer(signal.ITIMER_REAL, _FIRST, _EVERY)
+    signal.setitimer(signal.ITIMER_REAL, _EVERY, _EVERY)
 
 
 def status(text: str) -> None:

@@ -3,11 +3,12 @@ rkpy's for that and never will be: systemd is one."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 
 from common.errors import PodError, SystemdError, UsageError
-from stage0 import behaviour, options, podunit, program, starting
+from stage0 import behaviour, invocation, options, podservice, podunit, starting
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
@@ -26,14 +27,27 @@ _HERE = ("detach", "uuid-file-save")
 def run(request: Request, settings: Config, flavour: str) -> int:
     """`rkpy run --detach`: prints the pod's UUID once it is up."""
     _require_systemd(request)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupt)
+    bus = Bus()  # before there is anything to take back
     pod = starting.prepared_pod(request, settings, flavour)
-    return _launch(pod, "run-prepared", request, settings)
+    try:
+        return _launch(bus, pod, "run-prepared", request)
+    except BaseException:
+        _give_back(settings, pod.uuid)
+        raise
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Who waits no longer, as timeout(1), is to find as little left as after Ctrl-C."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def again(verb: str, request: Request, settings: Config, uuid: str) -> int:
     """`rkpy run-prepared --detach` and `rkpy start --detach`."""
     _require_systemd(request)
-    return _launch(Pods(settings.pods).find(uuid), verb, request, settings)
+    return _launch(Bus(), Pods(settings.pods).find(uuid), verb, request)
 
 
 def _require_systemd(request: Request) -> None:
@@ -52,26 +66,21 @@ def _require_systemd(request: Request) -> None:
             raise UsageError("--load-credential of a detached pod takes ID:PATH with an absolute path")
 
 
-def _launch(pod: Pod, verb: str, request: Request, settings: Config) -> int:
+def _launch(bus: Bus, pod: Pod, verb: str, request: Request) -> int:
     uuid, name = pod.uuid, pod.name()
     with pod:
         properties = [*_service(pod, verb, request)]
-    bus = Bus(timeout=_PATIENCE)
-    bus.listen(JOBS)
-    try:
-        unit, job = start(bus, units.names(uuid, name, "service"), properties)
-        _await(bus, unit, job)
-    except (SystemdError, KeyboardInterrupt):
-        _give_back(settings, uuid)
-        raise
     starting.save_uuid(request.flags.get("uuid-file-save"), uuid)
+    bus.listen(JOBS)
+    unit, job = start(bus, units.names(uuid, name, "service"), properties)
+    _await(bus, unit, job)
     sys.stdout.write(f"{uuid}\n")
     return 0
 
 
 def _await(bus: Bus, unit: str, job: str) -> None:
     try:
-        require_done(bus, unit, job)
+        require_done(bus, unit, job, _PATIENCE)
     except SystemdError as error:
         raise SystemdError(error.message, hint=f"journalctl -u {unit} says why") from error
     except KeyboardInterrupt:
@@ -82,11 +91,11 @@ def _await(bus: Bus, unit: str, job: str) -> None:
 def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:
     manifest = pod.manifest()
     stop_timeout = behaviour.of_pod(manifest).stop_timeout
-    rkpy = [*program.absolute(), *podunit.global_words(request.flags)]
+    rkpy = [*invocation.absolute(), *podunit.global_words(request.flags)]
     words = [*rkpy, verb, *podunit.words(request.flags, options.RUNTIME, but=_HERE), pod.uuid]
     disk = cgroup.disk(pod.path)
     yield from units.about(pod.uuid, pod.name(), f"{pod.root}/{RUN}/{pod.uuid}")
-    yield from units.of_service(words, [*rkpy, "gc", "--mark-only"], stop_timeout)
+    yield from units.of_service(words, [*rkpy, *podservice.after_stop("")], stop_timeout)
     yield from units.resources(resources.of_pod(manifest.isolators), f"/dev/block/{disk}" if disk else "")
 
 

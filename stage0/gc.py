@@ -185,9 +185,10 @@ def _claim_for_removal(pod: Pod, notice: Callable[[str], None]) -> None:
     _claim(pod)
 
 
-def remove(pod: Pod, mounts: Mounts, put_up: Callable[[str], None] | None = None) -> None:
+def remove(pod: Pod, mounts: Mounts, put_up: Callable[[str], None] | None = None, *, quietly: bool = False) -> None:
     """Remove a pod that is in `garbage` and ours. Raises RkpyError; what is left then can be removed later. `put_up`:
-    told of what the flavour cannot undo, which then is no reason to keep the pod."""
+    told of what the flavour cannot undo, which then is no reason to keep the pod. `quietly`: no event tells of it,
+    because none told that there was such a pod."""
     name = pod.name()
     try:
         _clean_up_outside(pod)
@@ -205,7 +206,8 @@ def remove(pod: Pod, mounts: Mounts, put_up: Callable[[str], None] | None = None
     except OSError as error:
         raise _failure(pod, error) from error
     _remove_directory(pod)
-    events.collected(pod.uuid, name)
+    if not quietly:
+        events.collected(pod.uuid, name)
 
 
 def _clean_up_outside(pod: Pod) -> None:

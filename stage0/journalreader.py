@@ -7,6 +7,7 @@ user count here, sent in the native protocol; and of what apps send themselves t
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections import deque
@@ -25,6 +26,8 @@ _PREFIX = re.compile(r"[0-9a-f]{8}[0-9a-f-]*")
 _WHOLE = 36
 _PAUSE = 0.2
 _SECONDS = "%Y-%m-%dT%H:%M:%S"
+_VACUUMED = (errno.EBADMSG, errno.EADDRNOTAVAIL)
+"""What reading an entry fails with whose file has just been emptied; journalctl(1) passes it over, too."""
 
 
 def is_installed() -> bool:
@@ -40,7 +43,7 @@ def open_journal(**matches: str) -> Any:
     try:
         from systemd import journal as library
     except ImportError as error:
-        wanted = " ".join(f"{name}={value}" for name, value in matches.items())
+        wanted = " ".join(f"{name}={value}" for name, value in matches.items() if name != "MESSAGE_ID")
         raise PodError(
             "reading the journal takes the Python package systemd-python, which is not installed",
             hint=f"install rkpy[systemd], or use journalctl {wanted}",
@@ -122,8 +125,16 @@ def read(
 
 def _take(reader: Any, limit: int = 0) -> Iterator[Entry]:
     """What comes next; with `limit` this ends with what the journal has received later than then."""
-    while reader._next() and not (limit and reader._get_realtime() > limit):
-        yield _entry(reader)
+    while reader._next():
+        try:
+            if limit and reader._get_realtime() > limit:
+                return
+            entry = _entry(reader)
+        except OSError as error:
+            if error.errno not in _VACUUMED:
+                raise
+            continue
+        yield entry
 
 
 def _tail(reader: Any, count: int, since: str) -> list[Entry]:
@@ -135,8 +146,13 @@ def _tail(reader: Any, count: int, since: str) -> list[Entry]:
     reader.seek_tail()
     end = ""
     while (lines < count or unbegun) and reader._previous():
-        end = end or reader._get_cursor()
-        entry = _entry(reader)
+        try:
+            end = end or reader._get_cursor()
+            entry = _entry(reader)
+        except OSError as error:
+            if error.errno not in _VACUUMED:
+                raise
+            break  # What is older goes as well.
         if entry.time < since:
             break
         found.appendleft(entry)

@@ -229,6 +229,8 @@ def _report(name: str, error: RkpyError, debug: bool) -> None:
     while debug and cause is not None:
         lines.append(f"{indent}└─{type(cause).__name__}: {cause}")
         cause, indent = cause.__cause__, indent + "  "
+    if announce := sys.modules.get("stage0.announce"):  # It is there when a pod was to be started.
+        announce.status(f"failed: {error.message}")
     with suppress(OSError):  # The exit status still says that it failed.
         print(*map(_printable, lines), sep="\n", file=sys.stderr, flush=True)  # noqa: T201
 

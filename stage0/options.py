@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from common.errors import UsageError
 from common.records import NamedTuple
 
-TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True"))
-FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False"))
+TRUE = frozenset(("1", "t", "T", "true", "TRUE", "True", "yes"))
+FALSE = frozenset(("0", "f", "F", "false", "FALSE", "False", "no"))
 
 BOOL, STRING, LIST, OPTIONAL = "bool", "string", "list", "optional"
 
@@ -176,7 +176,7 @@ def table(*groups: Iterable[Flag]) -> dict[str, Flag]:
 
 
 def to_bool(name: str, value: str) -> bool:
-    """A boolean in the spellings of Go's strconv.ParseBool. Raises UsageError."""
+    """A boolean in the spellings of Go's strconv.ParseBool, or systemd's yes and no. Raises UsageError."""
     if value in TRUE or value in FALSE:
         return value in TRUE
     raise UsageError(f'invalid value "{value}" for flag --{name}: not a boolean', hint="use true or false")

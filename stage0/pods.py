@@ -326,11 +326,12 @@ class Pod:
         Never raises RkpyError: it is called because of an error, which is the one to report."""
         from stage0 import gc
 
+        unheard_of = self.directory in (EMBRYO, PREPARE)
         try:
             if self.directory == RUN:
                 self.to_exited_garbage()
             self.to_garbage()
-            gc.remove(self, gc.read_mounts(self.root))
+            gc.remove(self, gc.read_mounts(self.root), quietly=unheard_of)
         except RkpyError:
             pass
         finally:

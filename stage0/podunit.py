@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from common.errors import UsageError
 from common.records import NamedTuple
-from stage0 import behaviour, netflags, options, ports, program, reference, unitfile, values
+from stage0 import behaviour, invocation, netflags, options, podservice, ports, reference, unitfile, values
 from stage0.grammar import Request
 from stage0.options import BOOL, Flag, Values
 
@@ -18,9 +18,6 @@ _PATHS = (
 """Flags whose value is a path of the machine."""
 _NOT_IN_A_UNIT = {"detach": "the unit runs the pod", "interactive": "a unit has no terminal"}
 _FETCHED = ("docker", "remote", "name")
-_GRACE = 15
-"""Seconds that systemd waits longer for the pod than the pod waits for its apps."""
-_SIGTERM_STATUS = 128 + 15
 
 
 class Unit(NamedTuple):
@@ -31,7 +28,8 @@ class Unit(NamedTuple):
     """The manual page of its command, without the section."""
     words: tuple[str, ...]
     """What rkpy is asked to do."""
-    stop_seconds: int
+    stop_timeout: int
+    """The pod's, in seconds."""
     fetches: bool = False
     """Whether the pod's images may have to be fetched when it starts."""
     collects: tuple[str, ...] = ()
@@ -39,9 +37,9 @@ class Unit(NamedTuple):
 
 
 def render(unit: Unit) -> str:
-    """The text of a service: systemd.service(5), systemd.kill(5), systemd.resource-control(5)."""
+    """The text of a service."""
     online = [("Wants", "network-online.target"), ("After", "network-online.target")] if unit.fetches else []
-    command = program.command()
+    command = invocation.command()
     collect = [("ExecStopPost", f"-{unitfile.command(*command, *unit.collects)}")] if unit.collects else []
     return unitfile.render(
         [
@@ -50,22 +48,17 @@ def render(unit: Unit) -> str:
                 [
                     ("Description", unitfile.literal(unit.description)),
                     ("Documentation", f"man:{unit.page}(1)"),
+                    ("After", podservice.AFTER),
                     *online,
                 ],
             ),
             (
                 "Service",
                 [
-                    ("Type", "notify"),
+                    *podservice.settings(unit.stop_timeout),
                     ("ExecStart", unitfile.command(*command, *unit.words)),
                     *collect,
                     ("Restart", "on-failure"),
-                    # An app that ends by the SIGTERM it was sent has done what it was asked to.
-                    ("SuccessExitStatus", str(_SIGTERM_STATUS)),
-                    ("KillMode", "mixed"),
-                    ("TimeoutStopSec", str(unit.stop_seconds + _GRACE)),
-                    ("Delegate", "yes"),
-                    ("Slice", "machine.slice"),
                 ],
             ),
             ("Install", [("WantedBy", "multi-user.target")]),
@@ -73,11 +66,11 @@ def render(unit: Unit) -> str:
     )
 
 
-def of_pod(uuid: str, name: str, flags: Values, stop_seconds: int) -> Unit:
+def of_pod(uuid: str, name: str, flags: Values, stop_timeout: int) -> Unit:
     """The unit that starts one pod again and again, with these flags."""
     _check_runtime(flags)
     asked = (*global_words(flags), "start", *words(flags, options.RUNTIME), uuid)
-    return Unit(f"rkpy pod {name or uuid}", "rkpy-start", asked, stop_seconds)
+    return Unit(f"Pod {name or uuid}", "rkpy-start", asked, stop_timeout)
 
 
 def of_run(words: Sequence[str], request: Request) -> Unit:
@@ -88,12 +81,12 @@ def of_run(words: Sequence[str], request: Request) -> Unit:
     name = name or flags.get("pod-file") or ""
     stop = flags.get("stop-timeout")
     return Unit(
-        f"rkpy pod {name}",
+        f"Pod {name}",
         "rkpy-run",
         ("run", *absolute(words)),
         behaviour.STOP_SECONDS if stop is None else behaviour.stop_timeout(stop),
         fetches=_fetches(request),
-        collects=(*global_words(flags), "gc", "--mark-only"),
+        collects=(*global_words(flags), *podservice.after_stop(flags.get("pod-name") or "")),
     )
 
 

@@ -230,7 +230,7 @@ def _checked(
         given=request.given,
     )
     prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
-    prepared = prepared._replace(credentials=_credentials(request))
+    prepared = prepared._replace(credentials=_credentials(request), starts=True)
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
     if request.given.sockets or any(port.socket_activated for app in prepared.apps for port in app.app.ports):

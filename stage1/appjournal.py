@@ -26,6 +26,8 @@ _MAX_FIELDS = 128
 """Of one entry."""
 _QUEUED = 8
 """How often a socket is looked at until what was there is taken (net.unix.max_dgram_qlen is 512 with systemd)."""
+_MUCH = 4 << 20
+"""Bytes after which what an app left behind is not taken any more."""
 _NAME = re.compile(rb"[A-Z][A-Z0-9_]{0,63}")
 _SINGLE = (b"MESSAGE", b"PRIORITY", b"MESSAGE_ID")
 """Fields of which an entry has one."""
@@ -51,16 +53,20 @@ class AppJournal:
         self._way = way
         self._fields = fields
         self._paused = False
+        self._heard = 0
+        """Bytes, in all."""
         self._sockets = (
             AppSocket(loop, pod, app, appsockets.JOURNAL, self._hear_native),
             AppSocket(loop, pod, app, appsockets.SYSLOG, self._hear_syslog),
         )
 
     def drain(self) -> None:
-        """Take what is there now."""
+        """Take what is there now, within reason."""
+        start = self._heard
         for socket in self._sockets:
             for _ in range(_QUEUED):
-                socket.take()
+                if self._heard - start < _MUCH:
+                    socket.take()
 
     def close(self) -> None:
         for socket in self._sockets:
@@ -79,7 +85,9 @@ class AppJournal:
 
     def _pass_on(self, origin: bytes, entries: Iterator[Fields]) -> None:
         head = self._fields + origin
-        self._way.put(iter([head + _text(fields) for fields in map(allowed, entries) if fields]))
+        found = [head + _text(fields) for fields in map(allowed, entries) if fields]
+        self._heard += sum(map(len, found))
+        self._way.put(iter(found))
         if self._way.full and not self._paused:
             self._paused = True
             for socket in self._sockets:

@@ -140,6 +140,8 @@ class PreparedPod(NamedTuple):
     """Whether the pod is to be known to systemd's machined."""
     keep_unit: bool = False
     """Whether it is to stay in the unit of systemd it was started in, whatever that is."""
+    starts: bool = False
+    """Whether it is to run here and now, and not by somebody else later."""
     bandwidth: int = 0
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
     log_driver: str = AUTO

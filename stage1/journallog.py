@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import struct
 import termios
 import time
-from _socket import MSG_DONTWAIT, SCM_CREDENTIALS, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,7 +171,7 @@ class Journal:
 
     def _connect(self) -> None:
         self._socket = journal.connect(self._path)
-        _forget_unit(self._socket)
+        journal.forget_unit(self._socket)
         self._away_since = 0.0
         self._given_up = False
         if self.lost:
@@ -200,17 +198,6 @@ class Journal:
         self._room, calls = [], self._room
         for call in calls:
             call()
-
-
-def _forget_unit(socket: Socket) -> None:
-    """Make the journal look this process up anew: what it knows of a process it believes for a second, and until now
-    this one may have been in another unit. It does so when a sender's group is another; an entry without fields leaves
-    no trace."""
-    credentials = struct.pack("3i", os.getpid(), os.geteuid(), os.getegid() ^ 1)
-    try:
-        socket.sendmsg([b"\n"], [(SOL_SOCKET, SCM_CREDENTIALS, credentials)], MSG_DONTWAIT)
-    except OSError:
-        pass  # It is a matter of a second, and only root may.
 
 
 class JournalLog:
@@ -345,11 +332,13 @@ class PodJournal:
         priority = journal.INFO if status == 0 or asked else journal.NOTICE
         self._event(journal.EXITED, f"{about} {how}", fields, priority)
 
-    def pod_ended(self, status: int) -> None:
+    def pod_ended(self, status: int, why: str = "") -> None:
+        """`why`: what kept it from starting, which its caller was told."""
         for name in tuple(self._listeners):
             self._listeners[name].drain()
             self.removed(name)
-        self._event(journal.EXITED, f"P{self._pod[1:]} ended with status {status}", _ending(status, 0))
+        fields = _ending(status, 0) | ({"RKPY_REASON": why} if why else {})
+        self._event(journal.EXITED, f"P{self._pod[1:]} ended with status {status}", fields)
 
     def _event(self, message_id: str, message: str, fields: Mapping[str, str], priority: int = journal.INFO) -> None:
         about = {**pod_fields(self._plan), **fields}

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from common import syscalls
-from common.errors import EXIT_FAILURE, LaunchError, PodError, reason
+from common.errors import EXIT_FAILURE, LaunchError, PodError, RkpyError, reason
 from common.records import NamedTuple
 from stage1 import apptree, boot, channel, control, credentials, footprint, namespaces, poddir, supervisor
 from stage1.cgroup import PodCgroup
@@ -334,6 +334,8 @@ class Monitor:
             (self._is_ready if self._service is None else self._service.all_started)()
         elif verb == "pong" and self._service is not None:
             self._service.alive()
+        elif verb == "stopping" and self._service is not None:
+            self._service.stopping()
         elif verb == "over":
             self._status = int(rest)
         elif verb == "broken":
@@ -519,8 +521,8 @@ class Monitor:
         """The pod is over, one way or another: nothing of it may be left, and nothing it said be lost."""
         if self._keyboard is not None:
             self._keyboard.close()
+        error = sys.exc_info()[1]
         if self._service is not None:
-            error = sys.exc_info()[1]
             self._service.stopping("stopping" if error is None else f"failed: {error}")
             self._service.close()
         self._loop.remove(self._supervisor.channel.fileno())
@@ -551,7 +553,10 @@ class Monitor:
             if not self._attached and self._status == 0:
                 self._status = 128 + self._asked  # No app was run.
         if self._journal is not None:
-            self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
+            if isinstance(error, RkpyError):  # and not the death of a supervisor that had to be killed
+                self._journal.pod_ended(error.exit_status, error.message)
+            else:
+                self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,

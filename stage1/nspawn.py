@@ -65,7 +65,7 @@ def check(pod: PreparedPod) -> list[str]:
         warnings += implicit.warnings(pod, app)
         warnings += _dangers(pod, made)
         _require_sources(made)
-    if booted():
+    if pod.starts and booted():
         warnings += units.warnings(pod.keep_unit)
     return warnings + _unenforceable(pod)
 

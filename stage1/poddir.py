@@ -109,6 +109,14 @@ def started(pod: str, app: str) -> str:
     return f"{pod}/started/{app}"
 
 
+def all_started(pod: str) -> list[str]:
+    """The apps that have ever been started."""
+    try:
+        return sorted(os.listdir(f"{pod}/started"))
+    except FileNotFoundError:
+        return []
+
+
 def restarts(pod: str, app: str) -> str:
     return f"{pod}/restarts/{app}"
 

@@ -22,6 +22,7 @@ The supervisor says:
     idle APP           it is not started, or not started again: it was stopped before
     ready              every app of the beginning has been started
     health APP STATE TEXT    it is starting, healthy or unhealthy now, and why
+    stopping           all apps are asked to end now, whoever asked for that
     over STATUS        the pod is over
     pong               it was asked for
 """
@@ -225,6 +226,7 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
+        self._tell("stopping")
         for app in list(self._apps.values()):
             app.again = False
             self._stop(app)
@@ -384,11 +386,13 @@ class Supervisor:
         return pid
 
     def _treat(self, app: _App, action: str) -> None:
-        """An app that is not well any more."""
+        """An app that is not well any more. One that is being stopped has all the time it was given."""
+        if app.stopping:
+            return
         if action == "kill":
             _kill(app.pid, signal.SIGKILL)
-        elif action in ("restart", "stop") and not app.stopping:
-            app.again = action == "restart" and not self._stopping
+        elif action in ("restart", "stop"):
+            app.again = action == "restart"
             self._stop(app)
 
     def _settle(self, app: _App) -> None:

@@ -69,7 +69,7 @@ def test_the_start_path_imports_nothing_heavy(module: str) -> None:
     assert not HEAVY & {name.partition(".")[0] for name in loaded.stdout.split()}
 
 
-@pytest.mark.parametrize("module", ["monitor", "supervisor", "entrance"])
+@pytest.mark.parametrize("module", ["monitor", "supervisor", "entrance", "journallog", "appjournal"])
 def test_what_stays_resident_is_small(module: str) -> None:
     """Started as `stage1.boot` starts them. No room but those the apps are launched from, and little of the library."""
     code = f"import sys; sys.path.insert(0, sys.argv[1]); import stage1.boot, stage1.{module}; print(*sys.modules)"
@@ -80,6 +80,15 @@ def test_what_stays_resident_is_small(module: str) -> None:
     assert not [name for name in loaded if name.startswith("stage1.network")]
     assert {name for name in names if not name.startswith("_")} <= LIBRARY | {"common", "stage1", "stage2"}
     assert not HEAVY & names
+
+
+@pytest.mark.parametrize("module", ["stage1.health", "stage1.systemd.service", "stage1.systemd.notify"])
+def test_what_not_every_pod_needs_is_not_resident(module: str) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import stage1.boot, stage1.monitor; print(*sys.modules)"
+    words = [sys.executable, "-I", "-S", "-c", code, str(ROOT)]
+    loaded = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert "stage1.supervisor" in loaded
+    assert module not in loaded
 
 
 def test_named_tuples_are_the_cheap_ones() -> None:

@@ -32,6 +32,9 @@ def test_systemd_accepts_the_units(tmp_path: pathlib.Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+_SWITCHES = ("--mark-only", "--quiet")
+
+
 @pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda path: path.name)
 def test_rkpy_accepts_the_commands_in_the_units(unit: pathlib.Path) -> None:
     assert commands(unit)
@@ -42,4 +45,4 @@ def test_rkpy_accepts_the_commands_in_the_units(unit: pathlib.Path) -> None:
         if name in run.FLAGS:
             grammar.parse(rest, run.FLAGS[name])
         else:
-            COMMANDS[name].make_context(name, [f"{word}=true" if word == "--mark-only" else word for word in rest])
+            COMMANDS[name].make_context(name, [f"{word}=true" if word in _SWITCHES else word for word in rest])

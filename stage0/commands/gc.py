@@ -27,6 +27,7 @@ from stage0.pods import Pods
     show_default=True,
     help="how long a prepared pod waits to be run before it is removed",
 )
+@flags.switch("--quiet", "say nothing but what went wrong")
 @flags.switch("--mark-only", "only move what has exited to the garbage, which starts the grace period; remove nothing")
 @click.option(
     "--keep-last",
@@ -35,7 +36,9 @@ from stage0.pods import Pods
     help="of the dead pods of this name remove all but the N youngest, whatever the grace period",
 )
 @click.pass_obj
-def command(config: Config, grace_period: int, expire_prepared: int, mark_only: bool, keep_last: str) -> int:
+def command(
+    config: Config, grace_period: int, expire_prepared: int, quiet: bool, mark_only: bool, keep_last: str
+) -> int:
     """Garbage collect rkpy pods no longer in use.
 
     Pods that have exited are first moved to the garbage; a later collection removes those that have been there for
@@ -43,25 +46,40 @@ def command(config: Config, grace_period: int, expire_prepared: int, mark_only: 
     """
     flags.require_root()
     name, keep = _last(keep_last)
-    failures: list[RkpyError] = []
-
-    def complain(error: RkpyError) -> None:
-        failures.append(error)
-        _notice(str(error))
-
+    told = _Told(quiet)
     pods = Pods(config.pods)
-    for uuid in gc.mark_exited(pods, complain):
-        _notice(f'moving pod "{uuid}" to garbage')
-    for uuid in gc.mark_aborted(pods, complain):
-        _notice(f'moving failed prepare "{uuid}" to garbage')
+    for uuid in gc.mark_exited(pods, told.complain):
+        told.notice(f'moving pod "{uuid}" to garbage')
+    for uuid in gc.mark_aborted(pods, told.complain):
+        told.notice(f'moving failed prepare "{uuid}" to garbage')
     for uuid in gc.surplus(pods, name, keep) if name else ():
-        _discard(pods, uuid, complain)
+        _discard(pods, uuid, told)
     if not mark_only:
-        for uuid in gc.expire_prepared(pods, expire_prepared, complain):
-            _notice(f'moving expired prepared pod "{uuid}" to garbage')
-        _sweep(pods, grace_period, complain)
-        _sweep_networks(complain)
-    return EXIT_FAILURE if failures else 0
+        for uuid in gc.expire_prepared(pods, expire_prepared, told.complain):
+            told.notice(f'moving expired prepared pod "{uuid}" to garbage')
+        _sweep(pods, grace_period, told)
+        _sweep_networks(told)
+    return EXIT_FAILURE if told.failures else 0
+
+
+class _Told:
+    """What people hear of a collection."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self.failures = 0
+
+    def complain(self, error: RkpyError) -> None:
+        self.failures += 1
+        click.echo(f"rkpy: gc: {error}", err=True)
+
+    def notice(self, text: str) -> None:
+        if not self._quiet:
+            click.echo(f"rkpy: gc: {text}", err=True)
+
+    def removing(self, uuid: str) -> None:
+        if not self._quiet:
+            click.echo(f'Garbage collecting pod "{uuid}"')
 
 
 def _last(text: str) -> tuple[str, int]:
@@ -71,39 +89,35 @@ def _last(text: str) -> tuple[str, int]:
     return name, int(number[:9] or 0)
 
 
-def _discard(pods: Pods, uuid: str, complain: gc.Complain) -> None:
+def _discard(pods: Pods, uuid: str, told: _Told) -> None:
     try:
-        gc.discard(pods, uuid, _notice)
-        click.echo(f'Garbage collecting pod "{uuid}"')
+        gc.discard(pods, uuid, told.notice)
+        told.removing(uuid)
     except RkpyError as error:
-        complain(error)
+        told.complain(error)
 
 
-def _sweep(pods: Pods, grace_period: int, complain: gc.Complain) -> None:
+def _sweep(pods: Pods, grace_period: int, told: _Told) -> None:
     mounts: gc.Mounts | None = None
-    for pod, due in gc.sweep(pods, grace_period, complain):
+    for pod, due in gc.sweep(pods, grace_period, told.complain):
         if not due:
-            _notice(f'pod "{pod.uuid}" not removed: still within grace period')
+            told.notice(f'pod "{pod.uuid}" not removed: still within grace period')
             continue
-        click.echo(f'Garbage collecting pod "{pod.uuid}"')
+        told.removing(pod.uuid)
         # Read once however many pods there are; what was mounted later than that was not mounted by a dead pod.
         mounts = gc.read_mounts(pods.root) if mounts is None else mounts
         try:
             gc.remove(pod, mounts)
         except RkpyError as error:
-            complain(error)
+            told.complain(error)
 
 
-def _sweep_networks(complain: gc.Complain) -> None:
+def _sweep_networks(told: _Told) -> None:
     """What pods had of networks whose directories somebody else has removed, or whose monitor was killed."""
     from stage1.network import state
 
     if os.path.isdir(state.ROOT):
         from stage1.network import owners
 
-        for uuid in owners.sweep(complain):
-            _notice(f'took back what pod "{uuid}" had of networks')
-
-
-def _notice(text: str) -> None:
-    click.echo(f"rkpy: gc: {text}", err=True)
+        for uuid in owners.sweep(told.complain):
+            told.notice(f'took back what pod "{uuid}" had of networks')

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import click
 
 from common.errors import RkpyError, UsageError, located
-from stage0 import flags, installing, program
+from stage0 import flags, installing, invocation
 
 _NEXT = (
     "systemd-sysusers",
@@ -64,7 +64,7 @@ def command(root: str, prefix: str, words: str, uninstall: bool, dry_run: bool) 
 
 def _program(words: str, root: str) -> tuple[str, ...]:
     try:
-        return tuple(shlex.split(words)) or program.command(root)
+        return tuple(shlex.split(words)) or invocation.command(root)
     except ValueError as error:
         raise UsageError(f"--program={words}: {error}") from error
 

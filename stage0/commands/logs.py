@@ -17,7 +17,7 @@ from stage0 import durations
 from stage0.commands.pod_arguments import one_uuid
 from stage0.config import Config
 from stage0.pods import NoSuchPodError, Pod, Pods, State
-from stage1 import logdriver, logreader
+from stage1 import logdriver, logreader, poddir
 from stage1.logreader import Entry
 from stage1.plan import JOURNALD
 
@@ -94,12 +94,22 @@ def _log(pod: Pod) -> _Log:
     if logdriver.of_pod(pod.base) == JOURNALD:
         from stage0 import journalreader
 
-        return _Log(pod.uuid, pod, journalreader.apps(pod.uuid), partial(journalreader.read, pod.uuid))
+        return _Log(pod.uuid, pod, _in_journal(pod), partial(journalreader.read, pod.uuid))
     try:
         logged = logreader.apps(pod.base)
     except OSError as error:
         raise PodError(f'cannot read the logs of pod "{pod.uuid}": {reason(error)}') from error
     return _Log(pod.uuid, pod, logged, partial(logreader.read, pod.base), in_journal=False)
+
+
+def _in_journal(pod: Pod) -> list[str]:
+    """The apps whose output is in the journal, or will be: of one that has run for long it may have dropped all."""
+    from stage0 import journalreader
+
+    found = set(journalreader.apps(pod.uuid))
+    if os.geteuid() == 0:  # Others may not be able to read it, and are told so.
+        found.update(poddir.all_started(pod.base))
+    return sorted(found)
 
 
 def _of_the_past(wanted: str, missing: NoSuchPodError) -> _Log:

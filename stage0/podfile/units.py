@@ -7,19 +7,15 @@ from collections.abc import Iterator
 
 from common.errors import RkpyError
 from common.records import NamedTuple
-from stage0 import config, grammar, options, program, unitfile
+from stage0 import config, grammar, invocation, options, podservice, unitfile
 from stage0.podfile import quoting
 from stage0.podfile.keys import PASSED
 from stage0.podfile.pods import PodWords, Word
 from stage0.podfile.search import PodFile
 from stage0.podfile.syntax import Entry, Parsed
 
-STOP_MARGIN = 15
-"""Seconds beyond what the pod allows its apps and their handlers until systemd kills what is left."""
-_KEPT = 5
-"""Dead pods of a service. Its output is in the journal; without a bound a loop of restarts would fill the disk."""
 _DEFAULT_STOP = 10
-_LISTS = frozenset(("RequiresMountsFor", "SuccessExitStatus", "ExecStopPost", "Documentation"))
+_LISTS = frozenset(("After", "RequiresMountsFor", "SuccessExitStatus", "ExecStopPost", "Documentation"))
 """Keys of ours that add up: these are left to systemd, where an empty value takes ours back."""
 
 
@@ -57,25 +53,19 @@ def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "Description", f"Pod {pod.name}"
     yield "Documentation", "man:rkpy-run(1)"
     yield "SourcePath", unitfile.literal(file.path)
+    yield "After", podservice.AFTER
     yield "RequiresMountsFor", " ".join(unitfile.quoted(path) for path in (_data(pod), *pod.sources))
 
 
 def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
-    command = " ".join((unitfile.command(*program.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
+    command = " ".join((unitfile.command(*invocation.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
     name = quoting.literal(pod.name)
-    yield "Type", "notify"
-    yield "NotifyAccess", "main"
-    yield "Slice", "machine.slice"
-    yield "Delegate", "yes"
-    yield "KillMode", "mixed"
-    yield "TimeoutStopSec", str(2 * _stop_timeout(pod.stop_timeout) + STOP_MARGIN)
-    yield "SuccessExitStatus", "143"
-    yield "SyslogIdentifier", "%N"
+    yield from podservice.settings(_stop_timeout(pod.stop_timeout))
     yield "ExecStart", _command(f"{command} run", pod)
     if pod.reload_signal:
         signal = quoting.literal(pod.reload_signal)
         yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {unitfile.quoted(name)}"
-    yield "ExecStopPost", f"-{command} gc --mark-only {unitfile.quoted(f'--keep-last={name}:{_KEPT}')}"
+    yield "ExecStopPost", f"-{command} {' '.join(map(unitfile.quoted, podservice.after_stop(name)))}"
 
 
 def _command(leading: str, pod: PodWords) -> str:
@@ -112,7 +102,7 @@ def _stop_timeout(text: str) -> int:
 
 def broken(file: PodFile) -> str:
     """A unit for a file with mistakes: whoever wants the pod is told that it failed, and `systemctl status` why."""
-    check = unitfile.command(*program.command(), "unit", "check", file.path)
+    check = unitfile.command(*invocation.command(), "unit", "check", file.path)
     path = unitfile.literal(file.path)
     return "\n".join((
         f"# Made by rkpy's generator from {file.path}, in which there are mistakes.",

@@ -88,19 +88,9 @@ class Bus:
         self, target: tuple[str, str, str], member: str, signature: str = "", body: Sequence[object] = ()
     ) -> list[Any]:
         """Call a method and return what it returns."""
-        from dbus_next.message import Message
-
         self._serial += 1
-        destination, path, interface = target
-        message = Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=list(body),
-            serial=self._serial,
-        )
+        _, _, interface = target
+        message = _call(target, member, signature, body, self._serial)
         try:
             self._send(_packed(message))
             return self._reply(self._serial)
@@ -126,9 +116,9 @@ class Bus:
         owner: str = self.call(_BUS, "GetNameOwner", "s", (name,))[0]
         return owner
 
-    def wait(self, matches: Callable[[Any], bool]) -> Any:
-        """The first signal that matches, a message of dbus-next."""
-        deadline = time.monotonic() + self._timeout
+    def wait(self, matches: Callable[[Any], bool], seconds: float | None = None) -> Any:
+        """The first signal that matches, a message of dbus-next. `seconds`: how long, if not as for a call."""
+        deadline = time.monotonic() + (self._timeout if seconds is None else seconds)
         try:
             while True:
                 message = self._signals.popleft() if self._signals else self._receive(deadline)
@@ -144,7 +134,7 @@ class Bus:
         """A call whose answer is not waited for, because the bus does things in their order."""
         self._serial += 1
         try:
-            self._send(call_without_answer(target, member, signature, body, self._serial))
+            self._send(call_for_later(target, member, signature, body, serial=self._serial))
         except OSError as error:
             raise SystemdError(f"{member}: {reason(error)}") from error
 
@@ -222,23 +212,41 @@ def _packed(message: Any) -> bytes:
     return bytes(message._marshall(False))
 
 
-def call_without_answer(
-    target: tuple[str, str, str], member: str, signature: str, body: Sequence[object], serial: int = LAST_SERIAL
+def call_for_later(
+    target: tuple[str, str, str],
+    member: str,
+    signature: str,
+    body: Sequence[object],
+    *,
+    serial: int = LAST_SERIAL,
+    answer: bool = False,
 ) -> bytes:
-    """A call as a message. Without `serial` it is for whoever has the connection's socket last."""
+    """A call as a message. Without `serial` it is for whoever has the connection's socket last. `answer`: whether there
+    is to be one."""
     load()
+    flag = "NO_AUTOSTART" if answer else "NO_REPLY_EXPECTED"
+    return _packed(_call(target, member, signature, body, serial, flag))
+
+
+def _call(
+    target: tuple[str, str, str],
+    member: str,
+    signature: str,
+    body: Sequence[object],
+    serial: int,
+    flag: str = "NONE",
+) -> Any:
     from dbus_next.constants import MessageFlag
     from dbus_next.message import Message
 
     destination, path, interface = target
-    message = Message(
+    return Message(
         destination=destination,
         path=path,
         interface=interface,
         member=member,
         signature=signature,
         body=list(body),
-        flags=MessageFlag.NO_REPLY_EXPECTED,
+        flags=MessageFlag[flag],
         serial=serial,
     )
-    return _packed(message)

@@ -36,8 +36,9 @@ from stage1.systemd.units import Property
 if TYPE_CHECKING:
     from stage1.flavour import PreparedPod
 
-TIMEOUT = 10.0
-"""Seconds that systemd may take for one answer: whoever starts a pod is waiting."""
+TIMEOUT = 25.0
+"""Seconds that systemd may take for one answer. Whoever starts a pod is waiting, but of fifty that are started at once,
+as at boot, each is to be registered."""
 SERVICE, CLASS = "rkpy", "container"
 """How machined has pods."""
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
@@ -151,7 +152,7 @@ def _work(source: Channel, parent: int) -> None:
     connection.listen(_SYSTEMDS)
     connected = connection.socket.fileno()
     if unit:
-        giving_up = channel.memory_file(bus.call_without_answer(SYSTEMD, "AbandonScope", "s", (unit,)))
+        giving_up = channel.memory_file(bus.call_for_later(SYSTEMD, "AbandonScope", "s", (unit,)))
         said = _send(source, f"scoped {unit} {systemd}", (connected, giving_up))
     else:
         said = _send(source, f"kept {units.own()}", (connected,))
@@ -190,9 +191,10 @@ def start(connection: Bus, names: list[str], properties: list[Property]) -> tupl
                 raise
 
 
-def require_done(connection: Bus, unit: str, job: str) -> None:
+def require_done(connection: Bus, unit: str, job: str, seconds: float | None = None) -> None:
     """Wait for the end of a job; the connection hears of JOBS. Raises SystemdError when it has failed."""
-    result = connection.wait(lambda signal: signal.member == "JobRemoved" and signal.body[1] == job).body[3]
+    removed = connection.wait(lambda signal: signal.member == "JobRemoved" and signal.body[1] == job, seconds)
+    result = removed.body[3]
     if result != "done":
         raise SystemdError(f"systemd could not start {unit}: {result}")
 
@@ -210,7 +212,7 @@ def _register(connection: Bus, pod: Registration, source: Channel) -> None:
     except SystemdError as error:
         _send(source, f"unknown {error}")
         return
-    call = channel.memory_file(bus.call_without_answer(MACHINED, "UnregisterMachine", "s", (name,)))
+    call = channel.memory_file(bus.call_for_later(MACHINED, "UnregisterMachine", "s", (name,), answer=True))
     _send(source, f"machine {name}", (call,))
 
 

@@ -39,7 +39,7 @@ class Service:
         self._awaited = {app.name for app in plan.apps if _is_awaited(plan.ready, app)}
         self._started = self._ready = self._reloading = self._stopping = self._triggered = False
         self._spoken = False
-        """Whether an app has told its status."""
+        """Whether the last status was an app's, which tells more than a number of apps."""
         self._running: dict[str, bool] = {}
         """The apps that run, and whether each is one that gives signs of life itself."""
         self._fed: set[str] = set()
@@ -57,6 +57,7 @@ class Service:
             self._listeners[app.name] = _Listener(self._loop, self._plan.directory, app.name, self._hear)
 
     def status(self, text: str) -> None:
+        self._spoken = False
         self._host.say(STATUS=text)
 
     def all_started(self) -> None:
@@ -66,7 +67,7 @@ class Service:
 
     def started(self, app: AppPlan) -> None:
         self._running[app.name] = NOTIFY in app.sockets
-        if self._ready:
+        if self._ready and not self._spoken:
             self._summarize()
 
     def ended(self, app: AppPlan, how: str, again: bool) -> None:
@@ -94,7 +95,7 @@ class Service:
             self._review()
         if state == "unhealthy":
             self.status(f"app {name} is unhealthy")
-        elif self._ready:
+        elif self._ready and not self._spoken:
             self._summarize()
 
     def alive(self) -> None:
@@ -119,12 +120,12 @@ class Service:
         if self._ready or not self._started or self._stopping:
             return
         if self._awaited:
-            if not self._spoken:  # What apps say themselves tells more.
+            if not self._spoken:
                 self.status(f"waiting for {_enumerate(sorted(self._awaited))}")
             return
         self._ready = True
         self._on_ready()
-        self._host.say_now(READY="1", STATUS=self._running_text())
+        self._host.say_now(READY="1", **({} if self._spoken else {"STATUS": self._running_text()}))
 
     def _summarize(self, event: str = "") -> None:
         self.status("; ".join(filter(None, (event, self._running_text()))))
@@ -151,16 +152,16 @@ class Service:
 
     def _hear(self, name: str, fields: dict[str, str]) -> None:
         alone = len(self._listeners) == 1
+        if "STATUS" in fields:
+            text = "".join(char if char.isprintable() else " " for char in fields["STATUS"][:MAX_STATUS])
+            self.status(f"{name}: {text}")
+        self._spoken = "STATUS" in fields or (self._spoken and fields.get("READY") != "1")
         if fields.get("RELOADING") == "1" and alone and self._ready:
             self._reloading = True
             stamp = fields.get("MONOTONIC_USEC", "")
             self._host.say_now(RELOADING="1", **({"MONOTONIC_USEC": stamp} if _is_number(stamp) else {}))
         elif fields.get("READY") == "1":
             self._hear_ready(name)
-        if "STATUS" in fields:
-            text = "".join(char if char.isprintable() else " " for char in fields["STATUS"][:MAX_STATUS])
-            self._spoken = True
-            self.status(f"{name}: {text}")
         extension = fields.get("EXTEND_TIMEOUT_USEC", "")
         if _is_number(extension) and (self._stopping or not self._ready):
             self._host.say(EXTEND_TIMEOUT_USEC=extension)

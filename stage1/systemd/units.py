@@ -84,6 +84,8 @@ def of_service(command: list[str], stop_post: list[str], stop_timeout: int) -> I
     yield "ExecStart", "a(sasb)", [[command[0], command, False]]
     yield "ExecStopPost", "a(sasb)", [[stop_post[0], stop_post, True]]
     yield "KillMode", "s", "mixed"
+    # As `stage0.podservice` has it.
+    yield "SuccessExitStatus", "(aiai)", [[143], []]
     yield from _of_any(stop_timeout)
 
 

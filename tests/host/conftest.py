@@ -30,8 +30,8 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     before = leaks.take()
     yield
     left = leaks.children()
-    directories = (str(tmp_path_factory.getbasetemp()),)
-    left += leaks.leaked(before, leaks.take(), directories=directories, strict=MUST_RUN)
+    marks = (leaks.MARK, str(tmp_path_factory.getbasetemp()))
+    left += leaks.leaked(before, leaks.take(), marks=marks, strict=MUST_RUN)
     assert not left, "left behind:\n" + "\n".join(left)
 
 

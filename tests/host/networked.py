@@ -13,6 +13,7 @@ from typing import Any
 
 from tests import images
 from tests.host.commands import Done, Rkpy
+from tests.host.flavours import shell_status
 from tests.netlab import FAR4, FAR6, UPLINK, Lab
 
 DEADLINE = 60.0
@@ -56,7 +57,7 @@ class NetPod:
 
     def wait(self) -> Done:
         out, err = self.process.communicate(timeout=DEADLINE)
-        return Done(self.process.returncode, out, err)
+        return Done(shell_status(self.process.returncode), out, err)
 
     def kill_everything(self) -> None:
         """As if the machine had lost the pod: SIGKILL for all that looks after it."""
@@ -87,7 +88,7 @@ class Site:
 
     def __call__(self, *words: object) -> Done:
         done = self.lab.finish("host", *self.rkpy.command(*words), check=False, env=self.rkpy.environment())
-        return Done(done.returncode, done.stdout, done.stderr)
+        return Done(shell_status(done.returncode), done.stdout, done.stderr)
 
     def ok(self, *words: object) -> str:
         done = self(*words)

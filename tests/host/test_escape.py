@@ -257,8 +257,9 @@ def test_processes_of_the_host_cannot_be_reached(ground: Ground, variant: Varian
 
 @every(NAMESPACES)
 def test_the_supervisor_does_not_die_of_its_pod(ground: Ground, variant: Variant) -> None:
-    """SIGTERM is not among these: to PID 1 it is the request to stop the pod, and whoever may kill its apps may ask."""
-    ask = "kill 1 9 + kill 1 11 + kill 1 19 + kill 1 2 + kill 1 1 + ptrace 1 + sleep 1 + say alive + exit 5"
+    """SIGTERM and SIGINT are not among these: to PID 1 they are requests to stop the pod, as to systemd, and whoever
+    may kill its apps may ask."""
+    ask = "kill 1 9 + kill 1 11 + kill 1 19 + kill 1 3 + kill 1 1 + ptrace 1 + sleep 1 + say alive + exit 5"
     result = ground.run(variant, ask)
     assert (result.status, result.lines[-1]) == (5, "alive"), result
     assert result.lines[-2] in ("1: EPERM", "1: ENOSYS"), result

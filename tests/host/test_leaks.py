@@ -14,7 +14,7 @@ from tests.netlab import Lab
 
 
 def _left(before: leaks.Snapshot, directory: Path, *, strict: bool = False) -> list[str]:
-    return leaks.leaked(before, leaks.take(), directories=(str(directory),), strict=strict)
+    return leaks.leaked(before, leaks.take(), marks=(leaks.MARK, str(directory)), strict=strict)
 
 
 def test_mounts_are_seen(tmp_path: Path) -> None:
@@ -54,11 +54,11 @@ from tests import leaks
 before = leaks.take()
 os.makedirs(leaks.CLAIMS)
 open(f"{leaks.CLAIMS}/lock", "w").close()
-print(*leaks.leaked(before, leaks.take(), directories=(), strict=False), sep="\\n")
+print(*leaks.leaked(before, leaks.take(), marks=(leaks.MARK,), strict=False), sep="\\n")
 for name in leaks.SYSCTLS:
     with open(f"/proc/sys/{name}", "w") as file:
         file.write("1")
-print(*leaks.leaked(before, leaks.take(), directories=(), strict=True), sep="\\n")
+print(*leaks.leaked(before, leaks.take(), marks=(leaks.MARK,), strict=True), sep="\\n")
 """
 
 

@@ -283,6 +283,20 @@ def test_gc(tmp_path: Path) -> None:
     assert left(pods) == []
 
 
+def test_gc_that_is_quiet_tells_of_failures_only(tmp_path: Path) -> None:
+    pods = Pods(str(tmp_path / "pods"))
+    bad, _ = dead_pod(pods), dead_pod(pods)
+    done = rkpy(tmp_path, "gc", "--quiet", "--mark-only")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = rkpy(tmp_path, "gc", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (next(Path(pods.root).glob(f"*/{bad.name}")) / "flavour").write_text("nonesuch")
+    done = rkpy(tmp_path, "gc", "--quiet", "--grace-period=0s")
+    assert (done.returncode, done.stdout) == (254, "")
+    assert done.stderr.startswith("rkpy: gc: ") and done.stderr.count("\n") == 1
+    assert left(pods) == [bad.name]
+
+
 def test_gc_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
     pods = Pods(str(tmp_path / "pods"))
     bad, good = dead_pod(pods), dead_pod(pods)

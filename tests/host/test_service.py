@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -232,6 +233,17 @@ def test_a_volume_in_the_way_is_refused(ground: Ground, image: str, tmp_path: Pa
     pod: list[Any] = [f"--volume=run,kind=host,source={tmp_path}", "--mount=volume=run,target=/run/systemd"]
     line = ground.rkpy.refused(*ground.words(variant, *pod), *app(image, flags=(NOTIFIES,)))
     assert 'volume "run" cannot be mounted on "/run/systemd"' in line
+
+
+def test_a_start_that_is_refused_says_why(ground: Ground, image: str, tmp_path: Path, host: Manager) -> None:
+    """`systemctl status` would show what was done last otherwise, as if that were still going on."""
+    volume = [f"--volume=run,kind=host,source={tmp_path}", "--mount=volume=run,target=/run/systemd"]
+    for feature, flags in ((SUPERVISED, volume), (FLY, ["--ready=healthy"])):
+        words = ground.words(flavours.claiming(feature)[0], *flags)
+        with service(ground, words, [app(image, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address) as running:
+            assert servicemanager.status(running.process) == 254
+        assert host.values("STATUS")[-1].startswith("failed: ")
+        assert host.heard[-1].pid == running.process.pid
 
 
 @every(SUPERVISED)
@@ -605,3 +617,96 @@ def test_an_app_can_have_the_watchdog_bite(variant: Variant, ground: Ground, ima
         WATCHDOG_USEC="60000000",
     ):  # fmt: skip
         host.until("WATCHDOG", "trigger")
+
+
+def test_prepared_pods_know_what_ready_means(ground: Ground, image: str, host: Manager) -> None:
+    uuid = ground.rkpy.ok(
+        "--insecure-options=image", "prepare", "--ready=notify", *app(image, "sleep:100", "say:READY=1")
+    ).strip()  # fmt: skip
+    with service(ground, ["run-prepared", "--net=none"], [[uuid]], NOTIFY_SOCKET=host.address) as running:
+        assert host.until("READY", "1").pid == running.process.pid
+        os.kill(running.process.pid, signal.SIGTERM)
+        assert servicemanager.status(running.process) == 0
+    after = len(host.heard)
+    with service(ground, ["start", "--net=none"], [[uuid]], NOTIFY_SOCKET=host.address):
+        host.until("READY", "1", after=after)
+
+
+def test_an_image_says_that_it_tells(ground: Ground, program: bytes, host: Manager) -> None:
+    path = ground.new("aci") / "tells.aci"
+    section = {"exec": ["/bin/service", "show:NOTIFY_SOCKET"], "user": "0", "group": "0"}
+    annotations = [{"name": "appc.io/executor/supports-systemd-notify", "value": "true"}]
+    made = manifest("example.com/tells", app=section, annotations=annotations)
+    found = ground.rkpy.ok(
+        "--insecure-options=image", "fetch", "--full", make_aci(str(path), made, {"bin/service": program})
+    ).strip()  # fmt: skip
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = ground.words(variant)
+    with service(ground, words, [[found]], NOTIFY_SOCKET=host.address) as running:
+        assert running.line() == "NOTIFY_SOCKET=/run/systemd/notify"
+    no = "--annotation=appc.io/executor/supports-systemd-notify=false"
+    with service(ground, words, [[found, no]], NOTIFY_SOCKET=host.address) as running:
+        assert running.line() == "NOTIFY_SOCKET"
+        host.until("READY", "1")
+    pod = ground.new("manifest") / "pod.json"
+    pod.write_text(json.dumps({
+        "acVersion": "0.8.11", "acKind": "PodManifest",
+        "apps": [{"name": "tells", "image": {"id": found}}],
+    }))  # fmt: skip
+    with service(ground, [*words, f"--pod-manifest={pod}"], [], NOTIFY_SOCKET=host.address) as running:
+        assert running.line() == "NOTIFY_SOCKET=/run/systemd/notify"
+
+
+def test_apps_that_are_added_tell_and_are_looked_at(ground: Ground, image: str, host: Manager) -> None:
+    words = ["--insecure-options=image", "app", "sandbox", "--net=none"]
+    with service(ground, words, [], NOTIFY_SOCKET=host.address) as running:
+        host.until("READY", "1")
+        check = '--health-cmd=["/bin/service", "exit:0"]'
+        ground.rkpy.ok(
+            "app", "add", running.uuid, image, "--name=more", NOTIFIES, check, "--exec=/bin/service", "--",
+            "say:STATUS=added",
+        )  # fmt: skip
+        ground.rkpy.ok("app", "start", "--app=more", running.uuid)
+        host.until("STATUS", "more: added")
+        until(lambda: health(ground, running.uuid, "more") == "healthy")
+        ground.rkpy.ok("app", "stop", "--app=more", running.uuid)
+        ground.rkpy.ok("app", "rm", "--app=more", running.uuid)
+        assert not (ground.rkpy.data / f"pods/run/{running.uuid}/sockets/more").exists()
+
+
+@every(SUPERVISED)
+def test_an_app_that_is_being_stopped_is_left_alone(
+    variant: Variant, ground: Ground, image: str, tmp_path: Path
+) -> None:
+    go(tmp_path / "go")
+    (tmp_path / "go" / "GO").touch()
+    flags = (
+        '--health-cmd=["/bin/service", "need:/go/GO", "exit:0"]', "--health-interval=100ms", "--health-retries=1",
+        "--health-on-failure=kill",
+    )  # fmt: skip
+    words = ground.words(variant, "--stop-timeout=100", *volume(tmp_path / "go"))
+    steps = ("ignore:15", "print:up", "wait:/go/STOP", "exit:0")
+    with service(ground, words, [app(image, *steps, flags=flags)]) as running:
+        assert running.line() == "up"
+        until(lambda: health(ground, running.uuid) == "healthy")
+        os.kill(running.process.pid, signal.SIGTERM)
+        (tmp_path / "go" / "GO").unlink()
+        until(lambda: health(ground, running.uuid) == "unhealthy")
+        (tmp_path / "go" / "STOP").touch()
+        assert servicemanager.status(running.process) == 0
+
+
+@every(SUPERVISED)
+def test_a_pod_that_rkpy_stops_says_so_while_it_ends(
+    variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
+) -> None:
+    """The monitor is not asked then, but the supervisor."""
+    words = [*ground.words(variant), "--pod-name=web", *volume(tmp_path / "go")]
+    steps = app(image, "ignore:15", "print:up", go(tmp_path / "go"))
+    with service(ground, words, [steps], NOTIFY_SOCKET=host.address) as running:
+        host.until("READY", "1")
+        assert running.line() == "up"
+        ground.rkpy.ok("stop", "web")
+        host.until("STOPPING", "1")
+        assert running.process.poll() is None
+        (tmp_path / "go/GO").touch()

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from common import files
 from common.errors import ConfigError, RkpyError
-from stage0 import installing, program
+from stage0 import installing, invocation
 from stage0.commands import install_units
 
 UNITS = Path(__file__).parents[2] / "systemd-units"
@@ -83,7 +83,7 @@ def test_a_second_time_nothing_is_done_and_a_new_version_replaces(tmp_path: Path
     assert ok(f"--root={tmp_path}", "--program=rkpy") == []
     ok(f"--root={tmp_path}", "--program='/opt/a b/rkpy'")
     unit = tmp_path / "usr/local/lib/systemd/system/rkpy-gc.service"
-    assert 'ExecStart="/opt/a b/rkpy" gc --grace-period=24h\n' in unit.read_text()
+    assert 'ExecStart="/opt/a b/rkpy" gc --quiet --grace-period=24h\n' in unit.read_text()
 
 
 def test_what_a_new_version_does_not_have_is_removed(tmp_path: Path) -> None:
@@ -209,13 +209,13 @@ def test_the_program_is_named_as_systemd_finds_it(tmp_path: Path, monkeypatch: p
     own = venv / "rkpy"
     own.write_text("#!/bin/sh\n")
     own.chmod(0o755)
-    monkeypatch.setattr(program, "SEARCHED", (str(first), str(second)))
+    monkeypatch.setattr(invocation, "SEARCHED", (str(first), str(second)))
     monkeypatch.setattr("sys.argv", [str(own)])
-    assert program.command() == (str(own),)
+    assert invocation.command() == (str(own),)
     (second / "rkpy").symlink_to(own)
-    assert program.command() == ("rkpy",)
+    assert invocation.command() == ("rkpy",)
     (first / "rkpy").write_text("#!/bin/sh\n# another\n")
     (first / "rkpy").chmod(0o755)
-    assert program.command() == (str(own),)
+    assert invocation.command() == (str(own),)
     monkeypatch.setattr("sys.argv", ["/x/rkpy.py"])
-    assert program.command() == (sys.executable, "/x/rkpy.py")
+    assert invocation.command() == (sys.executable, "/x/rkpy.py")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stage0 import program
+from stage0 import invocation
 from stage0.commands import unit
 from stage0.podfile import check, search, units
 from stage0.podfile.syntax import parse
@@ -43,6 +43,7 @@ EXPECTED = """\
 [Unit]
 Documentation=man:rkpy-run(1)
 SourcePath={path}
+After=network.target
 RequiresMountsFor=/var/lib/rkpy "/srv/a b"
 Description=The web
 
@@ -55,6 +56,7 @@ KillMode=mixed
 TimeoutStopSec=55
 SuccessExitStatus=143
 SyslogIdentifier=%N
+TasksMax=16384
 ExecStart=rkpy run \\
     --pod-name=web \\
     --net=none \\
@@ -64,7 +66,7 @@ ExecStart=rkpy run \\
     i \\
     -- serve "two words"
 ExecReload=rkpy kill --signal=HUP web
-ExecStopPost=-rkpy gc --mark-only --keep-last=web:5
+ExecStopPost=-rkpy gc --quiet --mark-only --keep-last=web:5
 Restart=always
 ExecStopPost=/bin/true
 
@@ -75,7 +77,7 @@ WantedBy=multi-user.target
 
 @pytest.fixture(autouse=True)
 def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "command", lambda: ("rkpy",))
+    monkeypatch.setattr(invocation, "command", lambda: ("rkpy",))
 
 
 def made(path: str) -> str:
@@ -132,7 +134,7 @@ def test_the_data_directory_is_waited_for(tmp_path: Path) -> None:
     text = made(path)
     assert "RequiresMountsFor=/data/pods\n" in text
     assert "ExecStart=rkpy --dir=/data/pods run " in text
-    assert "ExecStopPost=-rkpy --dir=/data/pods gc --mark-only --keep-last=web:5\n" in text
+    assert "ExecStopPost=-rkpy --dir=/data/pods gc --quiet --mark-only --keep-last=web:5\n" in text
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("", 35), ("0", 15), ("1m", 135), ("1500ms", 19), ("%i", 35)])
@@ -142,7 +144,7 @@ def test_the_pod_has_time_to_stop(tmp_path: Path, text: str, seconds: int) -> No
 
 
 def test_this_very_program_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "command", lambda: ("/a b/python", "/x$y/rkpy.py"))
+    monkeypatch.setattr(invocation, "command", lambda: ("/a b/python", "/x$y/rkpy.py"))
     assert 'ExecStart="/a b/python" /x$$y/rkpy.py run ' in made(write(tmp_path / "web.pod", WEB))
 
 
@@ -282,7 +284,7 @@ def test_a_name_stays_one_word(tmp_path: Path) -> None:
     _, out = generate(tmp_path)
     text = (out / "web.service").read_text()
     assert '--signal=HUP "a ; /bin/b $$C"\n' in text
-    assert 'gc --mark-only "--keep-last=a ; /bin/b $$C:5"\n' in text
+    assert 'gc --quiet --mark-only "--keep-last=a ; /bin/b $$C:5"\n' in text
 
 
 def test_the_generator_loads_nothing_heavy() -> None:

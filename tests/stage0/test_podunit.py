@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from stage0 import main, program
+from stage0 import invocation, main
 
 
 @pytest.fixture(autouse=True)
 def named_rkpy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A program that systemd finds, in a directory with images."""
-    monkeypatch.setattr(program, "command", lambda: ("rkpy",))
+    monkeypatch.setattr(invocation, "command", lambda: ("rkpy",))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "web.aci").touch()
 
@@ -41,19 +41,23 @@ def test_the_whole_of_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
         printed(capsys, "--pod-name=web", "--port", "8080:80", "./web.aci", "--memory=64M", "--", "-v", "a b")
         == f"""\
 [Unit]
-Description=rkpy pod web
+Description=Pod web
 Documentation=man:rkpy-run(1)
+After=network.target
 
 [Service]
 Type=notify
-ExecStart=rkpy run --pod-name=web --port=8080:80 {tmp_path}/web.aci --memory=64M -- -v "a b"
-ExecStopPost=-rkpy gc --mark-only
-Restart=on-failure
-SuccessExitStatus=143
-KillMode=mixed
-TimeoutStopSec=25
-Delegate=yes
+NotifyAccess=main
 Slice=machine.slice
+Delegate=yes
+KillMode=mixed
+TimeoutStopSec=35
+SuccessExitStatus=143
+SyslogIdentifier=%N
+TasksMax=16384
+ExecStart=rkpy run --pod-name=web --port=8080:80 {tmp_path}/web.aci --memory=64M -- -v "a b"
+ExecStopPost=-rkpy gc --quiet --mark-only --keep-last=web:5
+Restart=on-failure
 
 [Install]
 WantedBy=multi-user.target
@@ -99,7 +103,7 @@ def test_arguments_end_and_another_image_follows(capsys: pytest.CaptureFixture[s
 
 def test_garbage_is_collected_where_the_pods_are(capsys: pytest.CaptureFixture[str]) -> None:
     unit = printed(capsys, "--dir=/srv/rkpy", "a.com/a")
-    assert value(unit, "ExecStopPost") == "-rkpy --dir=/srv/rkpy gc --mark-only"
+    assert value(unit, "ExecStopPost") == "-rkpy --dir=/srv/rkpy gc --quiet --mark-only"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_it_waits_for_the_network_when_images_may_have_to_be_fetched(
 
 
 def test_systemd_waits_longer_than_the_pod(capsys: pytest.CaptureFixture[str]) -> None:
-    assert value(printed(capsys, "--stop-timeout=5m", "a.com/a"), "TimeoutStopSec") == "315"
+    assert value(printed(capsys, "--stop-timeout=5m", "a.com/a"), "TimeoutStopSec") == "615"
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,18 @@ def test_a_systemd_that_was_executed_anew_can_ask_as_well(path: str) -> None:
     anew.close()
 
 
+def test_a_call_is_waited_for_until_it_is_answered(path: str) -> None:
+    watched = Watched(path)
+    began = time.monotonic()
+    watched.controller.ask(bus.call_for_later(SELF, "GetId", "", (), answer=True), 60)
+    watched.controller.ask(bus.call_for_later(SELF, "NoSuchCall", "", (), serial=7, answer=True), 60)
+    assert time.monotonic() - began < 60
+    watched.controller.ask(bus.call_for_later(SELF, "GetId", "", ()), 0.05)  # Nobody is going to.
+    request_stop(watched.systemd, watched.name)
+    assert watched.run() == ["stop"]
+    watched.close()
+
+
 def test_that_the_bus_is_gone_is_noticed(daemon: Daemon) -> None:
     watched = Watched(daemon.path)
     daemon.process.kill()

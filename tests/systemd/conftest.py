@@ -6,10 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.host.conftest import nothing_left_behind
+from tests import leaks
 from tests.systemd.container import Container, missing
 
-__all__ = ["nothing_left_behind"]
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the containers' outlives the session. What else is new belongs to tests that run beside it."""
+    leaks.become_subreaper()
+    before = leaks.take()
+    yield
+    left = leaks.children()
+    left += leaks.leaked(before, leaks.take(), marks=(leaks.CONTAINER, str(tmp_path_factory.getbasetemp())))
+    assert not left, "left behind:\n" + "\n".join(left)
 
 
 @pytest.fixture(scope="session")

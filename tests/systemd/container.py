@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import cgroups
+from tests import cgroups, leaks
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("systemd-nspawn", "systemd-run", "machinectl", "dbus-daemon", "nsenter", "unshare", "setpriv")
@@ -63,7 +63,7 @@ class Container:
     def __init__(self, place: Path) -> None:
         """`place`: an empty directory."""
         self.place = place
-        self.name = f"rkpy-test-{secrets.token_hex(4)}"
+        self.name = f"{leaks.CONTAINER}{secrets.token_hex(4)}"
         self._cgroups = [f"{hierarchy}/{self.name}" for hierarchy in HIERARCHIES if _is_hierarchy(hierarchy)]
         self._process: subprocess.Popen[bytes] | None = None
 

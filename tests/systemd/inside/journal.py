@@ -266,6 +266,19 @@ def test_the_life_of_a_pod(rkpy: Rkpy) -> None:
     assert {entry["RKPY_POD_NAME"] for entry in pod.entries()} == {"told"}
 
 
+def test_a_pod_that_cannot_be_started(rkpy: Rkpy) -> None:
+    many = [flag for n in range(300) for flag in (f"--volume=v{n},kind=empty", f"--mount=volume=v{n},target=/v{n}")]
+    assert rkpy(*RUN, "--pod-name=unstartable", *many, NAME).status == 254
+    end = units.journal("RKPY_POD_NAME=unstartable", f"MESSAGE_ID={protocol.EXITED}")[-1]
+    assert (end["MESSAGE"], end["RKPY_EXIT_STATUS"]) == ('Pod "unstartable" ended with status 254', "254")
+    assert "more mounts" in end["RKPY_REASON"]
+
+
+def test_what_was_never_prepared_is_not_said_to_be_removed(rkpy: Rkpy) -> None:
+    assert rkpy(*RUN, "--pod-name=unprepared", "--stage1=fly", "--ready=healthy", NAME).status == 254
+    assert units.journal("RKPY_POD_NAME=unprepared") == []
+
+
 def test_an_end_by_a_signal(rkpy: Rkpy) -> None:
     uuid_file = rkpy.directory / "uuid"
     words = [*RUN, f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, "kill -9 $$"]
@@ -387,7 +400,7 @@ def test_without_the_library(rkpy: Rkpy, tmp_path: Path) -> None:
     assert (done.status, done.out) == (254, "")
     assert done.err.count("\n") == 1
     assert "systemd-python, which is not installed" in done.err
-    assert f"journalctl RKPY_POD_UUID={pod.uuid}" in done.err
+    assert f"journalctl RKPY_POD_UUID={pod.uuid})" in done.err
     rkpy.ok("rm", pod.uuid)
     done = rkpy("logs", pod.uuid, PYTHONPATH=path)
     assert done.status == 254
@@ -411,5 +424,29 @@ def test_fly_in_a_service(rkpy: Rkpy) -> None:
 
 
 def test_fly_from_a_shell_writes_to_the_shell(rkpy: Rkpy) -> None:
-    done = units.run(*units.in_scope(*rkpy.command(*RUN[:2], "--stage1=fly", NAME, *SHELL, "echo out; echo err >&2")))
+    """And the event of its start is the pod's unit's, though a moment ago the same process was in the shell's."""
+    uuid_file = rkpy.directory / "uuid"
+    words = [*RUN[:2], "--stage1=fly", f"--uuid-file-save={uuid_file}", NAME, *SHELL, "echo out; echo err >&2; sleep 1"]
+    done = units.run(*units.in_scope(*rkpy.command(*words)))
     assert (done.stdout, done.stderr) == ("out\n", "err\n")
+    uuid = uuid_file.read_text().strip()
+    (prepared,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.PREPARED}")
+    (started,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.STARTED}")
+    assert prepared["_PID"] == started["_PID"]
+    assert started["_SYSTEMD_UNIT"] == f"rkpy-{uuid}.scope"
+
+
+def test_a_pod_that_outlives_what_the_journal_has_of_it(rkpy: Rkpy) -> None:
+    script = "echo early; trap 'echo late; exit 0' TERM; sleep 1000 & wait"
+    process = rkpy.start(*RUN, "--log-driver=journald", "--pod-name=old", NAME, "--name=a", *SHELL, script)
+    try:
+        until(lambda: "early" in rkpy("logs", "old").out)
+        units.run("journalctl", "--rotate")
+        units.run("journalctl", "--vacuum-files=1")
+        assert rkpy.ok("logs", "old") == ""
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=units.TIMEOUT)
+        assert rkpy.ok("logs", "old") == "late\n"
+    finally:
+        process.kill()
+        process.communicate(timeout=units.TIMEOUT)

@@ -300,3 +300,12 @@ def test_under_fly_the_app_is_the_service(ground: Ground) -> None:
         units.becomes(name, ActiveState="activating")
         ground.open()
         units.becomes(name, ActiveState="active", StatusText="flying")
+
+
+@pytest.mark.parametrize("verb", ["poweroff", "reboot"])
+def test_machinectl_ends_a_pod_without_a_failure(ground: Ground, verb: str) -> None:
+    with begun(*ground.words(pod=("--pod-name=machine",)), Restart="on-failure") as name:
+        units.becomes(name, ActiveState="active")
+        until(lambda: units.run("machinectl", "show", "machine", check=False).returncode == 0)
+        units.run("machinectl", verb, "machine")
+        units.becomes(name, ActiveState="inactive")
