@@ -63,9 +63,9 @@ class Config(NamedTuple):
         return tuple(filter(None, (self.system_config, self.local_config, self.user_config)))
 
 
-def load(flags: Values) -> Config:
-    """The configuration of one command. Raises ConfigError or UsageError."""
-    config = Config(
+def places(flags: Values) -> Config:
+    """What the flags alone say, whatever is in the directories. Raises UsageError."""
+    return Config(
         system_config=_absolute(flags, "system-config", SYSTEM_CONFIG),
         local_config=_absolute(flags, "local-config", LOCAL_CONFIG),
         user_config=_absolute(flags, "user-config", ""),
@@ -73,6 +73,11 @@ def load(flags: Values) -> Config:
         insecure=insecure_options(flags.get("insecure-options") or "none"),
         trust_keys_from_https=flags.boolean("trust-keys-from-https"),
     )
+
+
+def load(flags: Values) -> Config:
+    """The configuration of one command. Raises ConfigError or UsageError."""
+    config = places(flags)
     paths, stage1 = effective(config, "paths"), effective(config, "stage1")
     data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or DATA_DIR
     plugins = tuple(paths.get(CNI_PLUGINS) or ())

@@ -3,6 +3,7 @@ rkpy's for that and never will be: systemd is one."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -26,6 +27,8 @@ _HERE = ("detach", "uuid-file-save")
 def run(request: Request, settings: Config, flavour: str) -> int:
     """`rkpy run --detach`: prints the pod's UUID once it is up."""
     _require_systemd(request)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _interrupt)
     bus = Bus()  # before there is anything to take back
     pod = starting.prepared_pod(request, settings, flavour)
     try:
@@ -33,6 +36,12 @@ def run(request: Request, settings: Config, flavour: str) -> int:
     except BaseException:
         _give_back(settings, pod.uuid)
         raise
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Who waits no longer, as timeout(1), is to find as little left as after Ctrl-C."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def again(verb: str, request: Request, settings: Config, uuid: str) -> int:

@@ -50,7 +50,8 @@ def _volumes(manifest: PodManifest) -> Iterable[Volume]:
 def write_app_info(directory: str, app: str, record: ImageRecord, store: Store) -> None:
     """What there is to know of an app in the pod directory, and the place of its root. Raises OSError."""
     os.makedirs(f"{directory}/appsinfo/{app}", mode=0o750)
-    os.makedirs(poddir.rootfs(directory, app), mode=0o755)
+    poddir.make_place(poddir.rootfs(directory, app))
+    os.mkdir(poddir.rootfs(directory, app), mode=0o755)
     below = [os.path.relpath(path, store.root) for path in store.root_layers(record)]
     with open(poddir.app_info(directory, app, "layers"), "w", encoding="utf-8") as file:
         file.write("".join(f"{layer}\n" for layer in below))
@@ -59,7 +60,8 @@ def write_app_info(directory: str, app: str, record: ImageRecord, store: Store) 
 
 
 def make_volume(path: str, volume: Volume) -> None:
-    os.makedirs(path)
+    poddir.make_place(path)
+    os.mkdir(path)
     os.chown(path, volume.uid, volume.gid)
     os.chmod(path, int(volume.mode, 8))
 

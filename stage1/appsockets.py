@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from common.errors import LaunchError, reason
+from stage1 import poddir
 from stage1.loop import Loop
 
 TARGET = "/run/systemd"
@@ -55,7 +56,7 @@ class AppSocket:
         self._socket = Socket(AF_UNIX, SOCK_DGRAM, 0)
         path = f"{directory(pod, app)}/{name}"
         try:
-            _make_place(pod)
+            poddir.make_place(directory(pod, app))
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             if os.path.lexists(path):
                 os.unlink(path)
@@ -140,15 +141,6 @@ class AppSocket:
 
 def _ignore(_data: bytes, _fds: list[int]) -> None:
     pass
-
-
-def _make_place(pod: str) -> None:
-    """The directory of all apps' sockets. Others on the host may look into the pod's (docs/systemd.md, "What is
-    installed"), and are not to speak for its apps."""
-    place = f"{pod}/sockets"
-    if not os.path.isdir(place):
-        os.makedirs(place, 0o700)
-        os.chmod(place, 0o700)
 
 
 def _close(fds: list[int]) -> list[int]:

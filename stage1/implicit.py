@@ -21,7 +21,7 @@ def fill(pod: PreparedPod, app: PreparedApp) -> None:
         return
     place = poddir.rootfs(pod.directory, app.name)
     try:
-        os.makedirs(f"{pod.directory}/volumes", exist_ok=True)
+        poddir.make_place(poddir.volume(pod.directory, app.name))
         image = open_image(app.layers or (place,), pod.uuid, place)
         try:
             for mount in missing:

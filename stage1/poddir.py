@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 from common.records import NamedTuple
 
@@ -53,6 +54,14 @@ APPS_LOCK = "apps-lock"
 LOG_DRIVER = "log-driver"
 UNIT = "unit"
 MACHINE = "machine"
+
+
+def make_place(path: str) -> None:
+    """The directory in the pod directory that `path` is to be in, for root alone: whoever may look at pods
+    (docs/systemd.md, "What is installed") would be root by a setuid program of an app's, and speak in its name by its
+    sockets."""
+    with suppress(FileExistsError):
+        os.mkdir(os.path.dirname(path), 0o700)
 
 
 def app_info(pod: str, app: str, name: str) -> str:

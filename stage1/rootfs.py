@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from common import syscalls
 from common.errors import LaunchError, reason
 from common.records import NamedTuple
+from stage1 import poddir
 from stage1.mounts import NONE, map_owners, new_file_system
 from stage1.targets import AppRoot, mount_id
 
@@ -45,6 +46,7 @@ class OverlayRoot(NamedTuple):
         return self._open(syscalls.MOUNT_ATTR_NODEV, users)
 
     def _open(self, attributes: int, users: int) -> int:
+        poddir.make_place(self.state)
         for directory in (f"{self.state}/work", self.place):
             os.makedirs(directory, exist_ok=True)
         with ExitStack() as undo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from common.errors import EXIT_FAILURE, ConfigError, UsageError
 from stage0 import config, grammar, options
@@ -23,7 +23,8 @@ FLAGS: dict[str, dict[str, options.Flag]] = {
 
 def generate(words: Sequence[str]) -> int:
     """`rkpy unit generate NORMAL [EARLY LATE]`: what systemd starts at boot and when it reloads."""
-    settings, directories, _ = _parse("unit generate", words)
+    # No mistake in the configuration keeps pods from having services, which then say what is wrong.
+    settings, directories, _ = _parse("unit generate", words, config.places)
     if len(directories) not in (1, 3):
         raise UsageError("must provide one directory, or the three that systemd gives a generator")
     from stage0.podfile import generate as generator
@@ -91,9 +92,11 @@ def list_files(words: Sequence[str]) -> int:
     return EXIT_FAILURE if wrong else 0
 
 
-def _parse(name: str, words: Sequence[str]) -> tuple[Config, list[str], options.Values]:
+def _parse(
+    name: str, words: Sequence[str], load: Callable[[options.Values], Config] = config.load
+) -> tuple[Config, list[str], options.Values]:
     request = grammar.parse(words, {**FLAGS[name], **options.table(options.GLOBAL)}, arguments=False, by_position=False)
-    return config.load(request.flags), [image.reference for image in request.images], request.flags
+    return load(request.flags), [image.reference for image in request.images], request.flags
 
 
 def _files(names: Sequence[str], folders: Sequence[str], wrong: list[Mistake]) -> list[PodFile]:

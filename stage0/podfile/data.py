@@ -81,11 +81,12 @@ def _read(path: str) -> dict[str, Any]:
 
 def _json(path: str, text: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
                 raise ValueError(f'"{name}" is given twice')
-        return dict(pairs)
+            found[name] = value
+        return found
 
     try:
         return json.loads(text, object_pairs_hook=unique)

@@ -138,6 +138,6 @@ def _parsed(path: str) -> Parsed:
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return Parsed(mistakes=(Mistake(path, 0, "this is not a regular file"),))
-            return syntax.parse(file.read(syntax.LARGEST_FILE + 1), path)
+            return syntax.parse(file.read(syntax.LARGEST_FILE + 1) or b"", path)
     except OSError as error:
         return Parsed(mistakes=(Mistake(path, 0, reason(error)),))

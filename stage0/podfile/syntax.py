@@ -101,10 +101,10 @@ def parse(data: bytes, path: str) -> Parsed:
             key, equals, value = line.partition("=")
             if current is None:
                 mistakes.append(Mistake(path, number, "this is in no section"))
-            elif not equals or not key.strip():
+            elif not equals or not key.strip(_SPACE):
                 mistakes.append(Mistake(path, number, f"neither a section nor KEY=VALUE: {line}"))
             else:
-                entries.append(Entry(current, key.strip(), value.strip(), path, number))
+                entries.append(Entry(current, key.strip(_SPACE), value.strip(_SPACE), path, number))
     return Parsed(tuple(sections), tuple(entries), tuple(mistakes))
 
 

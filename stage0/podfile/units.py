@@ -41,7 +41,12 @@ def lines(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Line]:
             yield Line("")
             yield Line(f"[{section}]")
         yield from (Line(f"{key}={value}") for key, value in ours.get(section, ()) if key not in given)
-        yield from (Line(f"{entry.key}={entry.value}", entry) for entry in theirs)
+        yield from (Line(_copied(entry), entry) for entry in theirs)
+
+
+def _copied(entry: Entry) -> str:
+    """As it was, also where space after a backslash kept that from continuing the line."""
+    return f"{entry.key}={entry.value}" + (" " if entry.value.endswith("\\") else "")
 
 
 def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:

@@ -96,6 +96,8 @@ class Bus:
             return self._reply(self._serial)
         except OSError as error:
             raise SystemdError(f"{interface}.{member}: {reason(error)}", name="") from error
+        except UnicodeEncodeError as error:
+            raise SystemdError(f"{interface}.{member}: D-Bus takes nothing that is not UTF-8", name="") from error
 
     def get(self, service: str, path: str, interface: str, name: str) -> Any:
         """A property of an object."""
@@ -132,7 +134,7 @@ class Bus:
         """A call whose answer is not waited for, because the bus does things in their order."""
         self._serial += 1
         try:
-            self._send(call_without_answer(target, member, signature, body, self._serial))
+            self._send(call_for_later(target, member, signature, body, serial=self._serial))
         except OSError as error:
             raise SystemdError(f"{member}: {reason(error)}") from error
 
@@ -210,12 +212,20 @@ def _packed(message: Any) -> bytes:
     return bytes(message._marshall(False))
 
 
-def call_without_answer(
-    target: tuple[str, str, str], member: str, signature: str, body: Sequence[object], serial: int = LAST_SERIAL
+def call_for_later(
+    target: tuple[str, str, str],
+    member: str,
+    signature: str,
+    body: Sequence[object],
+    *,
+    serial: int = LAST_SERIAL,
+    answer: bool = False,
 ) -> bytes:
-    """A call as a message. Without `serial` it is for whoever has the connection's socket last."""
+    """A call as a message. Without `serial` it is for whoever has the connection's socket last. `answer`: whether there
+    is to be one."""
     load()
-    return _packed(_call(target, member, signature, body, serial, answered=False))
+    flag = "NO_AUTOSTART" if answer else "NO_REPLY_EXPECTED"
+    return _packed(_call(target, member, signature, body, serial, flag))
 
 
 def _call(
@@ -224,8 +234,7 @@ def _call(
     signature: str,
     body: Sequence[object],
     serial: int,
-    *,
-    answered: bool = True,
+    flag: str = "NONE",
 ) -> Any:
     from dbus_next.constants import MessageFlag
     from dbus_next.message import Message
@@ -238,6 +247,6 @@ def _call(
         member=member,
         signature=signature,
         body=list(body),
-        flags=MessageFlag.NONE if answered else MessageFlag.NO_REPLY_EXPECTED,
+        flags=MessageFlag[flag],
         serial=serial,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import struct
+import time
 from _socket import MSG_DONTWAIT
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ _CHUNK = 1 << 16
 _PATH, _INTERFACE, _MEMBER, _SENDER = 1, 2, 3, 7
 """Header fields (D-Bus specification, "Message Format")."""
 _SIGNAL = 4
+_ANSWERS = (2, 3)
+"""Kinds of message: a method's return, an error."""
 
 
 class Controller:
@@ -38,6 +41,7 @@ class Controller:
         self._data = bytearray()
         self._skip = 0
         self._open = True
+        self._answered = False
         loop.add(fd, select.EPOLLIN, lambda _events: self._receive())
 
     def send(self, message: bytes) -> None:
@@ -47,6 +51,18 @@ class Controller:
                 self._socket.send(message, MSG_DONTWAIT)
             except OSError:
                 self.close()
+
+    def ask(self, message: bytes, seconds: float) -> None:
+        """A call, until it is answered, or for so long: of who has left the bus meanwhile machined cannot learn who he
+        is, and refuses."""
+        self._answered = False
+        self.send(message)
+        end = time.monotonic() + seconds
+        poll = select.poll()
+        while self._open and not self._answered and (left := end - time.monotonic()) > 0:
+            poll.register(self._socket.fileno(), select.POLLIN)
+            if poll.poll(left * 1000):
+                self._receive()
 
     def close(self) -> None:
         if self._open:
@@ -88,6 +104,7 @@ class Controller:
 
     def _look_at(self, message: bytes) -> None:
         """Anybody on the bus may send us signals; who sent one is the bus's own word."""
+        self._answered = self._answered or message[1] in _ANSWERS
         if message[1] != _SIGNAL:
             return
         try:

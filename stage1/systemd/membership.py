@@ -18,6 +18,8 @@ from stage1.systemd.controller import Controller
 
 _PRIVATE = "/run/systemd/private"
 """Where PID 1 listens to root without a bus."""
+_PATIENCE = 1.0
+"""Seconds that machined may take to forget a pod."""
 
 
 class Membership:
@@ -97,8 +99,8 @@ class Membership:
         registered."""
         self._dismiss()
         if self._controller is not None:
-            if self._farewell:
-                self._controller.send(self._farewell)
+            if self._farewell and not self._giving_up:
+                self._controller.ask(self._farewell, _PATIENCE)
             self._controller.close()
 
     def _hear(self) -> tuple[str, list[int]]:

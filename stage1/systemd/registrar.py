@@ -152,7 +152,7 @@ def _work(source: Channel, parent: int) -> None:
     connection.listen(_SYSTEMDS)
     connected = connection.socket.fileno()
     if unit:
-        giving_up = channel.memory_file(bus.call_without_answer(SYSTEMD, "AbandonScope", "s", (unit,)))
+        giving_up = channel.memory_file(bus.call_for_later(SYSTEMD, "AbandonScope", "s", (unit,)))
         said = _send(source, f"scoped {unit} {systemd}", (connected, giving_up))
     else:
         said = _send(source, f"kept {units.own()}", (connected,))
@@ -212,7 +212,7 @@ def _register(connection: Bus, pod: Registration, source: Channel) -> None:
     except SystemdError as error:
         _send(source, f"unknown {error}")
         return
-    call = channel.memory_file(bus.call_without_answer(MACHINED, "UnregisterMachine", "s", (name,)))
+    call = channel.memory_file(bus.call_for_later(MACHINED, "UnregisterMachine", "s", (name,), answer=True))
     _send(source, f"machine {name}", (call,))
 
 

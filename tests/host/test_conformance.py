@@ -630,3 +630,18 @@ def test_an_oci_image(ground: Ground, variant: Variant) -> None:
     assert lines[0] == "/srv"
     assert {"A=1", "HOME=/srv/www", "USER=web", "container=rkpy"} <= set(lines)
     assert lines[-2:] == ["file 0644 123 456", "directory 0755 33 34"]
+
+
+@every()
+@pytest.mark.parametrize("copied", [False, True])
+def test_nobody_but_root_reaches_what_apps_write(ground: Ground, variant: Variant, copied: bool) -> None:
+    """Though a group may look at the pod's directory: a setuid program of an app's would make its members root."""
+    flags = ("--volume=kept,kind=empty", "--mount=volume=kept,target=/kept", *(["--no-overlay"] if copied else []))
+    app = ground.app("write /program x + write /kept/program x + say up + sleep")
+    with ground.running(variant, app, pod=flags) as pod:
+        assert pod.line() == "up"
+        directory = ground.rkpy.data / "pods/run" / pod.uuid
+        found = {path.relative_to(directory).parts[0] for path in directory.rglob("program")}
+        assert found >= {"rootfs" if copied else "overlay", "volumes"}
+        for name in ("rootfs", "overlay", "volumes"):
+            assert not (directory / name).exists() or (directory / name).stat().st_mode & 0o777 == 0o700

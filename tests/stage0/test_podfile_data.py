@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,10 @@ def test_what_is_typed_comes_after_the_file(tmp_path: Path) -> None:
         run.parse("run", [f"--pod-file={path}", "image"], FLAGS)
     with pytest.raises(UsageError, match="at least one image"):
         run.parse("run", [f"--pod-file={write(tmp_path / 'empty.toml', '')}"], FLAGS)
+
+
+def test_a_large_file_takes_no_time(tmp_path: Path) -> None:
+    begun = time.process_time()
+    with pytest.raises(RkpyError):
+        read(tmp_path, json.dumps({f"key-{number}": 1 for number in range(200_000)}), "json")
+    assert time.process_time() - begun < 20

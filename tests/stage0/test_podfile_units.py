@@ -13,6 +13,7 @@ import pytest
 from stage0 import invocation
 from stage0.commands import unit
 from stage0.podfile import check, search, units
+from stage0.podfile.syntax import parse
 from tests.host.commands import ROOT
 from tests.stage0.podfiles import loaded, write
 
@@ -99,6 +100,18 @@ def test_what_the_file_says_is_said_once(tmp_path: Path, theirs: str) -> None:
     key = theirs.partition("=")[0]
     path = write(tmp_path / "web.pod", f"{WEB.replace('Restart=always', '')}[Service]\n{theirs}\n")
     assert [line for line in made(path).splitlines() if line.startswith(f"{key}=")] == [theirs]
+
+
+def test_what_is_passed_on_stays_on_its_line(tmp_path: Path) -> None:
+    text = "[Pod]\nImage=i\n[Service]\nX-A=a\\ \nX-B=b\\\\\nX-C=\\\t\n[Install]\nX-D=\u00a0\n"
+    made = parse(units.text(*loaded(write(tmp_path / "web.pod", text))).encode(), "web.service")
+    kept = [(entry.section, entry.key, entry.value) for entry in made.entries if entry.key.startswith("X-")]
+    assert kept == [
+        ("Service", "X-A", "a\\"),
+        ("Service", "X-B", "b\\\\"),
+        ("Service", "X-C", "\\"),
+        ("Install", "X-D", "\u00a0"),
+    ]
 
 
 @pytest.mark.parametrize("key", ["ExecStopPost", "SuccessExitStatus"])
@@ -220,6 +233,14 @@ def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
     assert " run \\\n    --pod-name=web" in (out / "web.service").read_text()
     assert f" unit check {bad}\n" in (out / "bad.service").read_text()
     assert (out / "a.target.wants/bad.service").exists()
+
+
+def test_a_broken_configuration_keeps_no_pod_from_its_service(tmp_path: Path) -> None:
+    write(tmp_path / "etc/paths.d/x.json", "broken")
+    write(tmp_path / "etc/pods/web.pod", WEB)
+    done, out = generate(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (out / "web.service").exists()
 
 
 @pytest.mark.parametrize("environment", [{"SYSTEMD_SCOPE": "user"}, {"SYSTEMD_IN_INITRD": "1"}])

@@ -80,6 +80,14 @@ def test_an_error_has_its_name(path: str) -> None:
     connection.close()
 
 
+def test_what_is_not_text_cannot_be_said(path: str) -> None:
+    connection = Bus(path)
+    with pytest.raises(SystemdError, match="not UTF-8"):
+        connection.owner("\udcff")
+    assert connection.owner("org.freedesktop.DBus")
+    connection.close()
+
+
 def test_a_signal_that_came_before_an_answer_is_not_lost(path: str) -> None:
     one, other = Bus(path), Bus(path)
     one.listen("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='org.example.x'")
@@ -234,6 +242,18 @@ def test_a_systemd_that_was_executed_anew_can_ask_as_well(path: str) -> None:
     assert watched.run() == ["stop"]
     watched.close()
     anew.close()
+
+
+def test_a_call_is_waited_for_until_it_is_answered(path: str) -> None:
+    watched = Watched(path)
+    began = time.monotonic()
+    watched.controller.ask(bus.call_for_later(SELF, "GetId", "", (), answer=True), 60)
+    watched.controller.ask(bus.call_for_later(SELF, "NoSuchCall", "", (), serial=7, answer=True), 60)
+    assert time.monotonic() - began < 60
+    watched.controller.ask(bus.call_for_later(SELF, "GetId", "", ()), 0.05)  # Nobody is going to.
+    request_stop(watched.systemd, watched.name)
+    assert watched.run() == ["stop"]
+    watched.close()
 
 
 def test_that_the_bus_is_gone_is_noticed(daemon: Daemon) -> None:

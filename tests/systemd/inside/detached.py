@@ -7,6 +7,8 @@ import signal
 import subprocess
 from collections.abc import Iterator
 
+import pytest
+
 from tests.cgroups import until
 from tests.host.commands import Rkpy
 from tests.systemd import units
@@ -81,14 +83,15 @@ def test_a_service_that_fails_leaves_no_pod(rkpy: Rkpy) -> None:
     assert units.show("rkpy-loose.service", "LoadState") == {"LoadState": "not-found"}
 
 
-def test_who_is_interrupted_while_he_waits_has_no_pod(rkpy: Rkpy) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_interrupted_while_he_waits_has_no_pod(rkpy: Rkpy, number: signal.Signals) -> None:
     options = ("--detach", "--ready=healthy", NAME, "--health-cmd=false", *SLEEP[1:])
     waiting = subprocess.Popen(
         rkpy.command(*RUN, *options),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=rkpy.environment(),
     )  # fmt: skip
     until(lambda: "running" in states(rkpy))
-    waiting.send_signal(signal.SIGINT)
+    waiting.send_signal(number)
     waiting.communicate(timeout=units.TIMEOUT)
     assert waiting.returncode != 0
     units.becomes("rkpy-loose.service", LoadState="not-found")

@@ -118,12 +118,18 @@ def test_members_of_the_group_may_look_and_nothing_else(installed: list[str], tm
     assert Path("/var/lib/rkpy").group() == "rkpy"
     assert Path("/var/lib/rkpy").stat().st_mode & 0o7777 == 0o2750
     image = make_image(tmp_path)
-    units.run(*PROGRAM, "--insecure-options=image", "run", "--no-overlay", "--net=none", image, "--", "-c", "echo said")
+    volume = ("--volume=v,kind=empty", "--mount=volume=v,target=/v")
+    script = "echo said; cp /bin/busybox /program; cp /bin/busybox /v/program; chmod 4755 /program /v/program"
+    command = (*PROGRAM, "--insecure-options=image", "run", "--no-overlay", "--net=none", *volume, image)
+    units.run(*command, "--", "-c", script)
     gid = Path("/var/lib/rkpy").stat().st_gid
     member = ("setpriv", "--reuid=65534", f"--regid={gid}", "--clear-groups", *PROGRAM)
     uuid = units.run(*member, "list", "--full", "--no-legend").stdout.split("\t")[0]
     assert "state=exited" in units.run(*member, "status", uuid).stdout
     assert NAME in units.run(*member, "image", "list").stdout
+    # By a program of root's in a pod its members would be root themselves.
+    assert len(list(Path("/var/lib/rkpy").rglob("program"))) == 2
+    assert units.run(*member[: -len(PROGRAM)], "find", "/var/lib/rkpy", "-name", "program", check=False).stdout == ""
     for words in (("rm", uuid), ("--insecure-options=image", "fetch", image), ("run", NAME)):
         assert units.run(*member, *words, check=False).returncode == 254
     stranger = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *PROGRAM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -223,6 +224,19 @@ def test_a_delegated_service_keeps_its_pod(rkpy: Rkpy) -> None:
         # A unit that failed would stay.
         units.becomes(name, LoadState="not-found")
     until(lambda: "served" not in machines())
+
+
+def test_pods_that_are_over_are_no_machines_while_their_service_goes_on(rkpy: Rkpy) -> None:
+    """machined forgets one by itself only when its unit has ended, and of several in a unit not even then."""
+    names = ["first", "second", "third"]
+    tail = (NAME, "--exec=/bin/sh", "--", "-c", STAY)
+    commands = [shlex.join(rkpy.command(*RUN, f"--pod-name={name}", *tail)) for name in names]
+    script = f"{' & '.join(commands)} & sleep 1000"
+    with units.service("sh", "-c", script, properties={"Delegate": "yes"}) as service:
+        until(lambda: set(names) <= set(machines()))
+        rkpy.ok("stop", *names)
+        until(lambda: not set(names) & set(machines()))
+        assert units.state(service) == "active"
 
 
 def test_a_pod_that_fails_is_started_again_by_its_service(rkpy: Rkpy) -> None:
