@@ -8,8 +8,9 @@ import subprocess
 
 import pytest
 
-from stage0 import grammar, main
+from stage0 import grammar, main, podservice
 from stage0.commands import gc, image, run
+from stage1.systemd import units
 
 UNITS = pathlib.Path(__file__).parent.parent / "systemd-units"
 COMMANDS = {"gc": gc.command, "image gc": image.gc}
@@ -27,8 +28,8 @@ def test_systemd_accepts_the_units(tmp_path: pathlib.Path) -> None:
     for unit in (path for path in UNITS.iterdir() if path.suffix in (".service", ".timer")):
         # A program that is there, whether rkpy is installed or not: systemd looks for it as well.
         (tmp_path / unit.name).write_text(unit.read_text().replace("=rkpy ", "=true "))
-    units = sorted(tmp_path.iterdir())
-    done = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True)
+    made = sorted(tmp_path.iterdir())
+    done = subprocess.run([analyze, "verify", "--man=no", *made], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -46,3 +47,22 @@ def test_rkpy_accepts_the_commands_in_the_units(unit: pathlib.Path) -> None:
             grammar.parse(rest, run.FLAGS[name])
         else:
             COMMANDS[name].make_context(name, [f"{word}=true" if word in _SWITCHES else word for word in rest])
+
+
+def test_services_of_pods_are_alike_whoever_writes_them() -> None:
+    """`rkpy systemd` and pod files (`podservice`), `--detach` (`units`), and the template for JSON and TOML."""
+    ours = dict(podservice.settings(10))
+    lines = (UNITS / "rkpy@.service").read_text().splitlines()
+    template = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    assert ours.keys() - {"TimeoutStopSec"} <= {key for key, value in template.items() if ours.get(key) == value}
+    assert template["After"] == podservice.AFTER
+    assert template["ExecStopPost"] == f"-rkpy {' '.join(podservice.after_stop('%i'))}"
+    transient = {name: value for name, _, value in units.of_service(["rkpy"], ["rkpy"], 10)}
+    assert transient["TimeoutStopUSec"] == int(ours["TimeoutStopSec"]) * 1_000_000
+    assert transient["SuccessExitStatus"] == [[int(ours["SuccessExitStatus"])], []]
+    assert (transient["Type"], transient["KillMode"], transient["Slice"]) == (
+        ours["Type"],
+        ours["KillMode"],
+        ours["Slice"],
+    )
+    assert str(units.DEFAULT_TASKS) == ours["TasksMax"]

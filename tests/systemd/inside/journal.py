@@ -416,7 +416,7 @@ def test_fly_in_a_service(rkpy: Rkpy) -> None:
     properties = {"RemainAfterExit": "yes", "SyslogIdentifier": "outer"}
     with units.service(*rkpy.command(*files), properties=properties) as name:
         units.becomes(name, SubState="exited")
-        found = units.journal(f"_SYSTEMD_UNIT={name}", "SYSLOG_IDENTIFIER=flyer")
+        found = units.logged(f"_SYSTEMD_UNIT={name}", "SYSLOG_IDENTIFIER=flyer", count=4)
     said = {str(entry["MESSAGE"]): entry["PRIORITY"] for entry in found}
     stream = next(text for text in said if ":" in text)
     assert said == {"out": "6", "err": "3", "warn": "4", stream: "6"}
