@@ -99,10 +99,10 @@ def test_the_unit_of_a_pod_starts_it(rkpy: Rkpy, aci: str) -> None:
     uuid = rkpy.ok(*words).strip()
     for name in ("web", uuid, uuid[:8]):
         unit = rkpy.ok("systemd", name)
-        assert "Description=rkpy pod web\n" in unit
+        assert "Description=Pod web\n" in unit
         assert f" start {uuid}\n" in unit
         assert f" --dir={rkpy.data} " in unit
-        assert "TimeoutStopSec=75\n" in unit
+        assert "TimeoutStopSec=135\n" in unit
         assert "ExecStopPost" not in unit
     assert f" start --net=none {uuid}\n" in rkpy.ok("systemd", "--net=none", uuid)
     # That a word of four letters is the beginning of a UUID may be chance.
