@@ -14,12 +14,15 @@ from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
 from stage1 import cgroup, resources
 from stage1.systemd import given, units
-from stage1.systemd.bus import SYSTEMD, Bus
+from stage1.systemd.bus import SYSTEMD, TIMED_OUT, Bus
 from stage1.systemd.registrar import JOBS, require_done, start
 from stage1.systemd.units import Property
 
-_PATIENCE = 10 * 365 * 24 * 3600.0
-"""Seconds: how long a start may take is for the unit to say."""
+_PAUSE = 10.0
+"""Seconds without news until we look ourselves: news are lost while systemd is executed anew (daemon-reexec). How long
+a start may take is for the unit to say."""
+_UNIT = "org.freedesktop.systemd1.Unit"
+_NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
 _HERE = ("detach", "uuid-file-save")
 """Flags that are seen to before systemd has its turn."""
 
@@ -80,12 +83,40 @@ def _launch(bus: Bus, pod: Pod, verb: str, request: Request) -> int:
 
 def _await(bus: Bus, unit: str, job: str) -> None:
     try:
-        require_done(bus, unit, job, _PATIENCE)
+        while not _is_done(bus, unit, job):
+            pass
     except SystemdError as error:
         raise SystemdError(error.message, hint=f"journalctl -u {unit} says why") from error
     except KeyboardInterrupt:
         bus.call(SYSTEMD, "StopUnit", "ss", (unit, "replace"))
         raise
+
+
+def _is_done(bus: Bus, unit: str, job: str) -> bool:
+    """Whether the unit has been started; raises SystemdError when it could not be."""
+    try:
+        require_done(bus, unit, job, _PAUSE)
+    except SystemdError as error:
+        if error.name != TIMED_OUT:
+            raise
+        return _state(bus, unit) == "active"
+    return True
+
+
+def _state(bus: Bus, unit: str) -> str:
+    """ActiveState of the unit; empty while systemd does not say. Raises SystemdError when it has failed, or is no
+    more."""
+    try:
+        path = bus.call(SYSTEMD, "GetUnit", "s", (unit,))[0]
+        state = str(bus.get(SYSTEMD[0], path, _UNIT, "ActiveState"))
+        waits = bool(bus.get(SYSTEMD[0], path, _UNIT, "Job")[0])  # for others to be started before it
+    except SystemdError as error:
+        if error.name not in (_NO_SUCH_UNIT, ""):
+            return ""  # It is being executed anew at this very moment.
+        raise
+    if state in ("failed", "inactive") and not waits:
+        raise SystemdError(f"systemd could not start {unit}: {state}")
+    return state
 
 
 def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from common import syscalls
 from common.errors import LaunchError, reason
 from stage1 import poddir
 from stage1.loop import Loop
@@ -32,6 +33,7 @@ _AT_ONCE = 64
 """Messages that are taken before others have their turn."""
 _HELD = 64
 """Descriptors that are closed together."""
+_LAST_FD = 2**31 - 1
 _PAUSE = 1.0
 """Seconds until the next attempt where there could be no process for that."""
 
@@ -53,6 +55,8 @@ class AppSocket:
         self._receive = receive
         self._held: list[int] = []
         """Descriptors that are still to be closed."""
+        self._stuck = False
+        """Whether nothing is taken because they cannot be."""
         self._socket = Socket(AF_UNIX, SOCK_DGRAM, 0)
         path = f"{directory(pod, app)}/{name}"
         try:
@@ -75,11 +79,13 @@ class AppSocket:
 
     def pause(self) -> None:
         """Take nothing for now: who writes waits."""
+        self._stuck = False
         if self._watched:
             self._loop.remove(self._socket.fileno())
             self._watched = False
 
     def resume(self) -> None:
+        self._stuck = False
         if not self._watched:
             self._loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self._serve())
             self._watched = True
@@ -96,12 +102,13 @@ class AppSocket:
         for _ in range(_AT_ONCE):
             if not (self._watched and self._take_one()):
                 break
-        if not self._let_go():
+        if not self._let_go() and self._watched:
             self.pause()
+            self._stuck = True
             self._loop.call_later(_PAUSE, self._try_again)
 
     def _try_again(self) -> None:
-        if self._socket.fileno() >= 0:
+        if self._stuck:
             self.resume()
             self._serve()
 
@@ -162,8 +169,9 @@ def _close(fds: list[int]) -> list[int]:
     try:
         child = os.fork()
         if child == 0:
-            _outlive(ours, theirs)
-        os.waitpid(child, 0)
+            _outlive(ours, slow)
+        if os.waitpid(child, 0)[1]:
+            return slow
     except OSError:
         return slow
     else:
@@ -175,14 +183,21 @@ def _close(fds: list[int]) -> list[int]:
     return []
 
 
-def _outlive(ours: int, theirs: int) -> NoReturn:
-    """A grandchild, whom init reaps, has all our descriptors until our caller has closed them."""
+def _outlive(ours: int, fds: list[int]) -> NoReturn:
+    """A grandchild, whom init reaps, has the descriptors until our caller has closed them, and nothing else of ours."""
+    status = 1
     try:
         if os.fork() == 0:
-            os.close(theirs)
+            first = 0
+            for fd in sorted((*fds, ours)):
+                if first < fd:
+                    syscalls.close_range(first, fd - 1)
+                first = fd + 1
+            syscalls.close_range(first, _LAST_FD)
             os.read(ours, 1)
+        status = 0
     finally:
-        os._exit(0)
+        os._exit(status)
 
 
 def _closes_at_once(fd: int) -> bool:

@@ -113,6 +113,8 @@ def broken(file: PodFile) -> str:
         "",
         "[Service]",
         "Type=oneshot",
+        # What does not go together in a large file takes long to find, and the boot may wait for us.
+        "TimeoutStartSec=60",
         f"ExecStart={check}",
         # Mended since, and systemd has not been told: systemctl daemon-reload.
         "ExecStart=false",

@@ -24,6 +24,8 @@ from common.errors import SystemdError, reason
 SOCKET = "/run/dbus/system_bus_socket"
 TIMEOUT = 25.0
 """Seconds a call may take, as other clients have it."""
+TIMED_OUT = "org.freedesktop.DBus.Error.Timeout"
+"""The name of the error that a signal has not come in time."""
 LARGEST = 1 << 16
 """Bytes of a message that is looked at; what we ask for has answers of a few hundred."""
 LAST_SERIAL = 0xFFFF_FFF0
@@ -124,6 +126,8 @@ class Bus:
                 message = self._signals.popleft() if self._signals else self._receive(deadline)
                 if _is_signal(message) and matches(message):
                     return message
+        except TimeoutError as error:
+            raise SystemdError(f"waiting for the system bus: {reason(error)}", name=TIMED_OUT) from error
         except OSError as error:
             raise SystemdError(f"waiting for the system bus: {reason(error)}") from error
 

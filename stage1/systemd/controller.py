@@ -121,6 +121,17 @@ class Controller:
                 self._systemd = new
 
 
+def has_answer(messages: bytes) -> bool:
+    """Whether an answer is among messages, of which the last may be but a part."""
+    at = 0
+    while at + 16 <= len(messages):
+        if messages[at + 1] in _ANSWERS:
+            return True
+        body, _, fields = struct.unpack_from("<III" if messages[at] == ord("l") else ">III", messages, at + 4)
+        at += 16 + (fields + 7) // 8 * 8 + body
+    return False
+
+
 def parse(message: bytes) -> tuple[dict[int, str], tuple[str, str, str]]:
     """The textual header fields of a message, and its body if that is three strings. Raises struct.error, IndexError
     or UnicodeDecodeError for what is no message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -14,12 +15,14 @@ from common.errors import reason
 from stage1 import boot, channel, poddir
 from stage1.channel import Channel
 from stage1.loop import Loop
-from stage1.systemd.controller import Controller
+from stage1.systemd.controller import Controller, has_answer
 
 _PRIVATE = "/run/systemd/private"
 """Where PID 1 listens to root without a bus."""
+_ATTEMPTS = 10
+_CHUNK = 1 << 16
 _PATIENCE = 1.0
-"""Seconds that machined may take to forget a pod."""
+"""Seconds that systemd may take to give up a scope, or machined to forget a pod."""
 
 
 class Membership:
@@ -65,10 +68,9 @@ class Membership:
             return
         socket = Socket(AF_UNIX, SOCK_STREAM, 0)
         try:
-            socket.settimeout(1)
+            socket.settimeout(_PATIENCE / _ATTEMPTS)
             socket.connect(_PRIVATE)
-            socket.send(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n" + self._giving_up)
-            socket.recv(64)
+            _insist(socket, self._giving_up)
         except OSError as error:
             why = f"{_PRIVATE}: {reason(error)}"
             boot.complain(self._command, f"the pod will not hear that its scope is to be stopped: {why}")
@@ -120,6 +122,25 @@ class Membership:
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+
+
+def _insist(socket: Socket, call: bytes) -> None:
+    """Until systemd has answered, because it hears no more of who leaves before that. What it has received together
+    with the greeting it looks at when the next thing arrives (sd-bus), so this is said again. Raises OSError."""
+    socket.send(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n")
+    heard = b""
+    for left in range(_ATTEMPTS, 0, -1):
+        socket.send(call)
+        try:
+            # Before the answer there may be signals of all kinds.
+            while not has_answer(heard.partition(b"\r\n")[2]):
+                heard += (data := socket.recv(_CHUNK))
+                if not data:
+                    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            return
+        except TimeoutError:
+            if left == 1:
+                raise
 
 
 def _write(directory: str, name: str, text: str) -> None:

@@ -152,7 +152,7 @@ def _work(source: Channel, parent: int) -> None:
     connection.listen(_SYSTEMDS)
     connected = connection.socket.fileno()
     if unit:
-        giving_up = channel.memory_file(bus.call_for_later(SYSTEMD, "AbandonScope", "s", (unit,)))
+        giving_up = channel.memory_file(bus.call_for_later(SYSTEMD, "AbandonScope", "s", (unit,), answer=True))
         said = _send(source, f"scoped {unit} {systemd}", (connected, giving_up))
     else:
         said = _send(source, f"kept {units.own()}", (connected,))

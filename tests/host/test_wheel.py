@@ -69,7 +69,7 @@ def test_a_pod_runs(rkpy: Path, tmp_path: Path) -> None:
 def test_the_units_run_the_program_that_installs_them(rkpy: Path, tmp_path: Path) -> None:
     run(rkpy, "install-units", f"--root={tmp_path}")
     unit = (tmp_path / "usr/local/lib/systemd/system/rkpy-gc.service").read_text()
-    assert f"ExecStart={rkpy} gc --grace-period=24h\n" in unit
+    assert f"ExecStart={rkpy} gc --quiet --grace-period=24h\n" in unit
     sources = {path.name for path in (ROOT / "systemd-units").iterdir()}
     present = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     named_otherwise = {name for name in sources if name.endswith(".conf")}
@@ -88,7 +88,7 @@ def test_a_program_that_systemd_finds_is_named_alone(rkpy: Path, tmp_path: Path)
     (there / "rkpy").symlink_to(rkpy)
     run(rkpy, "install-units", f"--root={tmp_path}")
     unit = (tmp_path / "usr/local/lib/systemd/system/rkpy-gc.service").read_text()
-    assert "ExecStart=rkpy gc --grace-period=24h\n" in unit
+    assert "ExecStart=rkpy gc --quiet --grace-period=24h\n" in unit
 
 
 def test_an_editable_installation_has_the_units_too(clone: Path, tmp_path: Path) -> None:

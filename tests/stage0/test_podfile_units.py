@@ -232,6 +232,7 @@ def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
     ]
     assert " run \\\n    --pod-name=web" in (out / "web.service").read_text()
     assert f" unit check {bad}\n" in (out / "bad.service").read_text()
+    assert "TimeoutStartSec=60\n" in (out / "bad.service").read_text()
     assert (out / "a.target.wants/bad.service").exists()
 
 

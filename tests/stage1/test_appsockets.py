@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from stage1 import appsockets
 from stage1.appsockets import NOTIFY, AppSocket
 from stage1.loop import Loop
 
@@ -30,8 +32,13 @@ class Ground:
         self.app = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.app.connect(str(self.place / "web" / NOTIFY))
 
+    def say_more(self) -> None:
+        self.app.send(b"y")
+
     def hear(self, data: bytes, fds: list[int]) -> None:
         self.heard.append((data, len(fds)))
+        if data == b"y":
+            self.loop.stop()
 
 
 @pytest.fixture
@@ -79,6 +86,36 @@ def test_no_descriptor_keeps_us(ground: Ground, nested: bool, way: str) -> None:
     (ground.socket.take if way == "taken" else ground.socket.close)()
     assert time.monotonic() - begun < SECONDS / 2
     theirs.close()
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_without_room_for_a_process_it_is_done_later(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """As an app can see to that makes as many processes as the pod may have."""
+    monkeypatch.setattr(appsockets, "_PAUSE", 0.05)
+    us, fork = os.getpid(), os.fork
+
+    def bounded() -> int:
+        if room and os.getpid() == us:
+            return fork()
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", bounded)
+    one, two = socket.socketpair()
+    socket.send_fds(ground.app, [b"x"], [two.fileno()])
+    two.close()
+    ground.loop.call_later(0.02, monkeypatch.undo)
+    ground.loop.call_later(0.02, ground.say_more)
+    ground.loop.call_later(0.01, lambda: held.append(len(ground.socket._held)))
+    ground.loop.call_later(SECONDS, ground.loop.stop)
+    held: list[int] = []
+    ground.loop.run()
+    assert held == [1]
+    assert ground.heard == [(b"x", 1), (b"y", 0)]
+    one.settimeout(SECONDS)
+    assert one.recv(1) == b""
+    one.close()
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:

@@ -256,6 +256,14 @@ def test_a_call_is_waited_for_until_it_is_answered(path: str) -> None:
     watched.close()
 
 
+def test_an_answer_is_found_among_signals() -> None:
+    signal = struct.pack("<cBBBIII", b"l", 4, 0, 1, 5, 1, 3) + bytes(8 + 5)
+    answer = struct.pack(">cBBBIII", b"B", 2, 0, 1, 0, 1, 0)
+    for count in range(3):
+        assert controller.has_answer(signal * count + answer)
+        assert not controller.has_answer(signal * count + answer[:15])
+
+
 def test_that_the_bus_is_gone_is_noticed(daemon: Daemon) -> None:
     watched = Watched(daemon.path)
     daemon.process.kill()

@@ -297,3 +297,17 @@ def test_a_pod_lives_through_the_end_of_the_bus_and_one_without_runs_too(rkpy: R
         assert "Stopped rkpy-web.scope" in said
         assert "timed out" not in said
     until(lambda: units.run("busctl", "status", check=False).returncode == 0)
+
+
+def test_scopes_can_be_stopped_when_the_bus_was_restarted(rkpy: Rkpy) -> None:
+    names = ["one", "two", "three", "four"]
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(pod(rkpy, f"--pod-name={name}")) for name in names]
+        units.run("systemctl", "reset-failed", "dbus.service")  # It may not be started too often.
+        units.run("systemctl", "restart", "dbus.service")
+        until(lambda: units.run("busctl", "status", check=False).returncode == 0)
+        for name in names:
+            units.becomes(f"rkpy-{name}.scope", SubState="abandoned")
+        for name, one in zip(names, made, strict=True):
+            units.run("systemctl", "stop", f"rkpy-{name}.scope")
+            assert one.stopped()[0] == 0
