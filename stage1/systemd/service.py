@@ -124,7 +124,8 @@ class Service:
             return
         self._ready = True
         self._on_ready()
-        self._host.say_now(READY="1", STATUS=self._running_text())
+        # An app may have spoken before we knew that it runs.
+        self._host.say_now(READY="1", **({} if self._spoken else {"STATUS": self._running_text()}))
 
     def _summarize(self, event: str = "") -> None:
         self.status("; ".join(filter(None, (event, self._running_text()))))
