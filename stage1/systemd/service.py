@@ -125,6 +125,7 @@ class Service:
             return
         self._ready = True
         self._on_ready()
+        # An app may have spoken before we knew that it runs.
         self._host.say_now(READY="1", **({} if self._spoken else {"STATUS": self._running_text()}))
 
     def _summarize(self, event: str = "") -> None:
