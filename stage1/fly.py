@@ -26,8 +26,6 @@ from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
 from stage1.systemd import notify
 from stage1.systemd.given import FIRST_SOCKET, booted
-from stage1.systemd.membership import Membership
-from stage1.systemd.registrar import announce
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
 NETWORKS = False
@@ -162,6 +160,8 @@ def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's only app. Returns by LaunchError only; the process is of no use for anything else then."""
     app = pod.apps[0]
     if booted():
+        from stage1.systemd.registrar import announce
+
         announce(boot.begin_registrar(), pod, Limits(), machine=False)
     planned = plan(pod)
     if pod.debug:
@@ -210,6 +210,8 @@ def _told(pod: PreparedPod) -> Iterator[tuple[str, str]]:
 
 def _join_unit(pod: PreparedPod) -> None:
     """Into a scope of the pod's own, if it is to have one; the app is to have no child that it does not know."""
+    from stage1.systemd.membership import Membership
+
     registrar = boot.begin_registrar()
     membership = Membership("run", pod.directory, registrar.channel, registrar.pid)
     membership.join()

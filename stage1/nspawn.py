@@ -25,9 +25,7 @@ from stage1.plan import HEALTHY, READY_NOTIFY, READY_STARTED, AppPlan, EnterPlan
 from stage1.processes import send
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
-from stage1.systemd import units
 from stage1.systemd.given import FIRST_SOCKET, booted
-from stage1.systemd.registrar import announce
 from stage1.terminal import get_size
 from stage2 import capabilities
 from stage2.launch import LaunchSpec
@@ -66,6 +64,8 @@ def check(pod: PreparedPod) -> list[str]:
         warnings += _dangers(pod, made)
         _require_sources(made)
     if pod.starts and booted():
+        from stage1.systemd import units
+
         warnings += units.warnings(pod.keep_unit)
     return warnings + _unenforceable(pod)
 
@@ -251,6 +251,8 @@ def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
     registrar = boot.begin_registrar() if booted() else None
     if registrar is not None:
+        from stage1.systemd.registrar import announce
+
         announce(registrar, pod, resources.of_pod(pod.isolators), machine=True)
     made = plan(pod)
     app_steps.write_names(pod.directory, made.hostname)
