@@ -278,6 +278,17 @@ def test_pods_start_while_systemd_reloads(rkpy: Rkpy) -> None:
                 assert units.state("rkpy-web.scope") == "active"
 
 
+def is_stopped_at_once(name: str) -> None:
+    """By SIGTERM, which nothing waits for in vain. systemd 252 follows it up with SIGKILL when a cgroup of an app that
+    has ended goes while it looks (its "No such device"), so the exit status says nothing."""
+    unit = f"rkpy-{name}.scope"
+    before = units.run("journalctl", f"--unit={unit}", "--output=cat").stdout
+    units.run("systemctl", "stop", unit)
+    said = units.run("journalctl", f"--unit={unit}", "--output=cat").stdout.removeprefix(before)
+    assert f"Stopped {unit}" in said
+    assert "timed out" not in said
+
+
 def test_a_pod_lives_through_the_end_of_the_bus_and_one_without_runs_too(rkpy: Rkpy) -> None:
     with pod(rkpy, "--pod-name=web") as made:
         until(lambda: "web" in machines())
@@ -291,11 +302,9 @@ def test_a_pod_lives_through_the_end_of_the_bus_and_one_without_runs_too(rkpy: R
         finally:
             units.run("systemctl", "start", "dbus.socket", "dbus.service")
         # systemd does not reach its controller any more, and knows it: it does not wait for it.
-        units.run("systemctl", "stop", "rkpy-web.scope")
+        units.becomes("rkpy-web.scope", SubState="abandoned")
+        is_stopped_at_once("web")
         made.stopped()
-        said = units.run("journalctl", "--unit=rkpy-web.scope", "--output=cat").stdout
-        assert "Stopped rkpy-web.scope" in said
-        assert "timed out" not in said
     until(lambda: units.run("busctl", "status", check=False).returncode == 0)
 
 
@@ -309,5 +318,5 @@ def test_scopes_can_be_stopped_when_the_bus_was_restarted(rkpy: Rkpy) -> None:
         for name in names:
             units.becomes(f"rkpy-{name}.scope", SubState="abandoned")
         for name, one in zip(names, made, strict=True):
-            units.run("systemctl", "stop", f"rkpy-{name}.scope")
-            assert one.stopped()[0] == 0
+            is_stopped_at_once(name)
+            one.stopped()
