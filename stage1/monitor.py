@@ -353,7 +353,6 @@ class Monitor:
         os.unlink(f"{self._plan.directory}/{poddir.STARTING}")
         if self._journal is not None:
             self._journal.pod_started()
-        gc.enable()
 
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:
