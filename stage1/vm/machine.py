@@ -1,0 +1,40 @@
+"""The virtual machine of a pod with everything about it decided: part of a PodPlan."""
+
+from __future__ import annotations
+
+from common.records import NamedTuple
+from stage1.limits import Limits
+
+MEBIBYTE = 1 << 20
+
+
+class Machine(NamedTuple):
+    """What the monitor is to start."""
+
+    qemu: str
+    """Absolute path of qemu-system-ARCH."""
+    virtiofsd: str
+    """Absolute path of virtiofsd: QEMU's own, or the one in Rust, which takes the same options."""
+    kernel: str
+    """A file that QEMU's -kernel takes."""
+    initramfs: str
+    parameters: str
+    """The kernel's command line, but for what `qemu` adds."""
+    acceleration: str
+    """"kvm" or "tcg"."""
+    kind: str
+    """The machine type: "q35" or "microvm"."""
+    cpu: str
+    """The CPU model, as -cpu has it."""
+    cpus: int
+    memory: int
+    """Bytes of the guest's memory."""
+    interfaces: int
+    """How many network interfaces it has: eth0, eth1, …"""
+    limits: Limits
+    """Those of the pod, kept inside; the plan's own are those of QEMU and its helpers together."""
+    boot_timeout: int
+    """Seconds in which the agent has to report."""
+    user: int
+    """The host's user and group that QEMU runs as."""
+    group: int
