@@ -383,6 +383,10 @@ def tls_context(*, verify: bool = True) -> ssl.SSLContext:
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    # urllib3 sets it again for each connection. OpenSSL then frees the list that was there, which another thread's
+    # connection may be copying at that moment: it would offer whatever is in that memory.
+    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols = lambda alpn_protocols: None  # type: ignore[method-assign]
     return context
 
 

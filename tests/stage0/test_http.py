@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +160,35 @@ def test_a_server_without_tls(config: Config, client: Client) -> None:
     with servers.site(tls=False) as plain:
         error = refused(lambda: client.text(f"https://localhost:{plain.port}/"))
     assert f"no TLS with localhost:{plain.port}" in error.message
+
+
+def test_connections_change_nothing_in_the_context_they_share(
+    site: Site, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What OpenSSL frees when the protocols are set anew may be what the connection of another thread is copying."""
+    context = http.tls_context()
+    changes: list[object] = []
+    monkeypatch.setattr(ssl.SSLContext, "set_alpn_protocols", lambda context, protocols: changes.append(protocols))
+    site.pages["/"] = servers.page(b"hello")
+    for _ in range(2):
+        assert Client(config, context=context).text(site.url("/")) == "hello"
+    assert changes == []
+
+
+def test_the_protocol_is_offered(site: Site, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = http.tls_context()
+    server = servers.authority().context()
+    server.set_alpn_protocols(["h2", "http/1.1"])
+    monkeypatch.setattr(site, "_context", server)
+    agreed: list[str | None] = []
+
+    def answer(handler: servers.Handler) -> None:
+        agreed.append(handler.connection.selected_alpn_protocol())
+        handler.answer(200)
+
+    site.pages["/"] = answer
+    Client(config, context=context).text(site.url("/"))
+    assert agreed == ["http/1.1"]
 
 
 @pytest.mark.parametrize("url", ["ftp://localhost/", "localhost/x", "https:///x", "https://a b/", "https://[::1/", "x"])
