@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import random
 import re
 import select
 import socket
@@ -64,6 +65,18 @@ _keep: list[Any] = []
 
 def _openssl(directory: Path, *arguments: str) -> None:
     subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 for a server that binds it later. None of those the kernel gives to whoever wants any: one
+    would go to somebody's connection meanwhile, or to that of who looks whether the server is there, to itself."""
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = [port for port in range(20_000, 1 << 16) if not low <= port <= high]
+    for port in random.sample(ports, len(ports)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Seen(NamedTuple):

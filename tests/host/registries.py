@@ -20,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.servers import free_port
+
 USER, PASSWORD = "tester", "correct horse"
 DEADLINE = 30
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -83,13 +85,6 @@ class Real(NamedTuple):
             ask("PUT", f"/v2/{repository}/manifests/{tag}", made.manifest, MANIFEST)
         finally:
             connection.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -27,6 +26,7 @@ from stage0.image_signatures import Image, Source, Unavailable, Unsigned
 from stage0.keystore import Keystore
 from tests.gpg import Signer, signer
 from tests.openssl import KeyPair, layer, manifest, payload
+from tests.servers import free_port
 
 NAME = "registry.example.com/team/app"
 REFERENCE = docker_reference.parse(f"{NAME}:1.0")
@@ -307,9 +307,7 @@ def test_clients_that_fail(case: Case) -> None:
 @contextlib.contextmanager
 def registry(directory: str) -> Iterator[str]:
     """Debian's docker-registry on a free port of the loopback, without TLS."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        host = f"localhost:{probe.getsockname()[1]}"
+    host = f"localhost:{free_port()}"
     os.mkdir(f"{directory}/registry")
     configuration = {
         "version": 0.1,
