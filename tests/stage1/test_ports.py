@@ -22,6 +22,7 @@ from common.errors import NetworkError
 from stage1.network import owners, ports, state
 from stage1.network.plan import Names, NetworkPlan, Port
 from tests.claimants import Pods, claims, stub_firewall
+from tests.servers import free_port
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 HOST_IPS = ("", "0.0.0.0", "::", "127.0.0.1", "192.0.2.1", "::1", "fd00::1")
@@ -160,8 +161,7 @@ def test_ports_that_are_free_are_found_free_quickly(pods: Pods, monkeypatch: pyt
     """Without a look at the tables of all sockets; an address that is not the host's takes one."""
     looked: list[str] = []
     monkeypatch.setattr(ports, "_listeners", lambda protocol, state: looked.append(protocol) or ())  # type: ignore[func-returns-value]
-    with _listening("127.0.0.1") as port:
-        pass
+    port = free_port()
     for protocol in ("tcp", "udp"):
         for host_ip in ("", "0.0.0.0", "::", "127.0.0.1", "::1"):
             uuid = pods.start()
