@@ -22,6 +22,11 @@ class Enclosure(Protocol):
     pid: int
     """What it lives and dies with, from `begin` on; the pod's network namespace is that process's."""
 
+    @property
+    def leader(self) -> int:
+        """Who is asked to stop the pod, by the signals `stage1.supervisor.ENDING`, from `listen` on."""
+        ...
+
     def begin(self, unwanted: Iterable[Channel]) -> None:
         """Make it, with nothing `unwanted` of ours in it. It waits for `listen`."""
         ...

@@ -132,7 +132,7 @@ class Monitor:
 
     def _supervise(self) -> None:
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
-        poddir.write_leader(self._plan.directory, self._enclosure.pid)
+        poddir.write_leader(self._plan.directory, self._enclosure.leader)
         self._enclosure.listen(self._loop, self._hear)
         for number in _ENDING:
             # What the caller ignores, as nohup(1) does, is not for us.
@@ -212,7 +212,7 @@ class Monitor:
 
     def _start_all(self) -> None:
         if self._membership is not None:
-            self._membership.announce(self._enclosure.pid)
+            self._membership.announce(self._enclosure.leader)
         for app in self._apps.values():
             self._start(app)
         # What else held a connection would keep it from its end.
@@ -254,7 +254,10 @@ class Monitor:
         if not self._plan.interactive or "tty" in plan.streams:
             return AppStreams(self._loop, plan.name, plan.streams, log=self._log(plan), foreground=self._foreground)
         modes = Streams(stdin="stream")
-        return AppStreams(self._loop, plan.name, modes, foreground=self._foreground, of_caller=True)
+        giving = self._plan.machine is None
+        return AppStreams(
+            self._loop, plan.name, modes, foreground=self._foreground, of_caller=True, giving=giving
+        )  # fmt: skip
 
     def _log(self, plan: AppPlan) -> Log:
         if self._plan.log_driver == JOURNALD and self._journal is not None:

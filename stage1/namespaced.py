@@ -33,6 +33,10 @@ class Namespaced:
         self._next = -1
         """The cgroup of the app that has ended, for what comes after."""
 
+    @property
+    def leader(self) -> int:
+        return self.pid
+
     def begin(self, unwanted: Iterable[channel.Channel]) -> None:
         """Make the namespaces and PID 1 in them; it waits there until told to go."""
         self._channel, theirs = channel.pair()
