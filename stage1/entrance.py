@@ -102,8 +102,8 @@ def _join(plan: EnterPlan) -> int:
 
 def become(spec: LaunchSpec, report: Channel, procs: int, take: Callable[[], None] | None) -> NoReturn:
     """In the child, the first of ours inside the pod's PID namespace, when all NAMESPACES are the app's: be the command
-    (without argv: a shell). `procs` is the open cgroup.procs of the app, or -1. `take` makes the streams 0 to 2; without
-    it they are a new terminal of the app's.
+    (without argv: a shell). `procs` is the open cgroup.procs of the app, or -1. `take` makes the streams 0 to 2;
+    without it they are a new terminal of the app's.
 
     `report` hears `terminal` (with the master), or why it cannot be: `STATUS TEXT`. That it closes means it can."""
     try:

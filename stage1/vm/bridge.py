@@ -94,8 +94,8 @@ class Bridge:
 
     def enter(self, name: str, stdio: Sequence[int], spec: bytes) -> int:
         """Have a command run beside the app (its LaunchSpec, by `plan.dumps`); its number. `stdio`: three descriptors
-        as a process would get them, or one that stands for the master of a terminal, such as one end of a pair of
-        sockets; they stay the caller's. It is closed when the terminal is hung up."""
+        as a process would get them, or one that stands for the master of a terminal; ends of pipes or pairs of sockets
+        that are nobody else's. They stay the caller's, who closes them: ours are closed when the command has ended."""
         number = self._number()
         if len(stdio) == 1:
             terminal = self._terminal(lasting=False)
@@ -103,6 +103,8 @@ class Bridge:
             numbers = [terminal] * 3
         else:
             terminal = 0
+            for fd in stdio:
+                os.set_blocking(fd, False)
             numbers = [self._open(fd, place, 0) for place, fd in enumerate(stdio)]
         self._commands[number] = terminal
         self.tell(f"enter {number} {name} {' '.join(map(str, numbers))}", spec)
@@ -156,9 +158,10 @@ class Bridge:
             return 0
         number = self._number()
         # It may be somebody else's as well, whom O_NONBLOCK would surprise.
-        own = own_description(fd, os.O_WRONLY if place else os.O_RDONLY)
+        own = own_description(fd, os.O_WRONLY if place else os.O_RDONLY) if os.get_blocking(fd) else -1
         if place:
-            self._traffic.write(number, os.dup(fd) if own < 0 else own, nonblocking=own >= 0)
+            nonblocking = own >= 0 or not os.get_blocking(fd)
+            self._traffic.write(number, os.dup(fd) if own < 0 else own, nonblocking=nonblocking)
         else:
             self._traffic.read(number, os.dup(fd) if own < 0 else own)
         return number

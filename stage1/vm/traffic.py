@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 import termios
-from _socket import SO_SNDBUF, SO_SNDBUFFORCE, SOL_SOCKET
+from _socket import SO_SNDBUF, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
 
@@ -32,6 +32,8 @@ _OVERLOAD = 1 << 26
 _ROOM = 1 << 20
 """Bytes a pipe or socket is made to hold when no more comes: what its stream has waiting and what the other side still
 has, four times over. Nobody but root needs to be asked for as much (pipe-max-size in proc(5))."""
+_SO_SNDBUFFORCE = 32
+"""asm-generic/socket.h: what x86-64, arm64, riscv64 and s390x share."""
 
 
 class Wire:
@@ -529,7 +531,7 @@ class Traffic:
 def _enlarge(fd: int) -> None:
     socket = Socket(fileno=os.dup(fd))
     try:
-        socket.setsockopt(SOL_SOCKET, SO_SNDBUFFORCE, _ROOM)
+        socket.setsockopt(SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
     except OSError as error:
         if error.errno != errno.EPERM:
             raise
