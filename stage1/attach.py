@@ -49,17 +49,13 @@ def attach(
 
     `connect` is to hand one socket for each name to the monitor, which calls `AppStreams.attach` with them; it does not
     close them. `resize` tells the monitor rows and columns of our terminal (`AppStreams.resize`)."""
-    near, far = [], []
-    for _ in names:
-        ours, theirs = _socket.socketpair()
-        near.append(ours.detach())
-        far.append(theirs.detach())
+    near, far = pairs(len(names))
     try:
         connect(names, far)
     finally:
         for fd in far:
             os.close(fd)
-    session = _Session(fds, resize)
+    session = Session(fds, resize)
     try:
         for name, fd in zip(names, near, strict=True):
             session.add(name, fd)
@@ -68,9 +64,25 @@ def attach(
         session.close()
 
 
-class _Session:
-    def __init__(self, fds: tuple[int, int, int], resize: Callable[[int, int], None]) -> None:
+def pairs(count: int) -> tuple[list[int], list[int]]:
+    """Descriptors of so many pairs of stream sockets: our ends, and the others."""
+    near, far = [], []
+    for _ in range(count):
+        ours, theirs = _socket.socketpair()
+        near.append(ours.detach())
+        far.append(theirs.detach())
+    return near, far
+
+
+class Session:
+    """The caller's streams, connected. `loop` is to be run, and stops when the streams have ended, unless it is to
+    `stay`, or at a signal that ends."""
+
+    def __init__(self, fds: tuple[int, int, int], resize: Callable[[int, int], None], *, stay: bool = False) -> None:
         self.loop = Loop()
+        self.left = False
+        """Whether the keys were pressed by which a terminal is left."""
+        self._stay = stay
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             self.loop.on_signal(number, self.loop.stop)
         self._fds = fds
@@ -83,7 +95,14 @@ class _Session:
             close()
         self.loop.close()
 
+    def finish(self) -> None:
+        """Show what is still to come on the streams, until they have ended."""
+        self._stay = False
+        if self._open:
+            self.loop.run()
+
     def add(self, name: str, fd: int) -> None:
+        """Connect one of the names that `choose` has with the socket `fd`, owned from now on."""
         self._close.append(lambda: os.close(fd))
         os.set_blocking(fd, False)
         if name in ("stdin", TTY, "tty-in"):
@@ -93,7 +112,7 @@ class _Session:
     def _receive(self, fd: int, to: int) -> None:
         """Show what comes, and notice the end. From an endpoint that is input only nothing comes but that."""
         outlet = Outlet(self.loop, to, nonblocking=False)
-        outlet.on_gone = self.loop.stop
+        outlet.on_gone = self._leave
         self._close.append(outlet.close)
         self._open.add(fd)
 
@@ -117,7 +136,15 @@ class _Session:
     def _ended(self, fd: int) -> None:
         self._open.discard(fd)
         if not self._open:
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self._stay:
             self.loop.stop()
+
+    def _leave_by_key(self) -> None:
+        self.left = True
+        self.loop.stop()
 
     def _send(self, name: str, fd: int) -> None:
         writing = os.dup(fd)  # a number for each direction
@@ -130,7 +157,7 @@ class _Session:
             return
         from stage1.terminal import Keyboard
 
-        keyboard = Keyboard(self.loop, lambda: outlet, resize=self._resize, leave=self.loop.stop, fd=self._fds[0])
+        keyboard = Keyboard(self.loop, lambda: outlet, resize=self._resize, leave=self._leave_by_key, fd=self._fds[0])
         self._close.append(keyboard.close)
 
 

@@ -1,4 +1,4 @@
-"""What keeps a pod's apps apart from the host, as the monitor sees it: namespaces of this kernel (`stage1.namespaces`)
+"""What keeps a pod's apps apart from the host, as the monitor sees it: namespaces of this kernel (`stage1.namespaced`)
 or a virtual machine (`stage1.vm.virtualmachine`)."""
 
 from __future__ import annotations
@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from stage1.cgroup import Report
+from stage1.channel import Channel
 from stage1.loop import Loop
 from stage1.plan import AppPlan
 
 Hear = Callable[[str, list[int]], None]
-"""Gets what the supervisor says, as `stage1.supervisor` has it, with descriptors that it closes or keeps; the empty text
-when the enclosure is gone."""
+"""Gets what the supervisor says, as `stage1.supervisor` has it, with descriptors that it takes out of the list when it
+keeps them; an empty text when the enclosure is gone. The rest is closed by whoever called."""
 
 
 class Enclosure(Protocol):
@@ -21,12 +22,17 @@ class Enclosure(Protocol):
     pid: int
     """What it lives and dies with, from `begin` on; the pod's network namespace is that process's."""
 
-    def begin(self) -> None:
-        """Make it. Nothing in it runs on its own account before `listen`."""
+    @property
+    def leader(self) -> int:
+        """Who is asked to stop the pod, by the signals `stage1.supervisor.ENDING`, from `listen` on."""
+        ...
+
+    def begin(self, unwanted: Iterable[Channel]) -> None:
+        """Make it, with nothing `unwanted` of ours in it. It waits for `listen`."""
         ...
 
     def listen(self, loop: Loop, hear: Hear) -> None:
-        """Let the supervisor in it begin, and hear it."""
+        """Let the supervisor in it begin, and call `hear` with what it says."""
         ...
 
     def tell(self, text: str, fds: Sequence[int] = ()) -> None:
@@ -42,9 +48,13 @@ class Enclosure(Protocol):
         terminal comes."""
         ...
 
-    def ended(self, plan: AppPlan) -> tuple[bool, int]:
-        """See that nothing is left of the app: whether it ran out of memory, and a descriptor of its next cgroup for
-        the supervisor's "cleared", -1 for none."""
+    def ended(self, plan: AppPlan) -> bool:
+        """See that nothing is left of the app that ended, so that its streams can be drained; whether it ran out of
+        memory."""
+        ...
+
+    def clear(self, name: str) -> None:
+        """The app that `ended` was called for is written down: let the supervisor go on with it."""
         ...
 
     def reports(self) -> Iterable[Report]:

@@ -162,7 +162,7 @@ def run(pod: PreparedPod) -> NoReturn:
     if booted():
         from stage1.systemd.registrar import announce
 
-        announce(boot.begin_registrar(), pod, Limits(), machine=False)
+        announce(boot.begin_registrar(), pod, Limits(), kind="")
     planned = plan(pod)
     if pod.debug:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))

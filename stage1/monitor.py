@@ -11,7 +11,6 @@ import gc
 import os
 import select
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, RkpyError, reason
-from common.records import NamedTuple
-from stage1 import apptree, boot, channel, control, credentials, footprint, namespaces, poddir, supervisor
+from stage1 import apptree, boot, channel, control, credentials, footprint, namespaces, poddir
 from stage1.cgroup import PodCgroup
+from stage1.enclosure import Enclosure
 from stage1.logs import LogFile
 from stage1.loop import Loop
-from stage1.plan import JOURNALD, READY_STARTED, AppPlan, PodPlan, dumps, loads
+from stage1.namespaced import Namespaced
+from stage1.plan import JOURNALD, READY_STARTED, AppPlan, PodPlan, loads
 from stage1.streams import AppStreams, Foreground, Log, Streams, when_all_written
 from stage1.terminal import Keyboard
 
@@ -50,13 +50,6 @@ class _App:
         self.streams: AppStreams | None = None
         self.state = CREATED
         self.restarts = 0
-
-
-class _Supervisor(NamedTuple):
-    """PID 1 of the pod."""
-
-    pid: int
-    channel: channel.Channel
 
 
 class Monitor:
@@ -85,7 +78,6 @@ class Monitor:
         """The signal that asked the pod to end, if one did."""
         self._status: int | None = None
         """The pod's, once the supervisor has said it."""
-        self._idmap: int | None = None
         self._keyboard: Keyboard | None = None
         self._service: Service | None = None
         """Where it matters to somebody how the pod fares."""
@@ -97,10 +89,11 @@ class Monitor:
         scope = self._membership is not None and self._membership.join()
         helpers = [pid for pid in (plan.worker, plan.registrar) if pid]
         self._cgroup = PodCgroup.create(
-            plan.directory, plan.uuid, plan.limits, self._owner(), helpers=helpers, scope=scope
+            plan.directory, plan.uuid, plan.limits, namespaces.owner(plan), helpers=helpers, scope=scope
         )
         try:
-            self._supervisor = self._clone()
+            self._enclosure = _enclosure(plan, self._cgroup, self._host_mounts)
+            self._enclosure.begin(() if self._worker is None else (self._worker,))
             self._loop = Loop()
             footprint.keep_small(self._loop)
             self._journal = self._open_journal()
@@ -125,10 +118,6 @@ class Monitor:
 
         return PodJournal(self._loop, self._plan)
 
-    def _owner(self) -> tuple[int, int] | None:
-        first, count = self._plan.private_range
-        return (first, first) if count else None
-
     def _hide(self) -> None:
         """A mount namespace of our own, which hears of the host's mounts and never tells it of ours."""
         self._host_mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY)
@@ -141,39 +130,10 @@ class Monitor:
         if self._plan.credentials:
             credentials.show(self._credentials, poddir.credentials(self._plan.directory))
 
-    def _clone(self) -> _Supervisor:
-        """Make the namespaces and PID 1 in them; it waits there until told to go."""
-        ours, theirs = channel.pair()
-        cgroup = self._cgroup.init_fd()
-        # `rkpy stop` may come as soon as the leader is known. The supervisor lets it in when it listens.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-        gc.freeze()  # a later collection would write to what the two processes share
-        with namespaces.joined(self._plan.join):
-            try:
-                pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
-            except OSError as error:
-                raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
-            if pid == 0:
-                boot.call_ourselves("rkpy-init")
-                ours.close()
-                if self._worker is not None:
-                    self._worker.close()
-                supervisor.main(self._plan, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
-        theirs.close()
-        for fd in (pidfd, cgroup):
-            if fd >= 0:
-                os.close(fd)
-        return _Supervisor(pid, ours)
-
     def _supervise(self) -> None:
-        pid = self._supervisor.pid
-        if self._plan.private_range[1]:
-            namespaces.map_ids(pid, self._plan.private_range)
-            self._idmap = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
-        poddir.write_leader(self._plan.directory, pid)
-        self._tell("go")
+        poddir.write_leader(self._plan.directory, self._enclosure.leader)
+        self._enclosure.listen(self._loop, self._hear)
         for number in _ENDING:
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -183,7 +143,6 @@ class Monitor:
         if self._membership is not None:
             self._membership.watch(self._loop, self._ask_to_end)
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
-        self._loop.add(self._supervisor.channel.fileno(), select.EPOLLIN, lambda _events: self._hear())
         if self._plan.given.notify or self._plan.ready != READY_STARTED or any(map(_speaks, self._plan.apps)):
             self._serve_as_service()
         if self._worker is None:
@@ -212,9 +171,9 @@ class Monitor:
         if self._service is not None:
             self._service.status("attaching to networks")
         try:
-            namespace = os.open(f"/proc/{self._supervisor.pid}/ns/net", os.O_RDONLY)
+            namespace = os.open(f"/proc/{self._enclosure.pid}/ns/net", os.O_RDONLY)
         except FileNotFoundError:
-            return  # The supervisor has failed already, and will say why.
+            return  # It has failed already, and what it said will be heard.
         try:
             worker.send("netns", (namespace,))
         except (BrokenPipeError, ConnectionResetError):
@@ -224,10 +183,11 @@ class Monitor:
         self._loop.add(worker.fileno(), select.EPOLLIN, lambda _events: self._hear_of_networks(worker))
 
     def _hear_of_networks(self, worker: channel.Channel) -> None:
-        text, _ = worker.receive()
+        text, fds = worker.receive()
         verb, _, rest = text.partition(" ")
         if verb == "ready":
             self._attached = True
+            self._enclosure.attached(fds)
             self._start_all()
             return
         self._let_go_of_worker()
@@ -252,7 +212,7 @@ class Monitor:
 
     def _start_all(self) -> None:
         if self._membership is not None:
-            self._membership.announce(self._supervisor.pid)
+            self._membership.announce(self._enclosure.leader)
         for app in self._apps.values():
             self._start(app)
         # What else held a connection would keep it from its end.
@@ -266,58 +226,38 @@ class Monitor:
         """Where `rkpy status` finds what became of them."""
         found = (
             poddir.LimitReport(report.app or "-", report.name, f"{report.verdict}: {report.detail}")
-            for report in self._cgroup.report()
+            for report in self._enclosure.reports()
         )
         poddir.write_limits(self._plan.directory, found)
 
     def _tell(self, text: str, fds: tuple[int, ...] = ()) -> None:
-        try:
-            self._supervisor.channel.send(text, fds)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # That it is gone is what will be heard from it next.
+        self._enclosure.tell(text, fds)
 
     def _start(self, app: _App) -> None:
-        """Open everything the app needs and hand it to the supervisor."""
+        """Make the app's streams and sockets, and hand it all to the supervisor."""
         plan = apptree.present(app.plan)
         if app.streams is not None:
             app.streams.close()
         streams = app.streams = self._streams(plan)
-        if plan.launch.owns_streams:
-            self._give_to_pod(streams.child_fds())
         if self._service is not None or _speaks(plan):
             (self._service or self._serve_as_service()).listen(plan)
         if self._journal is not None:
             self._journal.listen(plan)
-        opened = [channel.memory_file(dumps(plan))]
-        null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
-            cgroup = self._cgroup.renew(plan.name, plan.limits)
-            opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
-            opened += apptree.open_app(plan, self._idmap, self._host_mounts)
-            stdio = tuple(null if fd < 0 else fd for fd in streams.child_fds())
-            sockets = (self._sockets[socket.number] for socket in plan.listening)
-            fds = (*opened[:1], *stdio, *opened[1:2], *sockets, *opened[2:])
-            if len(fds) > channel.MAX_FDS:
-                raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
-            self._tell("start", fds)
+            sockets = [self._sockets[socket.number] for socket in plan.listening]
+            self._enclosure.start(plan, streams.child_fds(), sockets)
         finally:
-            for fd in (*opened, null):
-                os.close(fd)
             streams.close_child_ends()
         app.state = RUNNING
-
-    def _give_to_pod(self, fds: tuple[int, ...]) -> None:
-        """Make the pod's root the owner of the app's pipes: in a user namespace it could not give them on otherwise."""
-        owner = self._owner()
-        for fd in fds:
-            if owner is not None and fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
-                os.fchown(fd, owner[0], owner[1])
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         if not self._plan.interactive or "tty" in plan.streams:
             return AppStreams(self._loop, plan.name, plan.streams, log=self._log(plan), foreground=self._foreground)
         modes = Streams(stdin="stream")
-        return AppStreams(self._loop, plan.name, modes, foreground=self._foreground, of_caller=True)
+        giving = self._plan.machine is None
+        return AppStreams(
+            self._loop, plan.name, modes, foreground=self._foreground, of_caller=True, giving=giving
+        )  # fmt: skip
 
     def _log(self, plan: AppPlan) -> Log:
         if self._plan.log_driver == JOURNALD and self._journal is not None:
@@ -326,8 +266,7 @@ class Monitor:
 
     # --- what the supervisor says
 
-    def _hear(self) -> None:
-        text, fds = self._supervisor.channel.receive()
+    def _hear(self, text: str, fds: list[int]) -> None:
         verb, _, rest = text.partition(" ")
         if verb == "ready":
             gc.enable()
@@ -381,9 +320,7 @@ class Monitor:
     def _ended(self, app: _App, rest: str, _fds: list[int]) -> None:
         """Write down how the app ended, and see that nothing it started outlives it."""
         status, number, stopped, again = map(int, rest.split())
-        name = app.plan.name
-        oom = self._cgroup.oom_kills(name) > 0
-        cgroup = self._cgroup.renew(name, app.plan.limits)
+        oom = self._enclosure.ended(app.plan)
         if app.streams is not None:
             app.streams.drain()
         words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
@@ -399,9 +336,7 @@ class Monitor:
             app.state = RUNNING
         elif app.streams is not None and not app.plan.post_stop:
             app.streams.close()
-        fd = cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY)
-        self._tell(f"cleared {name}", (fd,))
-        os.close(fd)
+        self._enclosure.clear(app.plan.name)
 
     def _again(self, app: _App, _rest: str, _fds: list[int]) -> None:
         app.restarts += 1
@@ -440,6 +375,11 @@ class Monitor:
             return {"states": {app.plan.name: app.state for app in self._apps.values()}}
         if op == "signal":
             return self._signal(asked["signal"], name)
+        if op == "terminate":
+            self._ask_to_end()
+            return {}
+        if (found := self._enclosure.answer(op, asked, fds)) is not None:
+            return found
         if op == "add":
             return self._add(loads(channel.read_memory_file(fds.pop())))
         app = self._apps.get(name)
@@ -511,7 +451,7 @@ class Monitor:
             self._service.removed(app.plan.name)
         if self._journal is not None:
             self._journal.removed(app.plan.name)
-        self._cgroup.remove_app(app.plan.name)
+        self._enclosure.remove(app.plan.name)
         del self._apps[app.plan.name]
 
     # --- the end
@@ -524,9 +464,7 @@ class Monitor:
         if self._service is not None:
             self._service.stopping("stopping" if error is None else f"failed: {error}")
             self._service.close()
-        self._loop.remove(self._supervisor.channel.fileno())
-        os.kill(self._supervisor.pid, signal.SIGKILL)
-        _, status = os.waitpid(self._supervisor.pid, 0)
+        status = self._enclosure.end()
         killed = self._status is None
         if killed and os.WIFSIGNALED(status):
             self._status = 128 + os.WTERMSIG(status)
@@ -619,6 +557,14 @@ class Monitor:
 def _speaks(plan: AppPlan) -> bool:
     """Whether an app has something to tell that the pod's being ready depends on."""
     return "notify" in plan.sockets or plan.health is not None
+
+
+def _enclosure(plan: PodPlan, cgroup: PodCgroup, host_mounts: int) -> Enclosure:
+    if plan.machine is None:
+        return Namespaced(plan, cgroup, host_mounts)
+    from stage1.vm.virtualmachine import VirtualMachine
+
+    return VirtualMachine(plan, cgroup)
 
 
 def _membership(command: str, plan: PodPlan, registrar: channel.Channel | None) -> Membership | None:

@@ -32,6 +32,12 @@ def flags(plan: PodPlan) -> int:
     return wanted
 
 
+def owner(plan: PodPlan) -> tuple[int, int] | None:
+    """User and group of the host that are the pod's root; None where they are the host's."""
+    first, count = plan.private_range
+    return (first, first) if count else None
+
+
 @contextmanager
 def joined(path: str) -> Iterator[None]:
     """While in the block, be in the network namespace at `path`, if any: what is cloned there is born into it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from binascii import a2b_base64, b2a_base64
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.records import NamedTuple
 from stage1 import kernelfs, mounts, rootfs
@@ -17,6 +17,9 @@ from stage1.limits import Limits
 from stage1.streams import Streams
 from stage1.systemd.given import Given
 from stage2.launch import LaunchSpec
+
+if TYPE_CHECKING:
+    from stage1.vm.machine import Machine
 
 ON_ANY_FAILURE, ON_ANY, UNTIL_ALL = EXIT_POLICIES = ("on-any-failure", "on-any", "until-all")
 """What ends a pod before all its apps have ended: an app that fails (as rkt has it), any app that ends, or nothing."""
@@ -125,6 +128,8 @@ class PodPlan(NamedTuple):
     """What being ready means, one of READINESS."""
     credentials: bool = False
     """Whether a mount of the pod's credentials comes with the plan, before the sockets."""
+    machine: Machine | None = None
+    """The virtual machine to put the pod in; None for namespaces."""
 
 
 class EnterPlan(NamedTuple):
@@ -147,6 +152,7 @@ _TYPES: dict[str, type[Any]] = {
     )
 }  # fmt: skip
 _ELSEWHERE = {
+    "Machine": "stage1.vm.machine",
     **dict.fromkeys(("NetworkPlan", "Network", "Names", "Port"), "stage1.network.plan"),
     "Registration": "stage1.systemd.registrar",
 }

@@ -36,7 +36,7 @@ class _Sets(NamedTuple):
 def restrict(
     spec: LaunchSpec, isolators: tuple[Isolator, ...], *, insecure: tuple[str, ...], cache: str
 ) -> tuple[LaunchSpec, list[str]]:
-    """`spec` under the app's `isolators`, and a warning for each that is ignored. `insecure` may have "capabilities"
+    """`spec` under the app's `isolators`, and a warning for each that says too much. `insecure` may have "capabilities"
     (the app gets all there are) and "seccomp" (no filter); `cache` is a directory for compiled filters, made if needed.
 
     UsageError for words that mean nothing, LaunchError for what cannot be enforced."""
@@ -56,8 +56,12 @@ def restrict(
         rlimits=tuple((known.RLIMITS.index(name), soft, hard) for name, soft, hard in limits.values()),
         oom_score_adj=adjustments[-1],
     )
-    ignored = (name for name in found if name not in ENFORCED | RESOURCES)
-    return restricted, [*warnings, *(f'nspawn ignores isolator "{name}" of app "{spec.app_name}"' for name in ignored)]
+    return restricted, warnings
+
+
+def ignored(isolators: Iterable[Isolator]) -> list[str]:
+    """The names of an app's isolators that nothing is done about."""
+    return [name for name in _by_name(isolators) if name not in ENFORCED | RESOURCES]
 
 
 def _by_name(isolators: Iterable[Isolator]) -> dict[str, list[Any]]:

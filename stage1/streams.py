@@ -382,9 +382,10 @@ class AppStreams:
         log: Log | None = None,
         foreground: Foreground | None = None,
         of_caller: bool = False,
+        giving: bool = True,
     ) -> None:
         """`log` is owned from now on. `foreground` shows what is logged, and a terminal; leave it out to show nothing.
-        `of_caller`: the streams are to be the caller's own, as far as these can be given away."""
+        `of_caller`: the streams are to be the caller's, `giving` its very own as far as these can be given away."""
         self.input: Outlet | None = None
         """Where the app's input is written to, when it has some."""
         self._loop = loop
@@ -400,7 +401,7 @@ class AppStreams:
         self._done: list[Callable[[], None]] = []
         self._feed: CallerInput | None = None
         self._of_caller = of_caller
-        self._inherited = _given_as_they_are() if of_caller else ()
+        self._inherited = _given_as_they_are() if of_caller and giving else ()
         self._child_fds = [-1, -1, -1]
         self._make()
 

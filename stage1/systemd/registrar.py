@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 TIMEOUT = 25.0
 """Seconds that systemd may take for one answer. Whoever starts a pod is waiting, but of fifty that are started at once,
 as at boot, each is to be registered."""
-SERVICE, CLASS = "rkpy", "container"
+SERVICE = "rkpy"
 """How machined has pods."""
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 """A terminal sends them to us too; it is the monitor that decides, and lets go of our channel when we are to end."""
@@ -75,6 +75,8 @@ class Registration(NamedTuple):
     limits: Limits = Limits()
     disk: str = ""
     """The device that the pod's files are on, a path."""
+    kind: str = ""
+    """Of machine: "container" or "vm"."""
 
 
 def begin() -> Registrar:
@@ -90,8 +92,8 @@ def begin() -> Registrar:
     return Registrar(pid, ours)
 
 
-def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, machine: bool) -> None:
-    """Tell the registrar of the pod; `machine`: of what kind it is, whatever was asked for."""
+def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, kind: str) -> None:
+    """Tell the registrar of the pod; `kind`: as machined is to know it, empty when it is no machine."""
     from stage1 import cgroup, poddir
     from stage1.plan import dumps
 
@@ -105,10 +107,11 @@ def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, machine:
         root=root if units.can_be_said(root) else "",
         keep=keep,
         # machined finds a machine's unit by its leader's cgroup, which is nowhere in a unit that is not ours to divide.
-        machine=machine and pod.register and (not keep or cgroup.find().delegated),
+        machine=bool(kind) and pod.register and (not keep or cgroup.find().delegated),
         stop_timeout=pod.stop_timeout,
         limits=limits,
         disk=f"/dev/block/{disk}" if disk else "",
+        kind=kind,
     )
     with suppress(BrokenPipeError, ConnectionResetError):  # It has failed already, and said why.
         registrar.channel.send("pod", (channel.memory_file(dumps(registration)),))
@@ -221,7 +224,7 @@ def register(connection: Bus, pod: Registration, leader: int) -> str:
     names = [*([pod.name] if pod.name else []), f"rkpy-{pod.uuid}"]
     for name in names:
         arguments = (
-            name, bytes.fromhex(pod.uuid.replace("-", "")), SERVICE, CLASS, leader, pod.root,
+            name, bytes.fromhex(pod.uuid.replace("-", "")), SERVICE, pod.kind, leader, pod.root,
             list(_interfaces(pod.directory)),
         )  # fmt: skip
         for _ in range(2):

@@ -9,7 +9,7 @@ import pytest
 
 from aci.image_manifest import App, Isolator, Port
 from common.errors import UsageError
-from stage1 import nspawn
+from stage1 import compiling, nspawn
 from stage1.flavour import PreparedApp, PreparedPod
 from stage1.plan import PodPlan, dumps, loads
 
@@ -72,7 +72,7 @@ def test_a_sandbox_may_be_empty(tmp_path: Path) -> None:
 
 
 def test_a_plan_survives_the_way_to_the_monitor(tmp_path: Path) -> None:
-    made = nspawn.plan(pod(tmp_path, private_range=(1 << 20, 1 << 16), hostname="blue"))
+    made = compiling.compile_pod(pod(tmp_path, private_range=(1 << 20, 1 << 16), hostname="blue"))
     assert isinstance(made, PodPlan) and made.hostname == "blue"
     assert loads(dumps(made)) == made
 

@@ -1,0 +1,128 @@
+"""Apps in namespaces of this kernel: the supervisor is a child of the monitor's, and gets everything by descriptor."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from common import syscalls
+from common.errors import LaunchError, reason
+from stage1 import apptree, boot, channel, namespaces, supervisor
+from stage1.cgroup import PodCgroup, Report
+from stage1.enclosure import Hear
+from stage1.loop import Loop
+from stage1.plan import AppPlan, PodPlan, dumps
+
+
+class Namespaced:
+    """The enclosure (`stage1.enclosure`) of the nspawn flavour."""
+
+    def __init__(self, plan: PodPlan, cgroup: PodCgroup, host_mounts: int) -> None:
+        """`host_mounts` is a descriptor of the host's mount namespace."""
+        self.pid = 0
+        self._plan = plan
+        self._cgroup = cgroup
+        self._host_mounts = host_mounts
+        self._idmap: int | None = None
+        self._loop: Loop | None = None
+        self._next = -1
+        """The cgroup of the app that has ended, for what comes after."""
+
+    @property
+    def leader(self) -> int:
+        return self.pid
+
+    def begin(self, unwanted: Iterable[channel.Channel]) -> None:
+        """Make the namespaces and PID 1 in them; it waits there until told to go."""
+        self._channel, theirs = channel.pair()
+        cgroup = self._cgroup.init_fd()
+        # `rkpy stop` may come as soon as the leader is known. The supervisor lets it in when it listens.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        gc.freeze()  # a later collection would write to what the two processes share
+        with namespaces.joined(self._plan.join):
+            try:
+                self.pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
+            except OSError as error:
+                raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
+            if self.pid == 0:
+                boot.call_ourselves("rkpy-init")
+                for end in (self._channel, *unwanted):
+                    end.close()
+                supervisor.main(self._plan, theirs)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+        theirs.close()
+        for fd in (pidfd, cgroup):
+            if fd >= 0:
+                os.close(fd)
+
+    def listen(self, loop: Loop, hear: Hear) -> None:
+        if self._plan.private_range[1]:
+            namespaces.map_ids(self.pid, self._plan.private_range)
+            self._idmap = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY)
+        self.tell("go")
+        self._loop = loop
+        loop.add(self._channel.fileno(), select.EPOLLIN, lambda _events: hear(*self._channel.receive()))
+
+    def tell(self, text: str, fds: Sequence[int] = ()) -> None:
+        try:
+            self._channel.send(text, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # That it is gone is what will be heard from it next.
+
+    def attached(self, fds: Sequence[int]) -> None:
+        """The network namespace is the apps' own: all is done."""
+
+    def start(self, plan: AppPlan, stdio: Sequence[int], sockets: Sequence[int]) -> None:
+        if plan.launch.owns_streams:
+            self._give_to_pod(stdio)
+        opened = [channel.memory_file(dumps(plan))]
+        null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
+        try:
+            cgroup = self._cgroup.renew(plan.name, plan.limits)
+            opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
+            opened += apptree.open_app(plan, self._idmap, self._host_mounts)
+            streams = (null if fd < 0 else fd for fd in stdio)
+            fds = (*opened[:1], *streams, *opened[1:2], *sockets, *opened[2:])
+            if len(fds) > channel.MAX_FDS:
+                raise LaunchError(f'app "{plan.name}" has more mounts and sockets than can be passed on ({len(fds)})')
+            self.tell("start", fds)
+        finally:
+            for fd in (*opened, null):
+                os.close(fd)
+
+    def _give_to_pod(self, fds: Iterable[int]) -> None:
+        """Make the pod's root the owner of the app's pipes: in a user namespace it could not give them on otherwise."""
+        owner = namespaces.owner(self._plan)
+        for fd in fds:
+            if owner is not None and fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.fchown(fd, owner[0], owner[1])
+
+    def ended(self, plan: AppPlan) -> bool:
+        oom = self._cgroup.oom_kills(plan.name) > 0
+        self._next = self._cgroup.renew(plan.name, plan.limits)
+        return oom
+
+    def clear(self, name: str) -> None:
+        fd = self._next if self._next >= 0 else os.open(os.devnull, os.O_RDONLY)
+        self.tell(f"cleared {name}", (fd,))
+        os.close(fd)
+
+    def reports(self) -> Iterable[Report]:
+        return self._cgroup.report()
+
+    def remove(self, name: str) -> None:
+        self._cgroup.remove_app(name)
+
+    def answer(self, op: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+        return None
+
+    def end(self) -> int:
+        if self._loop is not None:
+            self._loop.remove(self._channel.fileno())
+        os.kill(self.pid, signal.SIGKILL)
+        return os.waitpid(self.pid, 0)[1]
