@@ -38,12 +38,12 @@ class Place(NamedTuple):
 
 def for_guest(plan: PodPlan, machine: Machine) -> PodPlan:
     """The pod as the agent is told of it: its apps come one by one, and what is the host's business stays there."""
-    told = plan._replace(
+    return plan._replace(
         directory=DIRECTORY,
         lock_fd=-1,
         apps=(),
         join="",
-        host_network=False,
+        host_network=True,  # The guest's own is the pod's.
         worker=0,
         registrar=0,
         private_range=(0, 0),
@@ -53,9 +53,8 @@ def for_guest(plan: PodPlan, machine: Machine) -> PodPlan:
         log_driver=FILE,
         journal=False,
         credentials=False,
+        machine=None,
     )
-    # Neither does the guest need to know what it is made of.
-    return told._replace(machine=None) if "machine" in told._fields else told  # type: ignore[call-arg]
 
 
 def of_host(plan: AppPlan) -> AppPlan:

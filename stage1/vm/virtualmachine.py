@@ -22,10 +22,15 @@ from stage1.plan import AppPlan, PodPlan, dumps
 from stage1.vm import guestplan, qemu
 from stage1.vm.bridge import Bridge, Calls
 from stage1.vm.console import Console
+from stage1.vm.guestplan import Place
 from stage1.vm.machine import Machine
 from stage1.vm.share import Served, Share
 from stage1.vm.visits import Visits
 
+_LINES = 64
+"""Of the console, among which a reason is looked for."""
+_CONSOLE = 64
+"""Pieces of it that are read at most when the machine has ended."""
 _GRACE = 2.0
 """Seconds in which a machine that has hung up should be gone."""
 _OF_HOST = ("io_bandwidth", "io_operations")
@@ -42,8 +47,8 @@ class VirtualMachine:
         self._plan = plan
         self._machine = machine
         self._cgroup = cgroup
-        self._places: dict[str, str] = {}
-        """The names in the share under which each app has its files."""
+        self._places: dict[str, Place] = {}
+        """Where in the share each app has its files."""
         self._reports: list[Report] = []
         self._bridge: Bridge | None = None
         self._loop: Loop | None = None
@@ -61,6 +66,7 @@ class VirtualMachine:
     def begin(self, unwanted: Iterable[Channel]) -> None:
         """Switch the machine on. What is `unwanted` it would not get anyway."""
         self._share = Share(self._plan.directory)
+        self._console = Console(self._plan.directory)
         cgroup = self._cgroup.init_fd()
         try:
             self._qemu = qemu.start(self._machine, self._plan, cgroup)
@@ -74,7 +80,8 @@ class VirtualMachine:
 
     def listen(self, loop: Loop, hear: Hear) -> None:
         self._loop, self._monitor = loop, hear
-        self._console = Console(loop, self._plan.directory, self._qemu.console, self._qemu.errors)
+        for fd in (self._qemu.console, self._qemu.errors):
+            loop.add(fd, READ, lambda _events, fd=fd: self._read_console(fd))  # type: ignore[misc]
         calls = Calls(
             self._hear, self._is_up, self._set_limits, self._relay,
             lambda number, status: self._visits.entered(number, status),
@@ -117,9 +124,18 @@ class VirtualMachine:
             return f"QEMU was killed by signal {os.WTERMSIG(status)}{self._last()}"
         return f"the virtual machine has switched itself off{self._last()}"
 
+    def _read_console(self, fd: int) -> None:
+        if not self._console.take(fd, complaints=fd == self._qemu.errors) and self._loop is not None:
+            self._loop.remove(fd)
+
     def _last(self) -> str:
-        """What there was to be read last, where it may tell why."""
-        line = self._console.last()
+        """What there was to be read, where it may tell why."""
+        for fd in (self._qemu.console, self._qemu.errors):
+            for _ in range(_CONSOLE):
+                self._console.take(fd, complaints=fd == self._qemu.errors)
+        lines = self._console.last_lines(_LINES)
+        panic = (line for line in lines if "Kernel panic" in line)
+        line = self._console.complaint() or next(panic, "") or "".join(lines[-1:])
         return f": {line}" if line else ""
 
     def _miss_virtiofsd(self) -> None:
@@ -154,9 +170,10 @@ class VirtualMachine:
 
     def start(self, plan: AppPlan, stdio: Sequence[int], sockets: Sequence[int]) -> None:
         self._hide(plan.name)
-        opened = apptree.open_app(plan, None)
+        shared = guestplan.of_host(plan)
+        opened = apptree.open_app(shared, None)
         try:
-            place = self._share.show(opened)
+            place = self._share.show(opened, guestplan.about(plan))
         finally:
             for fd in opened:
                 os.close(fd)
