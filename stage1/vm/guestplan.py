@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 def for_guest(plan: PodPlan, machine: Machine) -> PodPlan:
     """The pod as the agent is told of it: its apps come one by one, and what is the host's business stays there."""
-    told = plan._replace(
+    return plan._replace(
         directory=DIRECTORY,
         lock_fd=-1,
         apps=(),
@@ -53,9 +53,8 @@ def for_guest(plan: PodPlan, machine: Machine) -> PodPlan:
         log_driver=FILE,
         journal=False,
         credentials=False,
+        machine=None,
     )
-    # Neither does the guest need to know what it is made of.
-    return told._replace(machine=None) if "machine" in told._fields else told  # type: ignore[call-arg]
 
 
 def of_host(plan: AppPlan) -> AppPlan:
