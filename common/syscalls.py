@@ -78,6 +78,8 @@ CLOSE_RANGE_CLOEXEC = 4
 
 MADV_DONTNEED = 4
 
+RB_AUTOBOOT = 0x01234567
+
 _NR_OPEN_TREE = 428
 _NR_CLONE3 = 435
 _NR_MOVE_MOUNT = 429
@@ -88,7 +90,8 @@ _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
-# The only call here whose number depends on the machine, without a function of its own in libc.
+# The calls here whose numbers depend on the machine, without functions of their own in libc.
+_NR_FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "loongarch64": 273, "ppc64le": 353, "s390x": 344}
 _NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280}
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -298,3 +301,16 @@ def madvise(start: int, length: int, advice: int) -> None:
     """madvise(2) about this process's memory from the address `start` on."""
     result = _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(advice))
     _check(result, "madvise", hex(start))
+
+
+def finit_module(fd: int, path: str) -> None:
+    """finit_module(2): load the kernel module `fd` is open on, without parameters; `path` only names it in errors."""
+    number = _NR_FINIT_MODULE.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, "finit_module: its number on this machine is not known", path)
+    _check(_syscall(_long(number), _long(fd), ctypes.c_char_p(b""), _long(0)), "finit_module", path)
+
+
+def reboot(command: int) -> None:
+    """reboot(2) of the machine, without another word (RB_AUTOBOOT)."""
+    _check(_libc.reboot(ctypes.c_int(command)), "reboot", hex(command))

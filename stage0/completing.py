@@ -57,7 +57,7 @@ _WORDS = {
     "ready": ("started", "notify", "healthy"),
     "restart": ("no", "on-failure", "always"),
     "signal": _SIGNALS,
-    "stage1": ("nspawn", "fly"),
+    "stage1": ("nspawn", "kvm", "fly"),
     "stage1-name": ("coreos.com/rkt/stage1-coreos", "coreos.com/rkt/stage1-fly"),
     "stderr": ("log", "null", "tty", "stream"),
     "stdin": ("null", "tty", "stream"),

@@ -74,7 +74,7 @@ GLOBAL = (
 )
 
 STAGE1 = (
-    Flag("stage1", STRING, "flavour that runs the pod: nspawn or fly", "nspawn"),
+    Flag("stage1", STRING, "flavour that runs the pod: nspawn, kvm or fly", "nspawn"),
     Flag("stage1-name", STRING, "flavour by the name of rkt's stage1 image, such as coreos.com/rkt/stage1-fly"),
 )
 

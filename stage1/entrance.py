@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import NoReturn
 
 from common import syscalls
@@ -19,7 +20,7 @@ from stage2.launch import LaunchSpec, forget_keys, launch
 
 _SHELLS = ("/bin/bash", "/bin/sh")
 _HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_NAMESPACES = (
+NAMESPACES = (
     syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
     | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWCGROUP
 )  # fmt: skip
@@ -41,7 +42,7 @@ def enter(plan: EnterPlan) -> int:
     pid, pidfd = syscalls.clone3(0)
     if pid == 0:
         ours.close()
-        _become(plan.launch, theirs, procs, streams)
+        become(plan.launch, theirs, procs, None if streams is None else streams.take)
     theirs.close()
     if procs >= 0:
         os.close(procs)
@@ -85,7 +86,7 @@ def _join(plan: EnterPlan) -> int:
     only if the process is found alive afterwards. Returns the open cgroup.procs of the app, or -1."""
     with Process(plan.pid, plan.start_time) as process:
         procs = cgroup.open_procs(plan.directory, plan.app)
-        flags = _NAMESPACES
+        flags = NAMESPACES
         if os.stat(f"/proc/{plan.pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
             flags |= syscalls.CLONE_NEWUSER
         process.require_alive()
@@ -99,23 +100,27 @@ def _join(plan: EnterPlan) -> int:
     return procs
 
 
-def _become(spec: LaunchSpec, report: Channel, procs: int, streams: _Streams | None) -> NoReturn:
-    """In the child, the first of ours inside the pod's PID namespace."""
+def become(spec: LaunchSpec, report: Channel, procs: int, take: Callable[[], None] | None) -> NoReturn:
+    """In the child, the first of ours inside the pod's PID namespace, when all NAMESPACES are the app's: be the command
+    (without argv: a shell). `procs` is the open cgroup.procs of the app, or -1. `take` makes the streams 0 to 2;
+    without it they are a new terminal of the app's.
+
+    `report` hears `terminal` (with the master), or why it cannot be: `STATUS TEXT`. That it closes means it can."""
     try:
         if procs >= 0:
             os.write(procs, b"0")
             os.close(procs)
         os.setsid()
         forget_keys()
-        if streams is not None:
-            streams.take()
+        if take is not None:
+            take()
         else:
             master, slave = terminal.open_pty(0)
             report.send("terminal", (master,))
             os.close(master)
             terminal.take_terminal(slave)
         argv = spec.argv or (next((shell for shell in _SHELLS if os.access(shell, os.X_OK)), _SHELLS[-1]),)
-        launch(spec._replace(argv=argv, owns_streams=streams is None), report=report.fileno())
+        launch(spec._replace(argv=argv, owns_streams=take is None), report=report.fileno())
     except LaunchError as error:
         report.send(f"{error.exit_status} {error}")
         os._exit(error.exit_status)

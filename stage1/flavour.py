@@ -16,7 +16,7 @@ from stage1.plan import AUTO, ON_ANY_FAILURE, HandedSocket, Health, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
 
-BUILTIN = {"fly": "stage1.fly", "nspawn": "stage1.nspawn"}
+BUILTIN = {"fly": "stage1.fly", "nspawn": "stage1.nspawn", "kvm": "stage1.kvm"}
 ENTRY_POINTS = "rkpy.stage1"
 NOTIFIES = "appc.io/executor/supports-systemd-notify"
 """The annotation, rkt's, of images and apps that speak the protocol of sd_notify(3)."""

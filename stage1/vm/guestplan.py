@@ -43,7 +43,7 @@ def for_guest(plan: PodPlan, machine: Machine) -> PodPlan:
         lock_fd=-1,
         apps=(),
         join="",
-        host_network=False,
+        host_network=True,  # The guest's own is the pod's.
         worker=0,
         registrar=0,
         private_range=(0, 0),
