@@ -33,7 +33,7 @@ TAG = "rkpy"
 KERNEL, INITRAMFS = "/kernel", "/initramfs"
 """Where QEMU has them."""
 KVM = "/dev/kvm"
-TRANSLATED = 32
+TRANSLATED = 24
 """MiB of translated code that QEMU keeps (tcg's tb-size): it would take a GiB."""
 _KIB = 1 << 10
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
