@@ -159,6 +159,8 @@ class PreparedPod(NamedTuple):
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
     log_driver: str = AUTO
     """Where the apps' output is to be kept, one of LOG_DRIVERS."""
+    own_kernel: bool = False
+    """Whether it is to have a kernel of its own, which has cgroups of the second kind only. For flavours to say."""
     machine: MachineOptions = MachineOptions()
     """Of a pod that runs in a virtual machine. For flavours without MACHINES only what was asked for this very pod."""
 

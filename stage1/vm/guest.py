@@ -16,8 +16,8 @@ from common import syscalls
 from common.errors import LaunchError, located, reason
 from stage1.vm import frames
 
-MODULES = "/modules"
-"""The kernel's, and in the file `list` their names, one a line, each after those it needs."""
+ORDER = "/modules/order"
+"""The kernel modules to load, one path a line, each after those it needs."""
 TAG = "rkpy"
 """Of the file system that the host shares (virtiofs)."""
 _ROOT = "/root"
@@ -127,9 +127,9 @@ def _load_beside() -> _Loading:
 
 
 def _load() -> None:
-    with open(f"{MODULES}/list", encoding="utf-8") as file:
-        names = file.read().splitlines()
-    for path in (f"{MODULES}/{name}.ko" for name in names):
+    with open(ORDER, encoding="utf-8") as file:
+        paths = file.read().splitlines()
+    for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY)
             try:
