@@ -55,7 +55,7 @@ def boots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootFiles]:
 
 def test_the_kernel_starts_python(qemu: str, boots: BootFiles) -> None:
     assert "vmlinux-" in boots.kernel
-    assert acceleration.prove(qemu, boots, accelerator="tcg", patience=PATIENCE) == ""
+    assert acceleration.prove(qemu, boots, accelerator="tcg", kind="q35", patience=PATIENCE) == ""
 
 
 def test_python_has_what_guests_import_and_the_kernel_its_modules(qemu: str, boots: BootFiles, tmp_path: Path) -> None:

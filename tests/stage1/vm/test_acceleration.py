@@ -33,8 +33,9 @@ class Site:
         self.qemu.chmod(0o755)
 
     def choose(self, wanted: str = "auto", *, patience: float = 60) -> str:
+        """Acceleration and type of the machine."""
         where = {"state": str(self.state), "device": str(self.root / "kvm")}
-        return acceleration.choose(wanted, str(self.qemu), self.boots, patience=patience, **where)
+        return "/".join(acceleration.choose(wanted, str(self.qemu), self.boots, patience=patience, **where))
 
     def tried(self) -> int:
         return len(self.runs.read_text().splitlines()) if self.runs.exists() else 0
@@ -48,9 +49,9 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_a_guest_that_is_there_is_proof_and_is_ended(site: Site) -> None:
-    assert site.choose() == "kvm"
+    assert site.choose() == "kvm/microvm"
     said = site.runs.read_text()
-    assert "accel=kvm" in said
+    assert "-accel kvm -cpu host" in said
     assert f"-append {acceleration.PARAMETERS} {PROBE}" in said
     assert not _running(site)
 
@@ -67,8 +68,14 @@ def _running(site: Site) -> list[str]:
 
 
 def test_it_is_tried_once(site: Site) -> None:
-    assert [site.choose(), site.choose()] == ["kvm", "kvm"]
+    assert [site.choose(), site.choose()] == ["kvm/microvm", "kvm/microvm"]
     assert site.tried() == 1
+
+
+def test_the_larger_machine_is_taken_where_the_smaller_one_does_not_start(site: Site) -> None:
+    site.qemu_does(f'case "$*" in *microvm*) exit 1;; esac; echo {ALIVE}')
+    assert [site.choose(), site.choose()] == ["kvm/q35", "kvm/q35"]
+    assert site.tried() == 2
 
 
 @pytest.mark.parametrize("change", ["qemu", "kernel", "boot"])
@@ -80,7 +87,7 @@ def test_another_qemu_kernel_or_boot_is_tried_anew(change: str, site: Site) -> N
         (site.root / "kernel").write_text("another")
     else:
         site.state.write_text(site.state.read_text().replace(json.loads(site.state.read_text())["of"][0], "x"))
-    assert site.choose() == "kvm"
+    assert site.choose() == "kvm/microvm"
     assert site.tried() == 2
 
 
@@ -102,7 +109,7 @@ def test_why_it_does_not_work_is_said_and_remembered(script: str, why: str, site
         with pytest.raises(LaunchError, match=re.escape(f"KVM does not work here: {why}")) as caught:
             site.choose()
         assert "--kvm-accel=tcg" in caught.value.hint
-    assert site.tried() == 1
+    assert site.tried() == 2  # the smaller machine and the larger one, once each
 
 
 def test_a_failure_is_not_remembered_for_ever(site: Site) -> None:
@@ -113,7 +120,7 @@ def test_a_failure_is_not_remembered_for_ever(site: Site) -> None:
     site.state.write_text(json.dumps({**found, "at": found["at"] - 10_000}))
     with pytest.raises(LaunchError):
         site.choose()
-    assert site.tried() == 2
+    assert site.tried() == 4
 
 
 def test_a_guest_that_hangs_is_ended(site: Site) -> None:
@@ -128,7 +135,7 @@ def test_nothing_stays_when_we_are_killed(site: Site) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from stage1.vm import acceleration, bootfiles\n"
         "boots = bootfiles.BootFiles(sys.argv[3], sys.argv[3], '')\n"
-        "acceleration.prove(sys.argv[2], boots, patience=1000)\n"
+        "acceleration.prove(sys.argv[2], boots, accelerator='kvm', kind='q35', patience=1000)\n"
     )
     root = str(Path(acceleration.__file__).parents[2])
     words = [sys.executable, "-c", code, root, str(site.qemu), str(site.root / "kernel")]
@@ -156,11 +163,11 @@ def _is_alive(pid: int) -> bool:
 
 def test_emulation_asks_for_nothing(site: Site) -> None:
     (site.root / "kvm").unlink()
-    assert site.choose("tcg") == "tcg"
+    assert site.choose("tcg") == "tcg/q35"
 
 
 def test_kvm_by_name_is_taken_at_its_word(site: Site) -> None:
-    assert site.choose("kvm") == "kvm"
+    assert site.choose("kvm") == "kvm/q35"
     assert site.tried() == 0
 
 
