@@ -74,7 +74,7 @@ GLOBAL = (
 )
 
 STAGE1 = (
-    Flag("stage1", STRING, "flavour that runs the pod: nspawn or fly", "nspawn"),
+    Flag("stage1", STRING, "flavour that runs the pod: nspawn, kvm or fly", "nspawn"),
     Flag("stage1-name", STRING, "flavour by the name of rkt's stage1 image, such as coreos.com/rkt/stage1-fly"),
 )
 
@@ -90,6 +90,9 @@ BEHAVIOUR = (
     Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
     Flag("log-driver", STRING, "where the apps' output is kept: auto, journald or file", "auto"),
     Flag("ready", STRING, "when the pod is ready: started, notify or healthy", "started"),
+    Flag("kvm-accel", STRING, "what runs the pod's virtual machine: auto (kvm, which has to work), kvm or tcg", "auto"),
+    Flag("kvm-kernel", STRING, "kernel of the pod's virtual machine: an absolute path, or a version", "the newest"),
+    Flag("kvm-params", STRING, "more parameters for that kernel"),
 )
 
 PREPARE = (

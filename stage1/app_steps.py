@@ -1,5 +1,5 @@
 """What is mounted into an app of a supervised pod: its prepared form compiled into steps. Pure, but for a look at which
-kinds of files the host has."""
+kinds of files the host has, and which cgroups."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def steps(pod: PreparedPod, app: PreparedApp) -> tuple[mounts.Step, ...]:
     # The kernel's first: a symlink of the image must not lead a volume to a place that is theirs a moment later.
     arranged = tuple(sorted(arranged, key=lambda step: step.target not in KERNEL_PATHS))
     last = (mounts.ReadOnlyRoot(),) if app.read_only_root else ()
-    return (*arranged, *_names_asked_for(pod), *_protection(guarded, frozenset(covered)), *last)
+    return (*arranged, *_names_asked_for(pod), *_protection(pod, guarded, frozenset(covered)), *last)
 
 
 def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mounts.Step]:
@@ -136,9 +136,9 @@ def _or_the_hosts(pod: PreparedPod, name: str, word: str) -> str:
     return f"/etc/{name}" if word == "host" else poddir.etc(pod.directory, name)
 
 
-def _protection(guarded: bool, covered: frozenset[str]) -> Iterator[mounts.Step]:
+def _protection(pod: PreparedPod, guarded: bool, covered: frozenset[str]) -> Iterator[mounts.Step]:
     """Last, so that nothing is mounted over it."""
-    cgroup = kernelfs.has_only_cgroup2() and "/sys/" not in covered
+    cgroup = (pod.own_kernel or kernelfs.has_only_cgroup2()) and "/sys/" not in covered
     if guarded:
         for path in MASKED:
             yield kernelfs.Mask(path, ONLY_CGROUP if path == "/sys/fs" and cgroup else kernelfs.EMPTY)

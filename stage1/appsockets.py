@@ -37,6 +37,11 @@ _LAST_FD = 2**31 - 1
 _PAUSE = 1.0
 """Seconds until the next attempt where there could be no process for that."""
 
+_PENDING = 1 << 20
+"""Bytes delivered that are kept for a socket that is paused."""
+_listening: dict[str, AppSocket] = {}
+"""All there are, by their paths."""
+
 Receive = Callable[[bytes, list[int]], None]
 """Gets a message and its descriptors, which it takes out of the list when it keeps them."""
 
@@ -75,7 +80,17 @@ class AppSocket:
             self._socket.close()
             raise LaunchError(f"cannot listen on {path}: {reason(error)}") from error
         self._watched = False
+        self._delivered: list[bytes] = []
+        self._path = path
+        _listening[path] = self
         self.resume()
+
+    def deliver(self, data: bytes) -> None:
+        """Take a message that came another way. While this is paused it is kept, up to a limit."""
+        if self._watched:
+            self._receive(data, [])
+        elif sum(map(len, self._delivered)) + len(data) <= _PENDING:
+            self._delivered.append(data)
 
     def pause(self) -> None:
         """Take nothing for now: who writes waits."""
@@ -89,6 +104,9 @@ class AppSocket:
         if not self._watched:
             self._loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self._serve())
             self._watched = True
+            delivered, self._delivered = self._delivered, []
+            for data in delivered:
+                self.deliver(data)
 
     def take(self) -> None:
         """Receive what is waiting."""
@@ -136,6 +154,8 @@ class AppSocket:
         if self._socket.fileno() < 0:
             return
         self.pause()
+        if _listening.get(self._path) is self:
+            del _listening[self._path]
         # With the socket the kernel closes what is under way in it, and that is not to keep us either.
         self._receive = _ignore
         with suppress(OSError):
@@ -144,6 +164,13 @@ class AppSocket:
             pass
         self._let_go()
         self._socket.close()
+
+
+def deliver(pod: str, app: str, name: str, data: bytes) -> None:
+    """What was written in a virtual machine to the socket `name` of an app. Harmless when nobody listens."""
+    socket = _listening.get(f"{directory(pod, app)}/{name}")
+    if socket is not None:
+        socket.deliver(data)
 
 
 def _ignore(_data: bytes, _fds: list[int]) -> None:

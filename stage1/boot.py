@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stage1.plan import PodPlan
     from stage1.systemd.registrar import Registrar
 
-FLAVOURS = frozenset({"nspawn"})
+FLAVOURS = frozenset({"nspawn", "kvm"})
 """Those whose pods start this way."""
 _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from stage1.boot import main; main()"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -13,7 +13,8 @@ from stage1.plan import AppPlan
 
 Hear = Callable[[str, list[int]], None]
 """Gets what the supervisor says, as `stage1.supervisor` has it, with descriptors that it takes out of the list when it
-keeps them; an empty text when the enclosure is gone. The rest is closed by whoever called."""
+keeps them; an empty text when the enclosure is gone, and "limits" when `reports` has changed. The rest is closed by
+whoever called."""
 
 
 class Enclosure(Protocol):
@@ -46,6 +47,10 @@ class Enclosure(Protocol):
     def start(self, plan: AppPlan, stdio: Sequence[int], sockets: Sequence[int]) -> None:
         """Open what the app needs and hand it to the supervisor. `stdio`: the app's ends of its streams, -1 where a
         terminal comes."""
+        ...
+
+    def resize(self, name: str, rows: int, columns: int) -> bool:
+        """Set the size of the app's terminal; False where what came as its master is one (`terminal.set_size`)."""
         ...
 
     def ended(self, plan: AppPlan) -> bool:

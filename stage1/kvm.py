@@ -11,13 +11,20 @@ import stat
 from collections.abc import Iterator
 from typing import NoReturn
 
-from common.errors import UsageError
-from stage1 import compiling, logdriver, poddir, resources, supervised
+from common.errors import PodError, UsageError
+from stage1 import compiling, control, logdriver, poddir, resources, supervised
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
-from stage1.plan import PodPlan
+from stage1.limits import Limits
 from stage1.processes import send
+from stage1.vm import acceleration, networks, programs
+from stage1.vm import size as sizes
+from stage1.vm.bootfiles import boot_files
+from stage1.vm.machine import Machine
 
 NETWORKS = True
+MACHINES = True
+_BOOT_TIMEOUT = {acceleration.KVM: 60, acceleration.TCG: 300}
+"""Seconds in which a guest has to be up; a hundred times as long as it takes where nothing else runs."""
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
 app_rm, app_states = supervised.app_rm, supervised.app_states
@@ -28,7 +35,9 @@ def check(pod: PreparedPod) -> list[str]:
     is missing on this host."""
     _refuse(pod)
     _, warnings = compiling.check(_for_machine(_as_it_runs(pod)), "kvm")
-    return [*_ignored(pod), *warnings]
+    if pod.starts:
+        _machine(pod)  # or say now why there can be none
+    return [*_ignored(pod), *networks.check(pod), *warnings]
 
 
 def _refuse(pod: PreparedPod) -> None:
@@ -67,7 +76,93 @@ def _ignored(pod: PreparedPod) -> Iterator[str]:
                 yield f'kvm ignores propagation={mount.propagation} of volume "{mount.volume}"'
 
 
+def _as_it_runs(pod: PreparedPod) -> PreparedPod:
+    """A pod that runs already, and is to have one more app, with what it was started with."""
+    leader = poddir.read_leader(pod.directory)
+    if leader is None or not leader.is_alive():
+        return pod
+    return pod._replace(
+        networks=(),
+        names=supervised.recorded_names(pod.directory),
+        credentials=supervised.recorded_credentials(pod.directory),
+        log_driver=logdriver.of_pod(pod.directory),
+    )
+
+
 def _for_machine(pod: PreparedPod) -> PreparedPod:
     """Without what concerns the host's kernel only."""
     apps = tuple(app._replace(mounts=tuple(mount._replace(propagation="") for mount in app.mounts)) for app in pod.apps)
-    return pod._replace(apps=apps, private_users=False, private_range=(0, 0), ipc="private")
+    return pod._replace(apps=apps, private_users=False, private_range=(0, 0), ipc="private", own_kernel=True)
+
+
+def run(pod: PreparedPod) -> NoReturn:
+    """Become the pod's monitor, which exits with the pod's status."""
+    machine, outside = _machine(pod)
+    supervised.announce(pod, "vm", outside)
+    made = compiling.compile_pod(_for_machine(pod))
+    supervised.run(pod, made._replace(machine=machine, limits=outside))
+
+
+def _machine(pod: PreparedPod) -> tuple[Machine, Limits]:
+    """The pod's, and the limits of the processes that are it. Raises LaunchError."""
+    options = pod.machine
+    qemu, virtiofsd = programs.qemu(), programs.virtiofsd()
+    boots = boot_files(options.kernel, f"{pod.data_directory}/cache/kvm")
+    accelerated = acceleration.choose(options.acceleration or acceleration.AUTO, qemu, boots)
+    limits = resources.of_pod(pod.isolators)
+    size = sizes.of(
+        limits,
+        [resources.of_pod(app.app.isolators) for app in pod.apps],
+        acceleration=accelerated,
+        host_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        host_cpus=len(os.sched_getaffinity(0)),
+        memory=options.memory,
+    )
+    user, group = programs.user()
+    machine = Machine(
+        qemu=qemu,
+        virtiofsd=virtiofsd,
+        kernel=boots.kernel,
+        initramfs=boots.initramfs,
+        parameters=" ".join(filter(None, (acceleration.PARAMETERS, options.parameters))),
+        acceleration=accelerated,
+        kind="microvm" if accelerated == acceleration.KVM else "q35",
+        cpu=acceleration.CPU[accelerated],
+        cpus=size.cpus,
+        memory=size.memory,
+        interfaces=len(pod.networks),
+        limits=limits,
+        boot_timeout=_BOOT_TIMEOUT[accelerated],
+        user=user,
+        group=group,
+    )
+    return machine, size.outside
+
+
+def app_add(pod: PreparedPod, app: PreparedApp) -> None:
+    """Tell the running pod of an app, which `app_start` starts."""
+    pod = _as_it_runs(pod)._replace(apps=(app,))
+    _refuse(pod)
+    pod = _for_machine(pod)
+    supervised.app_add(pod, pod.apps[0])
+
+
+def enter(request: EnterRequest) -> NoReturn:
+    """Run the command beside the app, with its identity and restrictions unless the request says otherwise."""
+    from stage1.vm.visiting import visit
+
+    os._exit(visit(request.directory, request.app.name, supervised.launch_of(request)))
+
+
+def stop(directory: str, *, force: bool) -> None:
+    """Ask the monitor to have the apps stopped, or switch the machine off."""
+    leader = poddir.read_leader(directory)
+    if leader is None or leader.boot_id != poddir.boot_id():
+        return
+    if not force:
+        send(leader.pid, leader.start_time, signal.SIGTERM)
+        return
+    try:
+        control.request(directory, {"op": "switch-off"})
+    except PodError:  # The monitor does not listen, or not yet. The machine dies with it.
+        send(leader.pid, leader.start_time, signal.SIGKILL)

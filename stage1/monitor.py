@@ -277,6 +277,8 @@ class Monitor:
             self._service.stopping()
         elif verb == "over":
             self._status = int(rest)
+        elif verb == "limits":
+            self._report_limits()
         elif verb == "broken":
             raise LaunchError(rest)
         elif not text:
@@ -309,7 +311,12 @@ class Monitor:
         app.streams.set_terminal(fds.pop())
         if self._plan.interactive and self._keyboard is None:
             streams = app.streams
-            self._keyboard = Keyboard(self._loop, lambda: streams.input, resize=streams.resize, leave=self._ask_to_end)
+            self._keyboard = Keyboard(
+                self._loop,
+                lambda: streams.input,
+                resize=lambda rows, columns: self._set_size(app, rows, columns),
+                leave=self._ask_to_end,
+            )
         elif self._keyboard is not None:
             self._keyboard.update_size()
 
@@ -421,8 +428,12 @@ class Monitor:
 
     def _resize(self, app: _App, asked: dict[str, Any], _fds: list[int]) -> dict[str, Any]:
         if app.streams is not None:
-            app.streams.resize(asked["rows"], asked["columns"])
+            self._set_size(app, asked["rows"], asked["columns"])
         return {}
+
+    def _set_size(self, app: _App, rows: int, columns: int) -> None:
+        if app.streams is not None and not self._enclosure.resize(app.plan.name, rows, columns):
+            app.streams.resize(rows, columns)
 
     def _require_mutable(self) -> None:
         if not self._plan.mutable:
@@ -564,7 +575,7 @@ def _enclosure(plan: PodPlan, cgroup: PodCgroup, host_mounts: int) -> Enclosure:
         return Namespaced(plan, cgroup, host_mounts)
     from stage1.vm.virtualmachine import VirtualMachine
 
-    return VirtualMachine(plan, cgroup)
+    return VirtualMachine(plan, plan.machine, cgroup)
 
 
 def _membership(command: str, plan: PodPlan, registrar: channel.Channel | None) -> Membership | None:

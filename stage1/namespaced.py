@@ -102,6 +102,9 @@ class Namespaced:
             if owner is not None and fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode):
                 os.fchown(fd, owner[0], owner[1])
 
+    def resize(self, name: str, rows: int, columns: int) -> bool:
+        return False
+
     def ended(self, plan: AppPlan) -> bool:
         oom = self._cgroup.oom_kills(plan.name) > 0
         self._next = self._cgroup.renew(plan.name, plan.limits)

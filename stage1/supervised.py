@@ -13,10 +13,11 @@ from typing import NoReturn
 
 from common import files
 from common.errors import NetworkError, PodError
-from stage1 import app_steps, boot, cgroup, control, implicit, logdriver, poddir, resources
+from stage1 import app_steps, boot, cgroup, control, implicit, logdriver, poddir
 from stage1.channel import memory_file
 from stage1.compiling import compile_app, require_sources
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
+from stage1.limits import Limits
 from stage1.network.plan import Names, NetworkPlan
 from stage1.plan import AppPlan, PodPlan, dumps, loads
 from stage1.systemd.given import FIRST_SOCKET, booted
@@ -30,13 +31,13 @@ _PATIENCE = 600.0
 """Seconds until `rkpy app stop` gives up waiting for an app that does not die."""
 
 
-def announce(pod: PreparedPod, kind: str) -> None:
+def announce(pod: PreparedPod, kind: str, limits: Limits) -> None:
     """Have systemd told of the pod, a machine of `kind` ("container" or "vm"), where there is systemd. First of all: it
-    takes its time."""
+    takes its time. `limits` are those of its unit."""
     if booted():
         from stage1.systemd import registrar
 
-        registrar.announce(boot.begin_registrar(), pod, resources.of_pod(pod.isolators), kind=kind)
+        registrar.announce(boot.begin_registrar(), pod, limits, kind=kind)
 
 
 def run(pod: PreparedPod, made: PodPlan) -> NoReturn:
@@ -54,7 +55,9 @@ def run(pod: PreparedPod, made: PodPlan) -> NoReturn:
     if pod.networks:
         worker = boot.begin_worker()
         with suppress(BrokenPipeError):  # It has failed already, and the monitor will hear why.
-            worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))), pod.lock_fd))
+            worker.channel.send(
+                "plan", (memory_file(dumps(_network_plan(pod)._replace(taps=made.machine is not None))), pod.lock_fd)
+            )
         keep.append(worker.channel.fileno())
         made = made._replace(worker=worker.pid)
     if booted():

@@ -193,6 +193,13 @@ class Lab:
                     process.kill()
                     process.wait()
 
+    def end(self, name: str) -> None:
+        """Kill what was started there, and let go of the namespace."""
+        self.leave(name)
+        for fd in self._namespaces.pop(name):
+            if fd >= 0:
+                os.close(fd)
+
     def serve(self, where: Where, protocol: str, address: str, port: int, banner: str = "") -> None:
         """From now on something listens there, "tcp" or "udp", and tells whoever asks what address it sees, behind
         `banner` and a space if there is one."""

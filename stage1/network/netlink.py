@@ -118,6 +118,11 @@ def _request(about: str, kind: int, flags: int, message: Any, attributes: Attrib
     return Request(about, bytes(message.data))
 
 
+def raw(about: str, kind: int, flags: int, body: bytes) -> Request:
+    """A message whose body was made by hand (`stage1.network.messages`)."""
+    return Request(about, _HEADER.pack(_HEADER.size + len(body), kind, REQUEST | flags, 0, 0) + body)
+
+
 def create(name: str, kind: str, attributes: Attributes, data: Attributes | None = None) -> Request:
     """A new interface."""
     info: Attributes = [("IFLA_INFO_KIND", kind)]
@@ -259,9 +264,21 @@ class Netlink:
 
     def _ask(self, request: Request, message: Any) -> list[Any]:
         """What the kernel answers, decoded."""
+        found = []
+        for kind, flags, body in self._answers(request):
+            answer = message(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
+            answer.decode()
+            found.append(answer)
+        return found
+
+    def bodies(self, request: Request) -> list[bytes]:
+        """What the kernel answers, as it is."""
+        return [body for _, _, body in self._answers(request)]
+
+    def _answers(self, request: Request) -> list[tuple[int, int, bytes]]:
         self._sequence += 1
         self._send(_sequenced(request.data, self._sequence))
-        found: list[Any] = []
+        found: list[tuple[int, int, bytes]] = []
         while True:
             for kind, flags, sequence, body in self._receive():
                 if sequence != self._sequence:
@@ -270,9 +287,7 @@ class Netlink:
                     for failure in _failure(request.about, kind, flags, body):
                         raise failure
                     return found
-                answer = message(_HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body)
-                answer.decode()
-                found.append(answer)
+                found.append((kind, flags, body))
 
     def _send(self, data: bytes | bytearray) -> None:
         try:

@@ -62,3 +62,5 @@ class NetworkPlan(NamedTuple):
     """Directories with plugins that stand in for the built-in ones of the same name."""
     system_plugin_path: tuple[str, ...] = ("/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin")
     """Directories with plugins of every other name."""
+    taps: bool = False
+    """The pod is a virtual machine: its namespace has a tapN for every ethN there is to be (`stage1.vm.tap`)."""

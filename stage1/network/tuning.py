@@ -49,14 +49,18 @@ def _ours(call: Call, result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sysctls(call: Call) -> dict[tuple[str, ...], str]:
-    """By their names below net."""
-    items = call.conf.get("sysctl") or {}
+    return sysctls(call.conf, call.interface)
+
+
+def sysctls(conf: dict[str, Any], interface: str) -> dict[tuple[str, ...], str]:
+    """Those that a configuration wants, by their names below net."""
+    items = conf.get("sysctl") or {}
     if not isinstance(items, dict):
         raise NetworkError("sysctl is not an object")
-    return {_name(call, str(name)): str(value) for name, value in items.items()}
+    return {_name(interface, str(name)): str(value) for name, value in items.items()}
 
 
-def _name(call: Call, name: str) -> tuple[str, ...]:
+def _name(interface: str, name: str) -> tuple[str, ...]:
     """Dots part it, or slashes where a part has dots of its own (sysctl(8))."""
     parts = name.split("/" if "/" in name else ".")
     if parts[0] != "net" or len(parts) < 3 or not all(_PART.fullmatch(part) and part.strip(".") for part in parts):
@@ -64,7 +68,7 @@ def _name(call: Call, name: str) -> tuple[str, ...]:
             f"{name!r} is not a sysctl of the network",
             hint="only what is below net. belongs to the pod's network namespace",
         )
-    return tuple(call.interface if part == _OURS else part for part in parts[1:])
+    return tuple(interface if part == _OURS else part for part in parts[1:])
 
 
 def _traits(call: Call) -> tuple[list[tuple[str, Any]], int, int]:

@@ -5,9 +5,10 @@ pod that turns out to need no network just lets it go. It is the monitor's child
 
 It hears, from the engine and then from the monitor (descriptors in brackets):
     plan [plan, lock]  a NetworkPlan, and the pod's lock
-    netns [namespace]  the pod's network namespace
+    netns [namespace]  the pod's network namespace; that of a virtual machine has its taps already
 When nobody holds the other end any more it gives up. It says, to the monitor:
-    ready              the pod is attached; what follows is for people only
+    ready [steps]      the pod is attached; what follows is for people only. [] comes for virtual machines alone: a
+                       memory file with what is to be done inside (`stage1.vm.guestnet`)
     failed STATUS TEXT it is not, and nothing of it is left
 """
 
@@ -89,11 +90,16 @@ def _load() -> None:
     netlink.load()
 
 
-def _send(source: Channel, text: str) -> bool:
+def _send(source: Channel, text: str, content: bytes | None = None) -> bool:
+    """`content` goes along in a memory file."""
+    fds = () if content is None else (channel.memory_file(content),)
     try:
-        source.send(text)
+        source.send(text, fds)
     except (BrokenPipeError, ConnectionResetError):
         return False
+    finally:
+        for fd in fds:
+            os.close(fd)
     return True
 
 
@@ -102,9 +108,9 @@ def _work(plan: NetworkPlan, source: Channel) -> None:
 
     programs.depend_on(source.fileno())
     try:
-        subnets = _attach(plan, source)
+        subnets, inside = _attach(plan, source)
         # The monitor may have been killed meanwhile.
-        gone = not _send(source, "ready")
+        gone = not _send(source, "ready", inside)
     except BaseException:
         _take_back(plan)  # What stays, the monitor will say: it tries again.
         raise
@@ -130,8 +136,8 @@ def _complain(problems: list[str]) -> None:
         boot.complain("run", problem)
 
 
-def _attach(plan: NetworkPlan, source: Channel) -> list[str]:
-    """The subnets that the pod can send from to anywhere."""
+def _attach(plan: NetworkPlan, source: Channel) -> tuple[list[str], bytes | None]:
+    """The subnets that the pod can send from to anywhere, and what is to be done in a virtual machine."""
     from stage1.network import cni, firewall, names, netns, owners, ports, programs
 
     owners.register(plan.uuid, plan.directory)
@@ -155,9 +161,18 @@ def _attach(plan: NetworkPlan, source: Channel) -> list[str]:
         done, result = _attach_one(plan, network, path, done)
         results.append((network.name, result))
     done = _publish(plan, results, done)
+    inside = _tie(plan, path) if plan.taps else None
     _complain(names.write(plan, results))
     firewall.apply(done.elements, plan.uuid)
-    return list(_travelling(results))
+    return list(_travelling(results)), inside
+
+
+def _tie(plan: NetworkPlan, path: str) -> bytes:
+    from stage1.network import taps
+
+    inside, problems = taps.tie(plan.networks, path)
+    _complain(problems)
+    return inside
 
 
 def _travelling(answers: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:

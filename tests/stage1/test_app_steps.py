@@ -206,6 +206,10 @@ def test_cgroups_where_there_is_one_kind(guarded: bool, monkeypatch: pytest.Monk
     assert masks.get("/sys/fs") == ("/only-cgroup" if guarded else None)
 
 
+def test_cgroups_of_another_kernel() -> None:
+    assert app_steps.steps(pod(own_kernel=True), app())[-1].target == "/sys/fs/cgroup"
+
+
 @pytest.mark.parametrize(("private_range", "has_group"), [((0, 0), True), ((500, 65536), True), ((500, 5), False)])
 def test_the_group_of_terminals(private_range: tuple[int, int], has_group: bool) -> None:
     steps = app_steps.steps(pod(private_range=private_range), app())

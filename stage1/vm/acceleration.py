@@ -1,0 +1,164 @@
+"""Whether the machine is run by the processor (KVM) or emulated (TCG), and how one knows that KVM works.
+
+That /dev/kvm is there and can be opened says little: on a host that is a virtual machine itself, guests may start and
+never get anywhere. So one is started once a boot of the host, from what the pods' machines boot from, and has to say
+that it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+from common import files, locks, syscalls
+from common.errors import LaunchError, reason
+from stage1 import poddir
+from stage1.vm.bootfiles import BootFiles
+from stage1.vm.initramfs import ALIVE, PROBE
+
+WANTED = AUTO, KVM, TCG = ("auto", "kvm", "tcg")
+CPU = {KVM: "host", TCG: "Nehalem,+rdrand"}
+"""Models for -cpu. Emulating what a newer one can do takes the guest longer than doing without, since libraries use it
+wherever it is there; rdrand gives the kernel randomness, for which everything would wait otherwise."""
+PARAMETERS = "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests quiet panic=-1 console=ttyS0"
+"""The kernel's: what a guest need not find out or wait for (Documentation/admin-guide/kernel-parameters.txt), and that
+its end is the machine's."""
+DEVICE = "/dev/kvm"
+STATE = "/run/rkpy/kvm"
+PATIENCE = 10
+"""Seconds a guest has to say that it is there."""
+_AGAIN = 600
+"""Seconds after which KVM is tried once more when it did not work."""
+_SAID = 64 << 10
+"""Bytes of what a guest and QEMU say that are kept."""
+_RLIMIT_CORE = 4
+_HINT = "allow emulation, which is much slower, by --kvm-accel=tcg or in stage1.d"
+
+
+def choose(
+    wanted: str,
+    qemu: str,
+    boots: BootFiles,
+    *,
+    state: str = STATE,
+    device: str = DEVICE,
+    patience: float = PATIENCE,
+) -> str:
+    """KVM or TCG. AUTO is KVM, proved to work, and never TCG: nobody is to wonder why everything is slow. KVM by name
+    is taken at its word, if there is such a device.
+
+    `qemu`: its absolute path. `state`: the file in which the result is kept until the host is booted anew. Raises
+    LaunchError."""
+    if wanted == TCG:
+        return TCG
+    problem = _unusable(device)
+    if not problem and wanted == AUTO:
+        problem = _known(qemu, boots, state, patience)
+    if problem:
+        raise LaunchError(f"KVM does not work here: {problem}", hint=_HINT)
+    return KVM
+
+
+def _unusable(device: str) -> str:
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"open {device}: {reason(error)}"
+    return ""
+
+
+def _known(qemu: str, boots: BootFiles, state: str, patience: float) -> str:
+    """What is wrong, as far as it was found out since the host was booted; found out now if need be."""
+    try:
+        key: list[object] = [poddir.boot_id(), *(_identity(path) for path in (qemu, boots.kernel))]
+        if (problem := _read(state, key)) is not None:
+            return problem
+        os.makedirs(os.path.dirname(state), exist_ok=True)
+        with locks.acquire(f"{state}.lock", exclusive=True, create=0o600):
+            problem = _read(state, key)
+            if problem is None:
+                problem = prove(qemu, boots, patience=patience)
+                text = json.dumps({"of": key, "problem": problem, "at": time.clock_gettime(time.CLOCK_BOOTTIME)})
+                files.replace(state, text.encode("utf-8", "surrogateescape"), mode=0o600)
+            return problem
+    except OSError as error:
+        return f"it cannot be tried: {error.filename or qemu}: {reason(error)}"
+
+
+def _identity(path: str) -> list[object]:
+    found = os.stat(path)
+    return [path, found.st_size, found.st_mtime_ns]
+
+
+def _read(state: str, key: list[object]) -> str | None:
+    try:
+        with open(state, encoding="utf-8", errors="surrogateescape") as file:
+            found = json.load(file)
+        problem: str = found["problem"]
+        if found["of"] != key or not isinstance(problem, str):
+            return None
+        if problem and not 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - found["at"] < _AGAIN:
+            return None
+        return problem
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def prove(qemu: str, boots: BootFiles, *, accelerator: str = KVM, patience: float = PATIENCE) -> str:
+    """Start a guest that says it is there, and end it: empty when it did, else what was wrong. Raises OSError when QEMU
+    cannot be started."""
+    import subprocess
+
+    words = [
+        qemu, "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot",
+        "-machine", f"q35,accel={accelerator}", "-cpu", CPU[accelerator], "-m", "256",
+        "-kernel", boots.kernel, "-initrd", boots.initramfs, "-append", f"{PARAMETERS} {PROBE}", "-serial", "stdio",
+    ]  # fmt: skip
+    guest = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd="/",
+        preexec_fn=_with_us,
+    )
+    with guest:
+        try:
+            return _listen(guest.stdout.fileno() if guest.stdout else -1, patience)
+        finally:
+            guest.kill()
+
+
+def _with_us() -> None:
+    """Nobody would end it if we were killed; and QEMU aborts over what it does not understand."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.setrlimit(_RLIMIT_CORE, 0, 0)
+
+
+def _listen(fd: int, patience: float) -> str:
+    import select
+
+    end = time.monotonic() + patience
+    said = b""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while (left := end - time.monotonic()) > 0:
+        if not poll.poll(left * 1000):
+            break
+        data = os.read(fd, 65536)
+        if not data:
+            return _last(said) or "QEMU ended without a word"
+        said = (said + data)[-_SAID:]
+        if ALIVE.encode() in said:
+            return ""
+    return f"a guest did not start within {patience:g} seconds"
+
+
+def _last(said: bytes) -> str:
+    """The last line of QEMU, else of the guest."""
+    lines = [line.strip() for line in said.decode("ascii", "replace").splitlines() if line.strip()]
+    qemu = [line for line in lines if line.startswith("qemu")]
+    line = "".join(char for char in (qemu or lines or [""])[-1] if char.isprintable())
+    return f"QEMU says: {line.partition(': ')[2]}" if qemu else f"the guest's last words: {line}" if line else ""

@@ -1,0 +1,44 @@
+"""The programs that make a virtual machine, as distributions install them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from common.errors import LaunchError
+
+_QEMU = "qemu-system-x86_64"
+_PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec")
+_VIRTIOFSD = (
+    "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/local/libexec/virtiofsd",
+)  # fmt: skip
+_USER = "rkpy-kvm"
+_NOBODY = 65534
+
+
+def qemu() -> str:
+    """Its absolute path. LaunchError when it is not installed."""
+    return _find("QEMU", (f"{directory}/{_QEMU}" for directory in _PATH), "install qemu-system-x86")
+
+
+def virtiofsd() -> str:
+    """The same for it."""
+    return _find("virtiofsd", iter(_VIRTIOFSD), "install virtiofsd, or qemu-system-common on Debian 12")
+
+
+def _find(what: str, paths: Iterator[str], hint: str) -> str:
+    for path in paths:
+        if os.access(path, os.X_OK):
+            return path
+    raise LaunchError(f"kvm needs {what}, which is not installed", hint=hint)
+
+
+def user() -> tuple[int, int]:
+    """User and group that QEMU is to be: those of `rkpy-kvm` where there is such a user, else nobody's."""
+    import pwd
+
+    try:
+        found = pwd.getpwnam(_USER)
+    except KeyError:
+        return _NOBODY, _NOBODY
+    return found.pw_uid, found.pw_gid

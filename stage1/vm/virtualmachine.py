@@ -1,0 +1,236 @@
+"""Apps in a virtual machine: the enclosure of the kvm flavour, on the monitor's side.
+
+QEMU and virtiofsd are children of the monitor's and end with it. What the agent in the guest says has come through the
+bridge, which lets nothing pass that cannot be; what this module believes of it concerns the pod alone.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from common.errors import PodError
+from stage1 import appsockets, apptree, channel, supervisor
+from stage1.cgroup import PodCgroup, Report
+from stage1.channel import Channel
+from stage1.enclosure import Hear
+from stage1.loop import READ, Loop
+from stage1.plan import AppPlan, PodPlan, dumps
+from stage1.vm import guestplan, qemu
+from stage1.vm.bridge import Bridge, Calls
+from stage1.vm.console import Console
+from stage1.vm.guestplan import Place
+from stage1.vm.machine import Machine
+from stage1.vm.share import Served, Share
+from stage1.vm.visits import Visits
+
+_LINES = 64
+"""Of the console, among which a reason is looked for."""
+_CONSOLE = 64
+"""Pieces of it that are read at most when the machine has ended."""
+_GRACE = 2.0
+"""Seconds in which a machine that has hung up should be gone."""
+_OF_HOST = ("io_bandwidth", "io_operations")
+"""Limits that are kept on the host: files are not of any disk in the guest."""
+_SIGNALS = [number for number in supervisor.ENDING if number >= signal.SIGRTMIN]
+"""Those by which machined asks a leader to end, of which the monitor has no handlers else."""
+
+
+class VirtualMachine:
+    """The enclosure (`stage1.enclosure`) of the kvm flavour."""
+
+    def __init__(self, plan: PodPlan, machine: Machine, cgroup: PodCgroup) -> None:
+        self.pid = 0
+        self._plan = plan
+        self._machine = machine
+        self._cgroup = cgroup
+        self._places: dict[str, Place] = {}
+        """Where in the share each app has its files."""
+        self._reports: list[Report] = []
+        self._bridge: Bridge | None = None
+        self._loop: Loop | None = None
+        self._virtiofsd: Served | None = None
+        self._status: int | None = None
+        """QEMU's wait status, once it is gone."""
+        self._is_over = False
+        self._switched_off = False
+
+    @property
+    def leader(self) -> int:
+        # Who sends QEMU a signal would pull the plug.
+        return os.getpid()
+
+    def begin(self, unwanted: Iterable[Channel]) -> None:
+        """Switch the machine on. What is `unwanted` it would not get anyway."""
+        self._share = Share(self._plan.directory)
+        self._console = Console(self._plan.directory)
+        cgroup = self._cgroup.init_fd()
+        try:
+            self._qemu = qemu.start(self._machine, self._plan, cgroup)
+            self.pid = self._qemu.pid
+            self._virtiofsd = self._share.serve(
+                self._machine, self._qemu.pidfd, self._qemu.share, self._qemu.complaints, cgroup
+            )
+        finally:
+            if cgroup >= 0:
+                os.close(cgroup)
+
+    def listen(self, loop: Loop, hear: Hear) -> None:
+        self._loop, self._monitor = loop, hear
+        for fd in (self._qemu.console, self._qemu.errors):
+            loop.add(fd, READ, lambda _events, fd=fd: self._read_console(fd))  # type: ignore[misc]
+        calls = Calls(
+            self._hear, self._is_up, self._set_limits, self._relay,
+            lambda number, status: self._visits.entered(number, status),
+            lambda number, status, text: self._visits.refused(number, status, text),
+        )  # fmt: skip
+        self._bridge = Bridge(loop, self._qemu.port, calls)
+        self._visits = Visits(loop, self._bridge)
+        self._bridge.tell("pod", dumps(guestplan.for_guest(self._plan, self._machine)))
+        self._deadline = loop.call_later(self._machine.boot_timeout, self._is_late)
+        if self._virtiofsd is not None:
+            loop.add(self._virtiofsd.pidfd, READ, lambda _events: self._miss_virtiofsd())
+        for number in _SIGNALS:
+            loop.on_signal(number, lambda: self.tell("terminate"))
+
+    # --- what the agent says
+
+    def _is_up(self, _kernel: str) -> None:
+        self._deadline.cancel()
+
+    def _is_late(self) -> None:
+        self._monitor(f"broken the virtual machine was not up after {self._machine.boot_timeout} s{self._last()}", [])
+
+    def _hear(self, text: str, fds: list[int]) -> None:
+        self._is_over = self._is_over or text.startswith(("over ", "broken "))
+        if text or self._is_over or self._switched_off:
+            self._monitor(text, fds)
+        else:
+            self._monitor(f"broken {self._why()}", [])
+
+    def _why(self) -> str:
+        """The guest has hung up: it has switched itself off, or the machine is gone."""
+        self._collect_virtiofsd()
+        poll = select.poll()
+        poll.register(self._qemu.pidfd, select.POLLIN)
+        by_itself = poll.poll(_GRACE * 1000)
+        status = self.end()
+        if not by_itself:
+            return f"the virtual machine has hung up{self._last()}"
+        if os.WIFSIGNALED(status):
+            return f"QEMU was killed by signal {os.WTERMSIG(status)}{self._last()}"
+        return f"the virtual machine has switched itself off{self._last(of_qemu=status != 0)}"
+
+    def _read_console(self, fd: int) -> None:
+        if not self._console.take(fd, complaints=fd == self._qemu.errors) and self._loop is not None:
+            self._loop.remove(fd)
+
+    def _last(self, *, of_qemu: bool = True) -> str:
+        """What there was to be read, where it may tell why."""
+        for fd in (self._qemu.console, self._qemu.errors):
+            for _ in range(_CONSOLE):
+                self._console.take(fd, complaints=fd == self._qemu.errors)
+        lines = self._console.last_lines(_LINES)
+        reasons = (line for line in lines if "Kernel panic" in line or line.startswith("rkpy: "))
+        line = (of_qemu and self._console.complaint()) or next(reasons, "") or "".join(lines[-1:])
+        return f": {line}" if line else ""
+
+    def _miss_virtiofsd(self) -> None:
+        """Without it no file can be had any more. When QEMU ends so does it, and that is heard of by the bridge."""
+        poll = select.poll()
+        poll.register(self._qemu.port, 0)
+        if poll.poll(0):
+            return
+        self._collect_virtiofsd()
+        self._monitor(f"broken virtiofsd has ended, which the virtual machine has its files from{self._last()}", [])
+
+    def _set_limits(self, reports: list[Report]) -> None:
+        self._reports = reports
+        self._monitor("limits", [])
+
+    def _relay(self, app: str, socket: str, data: bytes) -> None:
+        appsockets.deliver(self._plan.directory, app, socket, data)
+
+    # --- what the monitor says
+
+    def tell(self, text: str, fds: Sequence[int] = ()) -> None:
+        if self._bridge is not None:
+            self._bridge.tell(text)
+
+    def attached(self, fds: Sequence[int]) -> None:
+        for fd in fds:
+            self._tell_network(channel.read_memory_file(os.dup(fd)))
+
+    def _tell_network(self, messages: bytes) -> None:
+        if self._bridge is not None:
+            self._bridge.tell("network", messages)
+
+    def start(self, plan: AppPlan, stdio: Sequence[int], sockets: Sequence[int]) -> None:
+        self._hide(plan.name)
+        shared = guestplan.of_host(plan)
+        opened = apptree.open_app(shared, None)
+        try:
+            place = self._share.show(opened, guestplan.about(plan))
+        finally:
+            for fd in opened:
+                os.close(fd)
+        self._places[plan.name] = place
+        if self._bridge is not None:
+            self._bridge.start(plan.name, stdio, dumps(guestplan.app_for_guest(plan, place)))
+
+    def resize(self, name: str, rows: int, columns: int) -> bool:
+        if self._bridge is not None:
+            self._bridge.resize(name, rows, columns)
+        return True
+
+    def ended(self, plan: AppPlan) -> bool:
+        return self._bridge is not None and self._bridge.out_of_memory(plan.name)
+
+    def clear(self, name: str) -> None:
+        self.tell(f"cleared {name}")
+
+    def reports(self) -> Iterable[Report]:
+        # Of the host only what the guest cannot know of: the machine's other limits are larger than the pod's.
+        return [*(report for report in self._cgroup.report() if report.name in _OF_HOST), *self._reports]
+
+    def remove(self, name: str) -> None:
+        self._hide(name)
+
+    def _hide(self, name: str) -> None:
+        place = self._places.pop(name, None)
+        if place is not None:
+            self._share.hide(place)
+
+    def answer(self, op: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+        if op == "switch-off":
+            self._switched_off = True
+            os.kill(self.pid, signal.SIGKILL)
+            return {}
+        if op == "enter":
+            if self._bridge is None:
+                raise PodError("the pod's virtual machine is not up yet")
+            self._visits.begin(asked["app"], fds)
+            return {}
+        return None
+
+    def end(self) -> int:
+        if self._status is None:
+            if self._bridge is not None:
+                self._bridge.close()
+            os.kill(self.pid, signal.SIGKILL)
+            # QEMU, as PID 1 of its namespace, is not gone before all others in it are, and these are ours to collect.
+            self._collect_virtiofsd()
+            self._status = os.waitpid(self.pid, 0)[1]
+        return self._status
+
+    def _collect_virtiofsd(self) -> None:
+        virtiofsd, self._virtiofsd = self._virtiofsd, None
+        if virtiofsd is not None:
+            if self._loop is not None:
+                self._loop.remove(virtiofsd.pidfd)
+            os.kill(virtiofsd.pid, signal.SIGKILL)
+            os.waitpid(virtiofsd.pid, 0)
+            os.close(virtiofsd.pidfd)
