@@ -398,7 +398,6 @@ class AppStreams:
         self._sources: dict[str, _Source] = {}
         self._clients: list[_Client] = []
         self._input_fd = -1
-        self._set_size: Callable[[int, int], None] = lambda rows, columns: None
         self._done: list[Callable[[], None]] = []
         self._feed: CallerInput | None = None
         self._of_caller = of_caller
@@ -467,21 +466,19 @@ class AppStreams:
         os.close(fd)
         self._child_fds[0] = -1
 
-    def set_terminal(self, master: int, resize: Callable[[int, int], None] | None = None) -> None:
-        """The terminal of the app that is being started, owned from now on. `resize` is told rows and columns where
-        `master` only stands for one that is elsewhere."""
+    def set_terminal(self, master: int) -> None:
+        """The terminal of the app that is being started, owned from now on."""
         self._close_input()
         self._input_fd = os.dup(master)  # a number for each direction, as in `_Client`
         os.set_blocking(master, False)
         self.input = Outlet(self._loop, self._input_fd, nonblocking=True)
-        self._set_size = resize or (lambda rows, columns: set_size(self._input_fd, rows, columns))
         self._sources["tty"].open(master)
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the app the size of the terminal it is shown on."""
         if "tty" in self._sources and self.input is not None:
             try:
-                self._set_size(rows, columns)
+                set_size(self._input_fd, rows, columns)
             except OSError:
                 pass  # the app is gone
 
