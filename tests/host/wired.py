@@ -58,6 +58,7 @@ def steps(name: str, sockets: Sequence[str] = ()) -> Iterator[mounts.Step]:
     yield kernelfs.FileSystem("devpts", "/dev/pts", attributes, (("ptmxmode", "666"), ("mode", "620")))
     if sockets:
         yield mounts.Sockets(f"{frames.SOCKETS}/{name}", appsockets.TARGET, required=True)
+        yield kernelfs.Link("/dev/log", f"{appsockets.TARGET}/{appsockets.SYSLOG}")
 
 
 class Kept:
@@ -131,7 +132,7 @@ class Host:
         elif verb == "started":
             self.streams[name].started(int(rest.split()[1]))
         elif verb == "terminal":
-            self.streams[name].set_terminal(fds.pop(), lambda *size: self.bridge.resize(name, *size))
+            self.streams[name].set_terminal(fds.pop())
         elif verb == "ended":
             self.streams[name].drain()
             self.seen[name] = self.logs[name].said["stdout"]
@@ -162,6 +163,15 @@ class Host:
         streams = self.streams[name] = AppStreams(self.loop, name, plan.streams, log=log)
         self.bridge.start(name, streams.child_fds(), dumps(plan))
         streams.close_child_ends()
+
+    def give(self, name: str, script: str, stdio: tuple[int, int, int]) -> None:
+        """Start it as all there is, with these descriptors; -1 for /dev/null."""
+        null = os.open(os.devnull, os.O_RDWR)
+        self.logs[name] = Kept()
+        self.streams[name] = AppStreams(self.loop, name, Streams("null", "null", "null"))
+        self.bridge.start(name, [null if fd < 0 else fd for fd in stdio], dumps(self.plan(name, script)))
+        os.close(null)
+        self.bridge.tell("sealed")
 
     def run(self, name: str, script: str, **fields: object) -> str:
         """Alone in the pod, to its end: how that was said."""
@@ -210,7 +220,7 @@ def make_root(root: Path) -> None:
     if busybox is None:
         raise LaunchError("busybox is missing")
     shutil.copy(busybox, root / "bin/busybox")
-    for name in ("sh", "cat", "stty", "sleep", "seq", "dd", "head", "ps", "kill", "tty", "true", "wc", "grep"):
+    for name in ("sh", "cat", "stty", "sleep", "seq", "dd", "head", "ps", "kill", "tty", "true", "logger"):
         (root / "bin" / name).symlink_to("busybox")
 
 
