@@ -85,6 +85,8 @@ class Agent:
         self._traffic = Traffic(loop, self._wire)
         self._apps: dict[str, _App] = {}
         self._commands: dict[int, _Command] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Of terminals that are not there yet, by their streams."""
         self._paused = False
         self._supervisor: Channel | None = None
         self._pid = 0
@@ -242,6 +244,7 @@ class Agent:
             app.close()
             if app.terminal:
                 self._traffic.finish(app.terminal)
+                self._sizes.pop(app.terminal, None)
 
     def _cleared(self, words: list[str], _blob: bytes) -> None:
         app = self._apps[words[0]]
@@ -257,6 +260,13 @@ class Agent:
         fd = self._traffic.terminal_fd(stream)
         if fd >= 0:
             terminal.set_size(fd, rows, columns)
+        elif self._traffic.has_source(stream):
+            self._sizes[stream] = rows, columns
+
+    def _attach(self, stream: int, master: int) -> None:
+        if stream in self._sizes:
+            terminal.set_size(master, *self._sizes.pop(stream))
+        self._traffic.attach(stream, master)
 
     # --- what the supervisor says
 
@@ -278,7 +288,7 @@ class Agent:
                     gc.enable()
                 app = self._apps.get(name)
                 if verb == "terminal" and app is not None:
-                    self._traffic.attach(app.terminal, fds.pop())
+                    self._attach(app.terminal, fds.pop())
                 elif verb == "started" and app is not None:
                     app.pidfd = fds.pop()
                 self._say(text)
@@ -390,7 +400,7 @@ class Agent:
         if verb == "running":
             command.pidfd = fds.pop()
         elif verb == "terminal":
-            self._traffic.attach(command.streams[0], fds.pop())
+            self._attach(command.streams[0], fds.pop())
         elif verb in ("entered", "refused"):
             self._when_sent(command.streams, lambda: self._end_command(number, f"{verb} {number} {rest}"))
             self._let_go(command)
@@ -414,6 +424,7 @@ class Agent:
         command = self._commands.pop(number)
         for stream in {*command.streams} - {0}:
             self._traffic.finish(stream)
+            self._sizes.pop(stream, None)
         self._say(text)
 
     def _signal_entered(self, words: list[str], _blob: bytes) -> None:
