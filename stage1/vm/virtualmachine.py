@@ -209,6 +209,8 @@ class VirtualMachine:
             self._switched_off = True
             os.kill(self.pid, signal.SIGKILL)
             return {}
+        if op == "process":
+            return {"pid": self.pid}
         if op == "enter":
             if self._bridge is None:
                 raise PodError("the pod's virtual machine is not up yet")
