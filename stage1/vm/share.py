@@ -176,8 +176,7 @@ class Share:
         confinement.settle()
         confinement.bound((*_SERVING, *_STARTING))
         null = os.open(os.devnull, os.O_RDWR)
-        confinement.keep_only((null, complaints, complaints, listening), last)
-        confinement.execute(argv(program))
+        confinement.execute(argv(program), (null, complaints, complaints, listening), last)
 
 
 def argv(program: str) -> list[str]:
