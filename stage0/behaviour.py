@@ -20,7 +20,7 @@ from aci.types import ac_name
 from common.errors import ManifestError, UsageError
 from common.records import NamedTuple
 from stage0.options import Values
-from stage1.flavour import NOTIFIES, Device
+from stage1.flavour import NOTIFIES, Device, MachineOptions
 from stage1.plan import AUTO, EXIT_POLICIES, FILE, LOG_DRIVERS, ON_ANY_FAILURE, READINESS, Health, Restart
 from stage1.streams import Streams
 
@@ -28,6 +28,7 @@ MUTABLE = "coreos.com/rkt/stage1/mutable"
 POD_NAME, EXIT_POLICY, STOP_TIMEOUT = "rkpy/pod-name", "rkpy/exit-policy", "rkpy/stop-timeout"
 LOG_DRIVER = "rkpy/log-driver"
 READY = "rkpy/ready"
+KVM_ACCEL, KVM_KERNEL, KVM_PARAMS = "rkpy/kvm-accel", "rkpy/kvm-kernel", "rkpy/kvm-params"
 STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout", "stderr")}
 NO_OVERLAY = "rkpy/no-overlay"
 """Of a mutable pod: apps that are added later are copied too."""
@@ -52,6 +53,9 @@ _STREAM_WORDS = {"stdin": ("null", "tty", "stream")} | dict.fromkeys(
     ("stdout", "stderr"), ("log", "null", "tty", "stream")
 )
 _POLICIES = ("no", "on-failure", "always")
+ACCELERATIONS = ("auto", "kvm", "tcg")
+PARAMETERS_LIMIT = 1024
+"""Bytes of parameters for a kernel, which takes 2048 in all (COMMAND_LINE_SIZE)."""
 _IPC = ("auto", "private", "parent")
 _ACCESS = "rwm"
 _MAX_COUNT = 1_000_000
@@ -67,6 +71,7 @@ class PodBehaviour(NamedTuple):
     mutable: bool = False
     log_driver: str = AUTO
     ready: str = ""
+    machine: MachineOptions = MachineOptions()
 
 
 class AppBehaviour(NamedTuple):
@@ -143,6 +148,28 @@ def log_driver(text: str) -> str:
     return driver
 
 
+def acceleration(text: str) -> str:
+    if text not in ACCELERATIONS:
+        raise UsageError(f"--kvm-accel={text}: not one of {', '.join(ACCELERATIONS)}")
+    return text
+
+
+def kernel(text: str) -> str:
+    """An absolute path or a version. Whether there is one is found out when the pod runs."""
+    if not text or not text.isprintable() or ("/" in text and not os.path.isabs(text)):
+        raise UsageError(f"--kvm-kernel={text}: neither an absolute path nor a version")
+    return text
+
+
+def parameters(text: str) -> str:
+    """Words for the kernel's command line (Documentation/admin-guide/kernel-parameters.rst)."""
+    if not (text.isascii() and text.isprintable()) or len(text) > PARAMETERS_LIMIT:
+        raise UsageError(f"--kvm-params={text}: not a line of at most {PARAMETERS_LIMIT} ASCII characters")
+    if "--" in text.split():
+        raise UsageError(f"--kvm-params={text}: what follows -- is not the kernel's")
+    return text
+
+
 def restart(text: str) -> Restart:
     """`no`, `on-failure[:N]` or `always`."""
     policy, limited, limit = text.partition(":")
@@ -209,6 +236,9 @@ def pod_annotations(flags: Values) -> Pairs:
         "stop-timeout": stop_timeout,
         "log-driver": log_driver,
         "ready": readiness,
+        "kvm-accel": acceleration,
+        "kvm-kernel": kernel,
+        "kvm-params": parameters,
     }
     given = {name: flags.get(name) for name in parsers}
     return tuple((f"rkpy/{name}", str(parsers[name](text))) for name, text in given.items() if text is not None)
@@ -278,6 +308,11 @@ def of_pod(manifest: PodManifest) -> PodBehaviour:
         ready=_read(found, READY, readiness, ""),
         mutable=is_mutable(manifest),
         log_driver=_read(found, LOG_DRIVER, log_driver, AUTO),
+        machine=MachineOptions(
+            _read(found, KVM_ACCEL, acceleration, ""),
+            _read(found, KVM_KERNEL, kernel, ""),
+            _read(found, KVM_PARAMS, parameters, ""),
+        ),
     )
 
 

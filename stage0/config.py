@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from common.errors import ConfigError, UsageError, reason
+from common.errors import ConfigError, RkpyError, UsageError, reason
 from common.records import NamedTuple
 from stage0.options import Values
+from stage1.flavour import MachineOptions
 
 DATA_DIR = "/var/lib/rkpy"
 SYSTEM_CONFIG = "/usr/lib/rkpy"
@@ -23,6 +24,7 @@ LOCAL_CONFIG = "/etc/rkpy"
 ALL_FETCH = frozenset({"image", "tls", "http", "pubkey"})
 ALL_RUN = frozenset({"capabilities", "paths", "seccomp"})
 CNI_PLUGINS = "cni-plugins"
+KVM = "kvm"
 INSECURE_OPTIONS = {
     "none": frozenset[str](),
     **{name: frozenset({name}) for name in (*sorted(ALL_FETCH | ALL_RUN), "ondisk")},
@@ -48,6 +50,8 @@ class Config(NamedTuple):
     """Flavour named by stage1.d; empty when nothing is configured."""
     cni_plugins: tuple[str, ...] = ()
     """Directories with CNI plugins that stand in for the built-in ones."""
+    machine: MachineOptions = MachineOptions()
+    """What stage1.d says of virtual machines."""
 
     @property
     def store(self) -> str:
@@ -81,7 +85,8 @@ def load(flags: Values) -> Config:
     paths, stage1 = effective(config, "paths"), effective(config, "stage1")
     data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or DATA_DIR
     plugins = tuple(paths.get(CNI_PLUGINS) or ())
-    return config._replace(data_dir=data_dir, stage1=_field(stage1, "name"), cni_plugins=plugins)
+    machine = _machine(stage1[KVM]) if KVM in stage1 else MachineOptions()
+    return config._replace(data_dir=data_dir, stage1=_field(stage1, "name"), cni_plugins=plugins, machine=machine)
 
 
 def insecure_options(text: str) -> frozenset[str]:
@@ -116,6 +121,8 @@ def effective(config: Config, kind: str) -> dict[str, Any]:
             raise ConfigError(f"{documents[1][0]}: a second file of kind {kind}; {documents[0][0]} is one already")
         for path, document in documents:
             _check(path, document)
+            if KVM in document:
+                document[KVM] = {**found.get(KVM, {}), **document[KVM]}
             found = {**found, **document}
     return found
 
@@ -163,6 +170,28 @@ def _check(path: str, document: dict[str, Any]) -> None:
         raise ConfigError(f"{path}: {CNI_PLUGINS} has to be a list of absolute paths")
     if document["rktKind"] == "stage1" and bool(document.get("version")) and not document.get("name"):
         raise ConfigError(f"{path}: version is given without a name")
+    if KVM in document:
+        try:
+            _machine(document[KVM])
+        except RkpyError as error:
+            raise ConfigError(f"{path}: {KVM}: {error.message}") from error
+
+
+def _machine(found: object) -> MachineOptions:
+    """The object `kvm` of a document of stage1.d. Raises UsageError, or ManifestError for a quantity that is none."""
+    from aci.types import quantity
+    from stage0 import behaviour
+
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UsageError("it has to be an object of strings")
+    if strange := found.keys() - {"acceleration", "kernel", "parameters", "memory"}:
+        raise UsageError(f"{min(strange)} is not known")
+    return MachineOptions(
+        acceleration=behaviour.acceleration(found["acceleration"]) if found.get("acceleration") else "",
+        kernel=behaviour.kernel(found["kernel"]) if found.get("kernel") else "",
+        parameters=behaviour.parameters(found.get("parameters", "")),
+        memory=quantity(found["memory"]) if found.get("memory") else 0,
+    )
 
 
 def _field(document: dict[str, Any], key: str) -> str:

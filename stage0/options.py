@@ -90,6 +90,9 @@ BEHAVIOUR = (
     Flag("stop-timeout", STRING, "time between asking the apps to end and killing them", "10s"),
     Flag("log-driver", STRING, "where the apps' output is kept: auto, journald or file", "auto"),
     Flag("ready", STRING, "when the pod is ready: started, notify or healthy", "started"),
+    Flag("kvm-accel", STRING, "what runs the pod's virtual machine: auto (kvm, which has to work), kvm or tcg", "auto"),
+    Flag("kvm-kernel", STRING, "kernel of the pod's virtual machine: an absolute path, or a version", "the newest"),
+    Flag("kvm-params", STRING, "more parameters for that kernel"),
 )
 
 PREPARE = (

@@ -125,6 +125,7 @@ def load(
         given=given,
         private_range=own_range or (0, 0),
         log_driver=lives.log_driver,
+        machine=lives.machine,
     )
 
 

@@ -12,7 +12,7 @@ from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
 from common.errors import PodError, RkpyError, UsageError, reason
-from stage0 import announce, assemble, behaviour, events, networking, podnames, prepare, values
+from stage0 import announce, assemble, behaviour, events, machines, networking, podnames, prepare, values
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
@@ -62,6 +62,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
             prepared = prepare.load(pod, store, manifest=manifest, asked=_asked(request))
             if networking.has_networks(flavour):
                 networking.check_ports(prepared, manifest)
+            prepared = machines.settle(prepared, flavour, settings, os.environ)
             for warning in flavour.check(prepared):
                 warn(warning)
             pod.to_prepared()
@@ -239,6 +240,7 @@ def _checked(
         prepared, manifest = activation.settle(prepared, manifest)
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
+    prepared = machines.settle(prepared, flavour, settings, os.environ)
     for warning in flavour.check(prepared):
         warn(warning)
     save_uuid(flags.get("uuid-file-save"), pod.uuid)

@@ -36,11 +36,8 @@ WRITABLE = ("/run", "/tmp", "/var/tmp")  # noqa: S108
 """What a read-only root leaves writable, as podman does."""
 
 
-def steps(pod: PreparedPod, app: PreparedApp, *, only_cgroup2: bool | None = None) -> tuple[mounts.Step, ...]:
-    """Everything mounted into the root of `app`, in order. `only_cgroup2`: whether the kernel it is mounted on has
-    cgroups of the second kind only; None for what this one has. UsageError when its volumes cannot be arranged."""
-    if only_cgroup2 is None:
-        only_cgroup2 = kernelfs.has_only_cgroup2()
+def steps(pod: PreparedPod, app: PreparedApp) -> tuple[mounts.Step, ...]:
+    """Everything mounted into the root of `app`, in order. UsageError when its volumes cannot be arranged."""
     guarded = "paths" not in pod.insecure
     volumes = [_volume(pod, mount) for mount in (*app.mounts, *implicit_mounts(pod, app))]
     if guarded:
@@ -52,7 +49,7 @@ def steps(pod: PreparedPod, app: PreparedApp, *, only_cgroup2: bool | None = Non
     # The kernel's first: a symlink of the image must not lead a volume to a place that is theirs a moment later.
     arranged = tuple(sorted(arranged, key=lambda step: step.target not in KERNEL_PATHS))
     last = (mounts.ReadOnlyRoot(),) if app.read_only_root else ()
-    return (*arranged, *_names_asked_for(pod), *_protection(guarded, frozenset(covered), only_cgroup2), *last)
+    return (*arranged, *_names_asked_for(pod), *_protection(pod, guarded, frozenset(covered)), *last)
 
 
 def _defaults(pod: PreparedPod, app: PreparedApp, guarded: bool) -> Iterator[mounts.Step]:
@@ -139,9 +136,9 @@ def _or_the_hosts(pod: PreparedPod, name: str, word: str) -> str:
     return f"/etc/{name}" if word == "host" else poddir.etc(pod.directory, name)
 
 
-def _protection(guarded: bool, covered: frozenset[str], only_cgroup2: bool) -> Iterator[mounts.Step]:
+def _protection(pod: PreparedPod, guarded: bool, covered: frozenset[str]) -> Iterator[mounts.Step]:
     """Last, so that nothing is mounted over it."""
-    cgroup = only_cgroup2 and "/sys/" not in covered
+    cgroup = (pod.own_kernel or kernelfs.has_only_cgroup2()) and "/sys/" not in covered
     if guarded:
         for path in MASKED:
             yield kernelfs.Mask(path, ONLY_CGROUP if path == "/sys/fs" and cgroup else kernelfs.EMPTY)

@@ -80,6 +80,19 @@ class PreparedApp(NamedTuple):
     """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
 
 
+class MachineOptions(NamedTuple):
+    """What was said about the virtual machines that pods run in; concerns flavours with MACHINES only."""
+
+    acceleration: str = ""
+    """"auto", "kvm" or "tcg"; empty for "auto"."""
+    kernel: str = ""
+    """Its absolute path, or its version; empty for the newest there is."""
+    parameters: str = ""
+    """For the kernel, besides those it gets anyway."""
+    memory: int = 0
+    """Bytes of the guest's memory; 0 leaves it to the limits of the apps."""
+
+
 class PreparedPod(NamedTuple):
     """What stage0 hands to a flavour: the pod directory, the lock that keeps it alive, and the apps."""
 
@@ -146,6 +159,10 @@ class PreparedPod(NamedTuple):
     """Bits per second that each of the pod's networks is to carry in either direction; 0 for no limit."""
     log_driver: str = AUTO
     """Where the apps' output is to be kept, one of LOG_DRIVERS."""
+    own_kernel: bool = False
+    """Whether it is to have a kernel of its own, which has cgroups of the second kind only. For flavours to say."""
+    machine: MachineOptions = MachineOptions()
+    """Of a pod that runs in a virtual machine. For flavours without MACHINES only what was asked for this very pod."""
 
 
 class EnterRequest(NamedTuple):
@@ -167,7 +184,8 @@ class Flavour(Protocol):
 
     NETWORKS: bool
     """Whether its pods have networks of their own. False when it is left out: networks, ports and names are then not
-    looked up, and what was asked for is in `net`, `ports` and `name_options` for `check` to refuse or warn of."""
+    looked up, and what was asked for is in `net`, `ports` and `name_options` for `check` to refuse or warn of. So it is
+    with MACHINES: whether its pods are virtual machines."""
 
     def check(self, pod: PreparedPod) -> list[str]:
         """One warning for every field of `pod` this flavour will ignore; raises where ignoring it would be unsafe.
@@ -228,6 +246,16 @@ class Changes(Protocol):
         """Connect the caller's streams to the app's until one side ends; the exit status. `mode`: "auto", "list",
         "tty", "tty-in", "tty-out", or some of "stdin", "stdout" and "stderr" with commas between."""
         ...
+
+
+def ignored_machine(flavour: str, machine: MachineOptions) -> list[str]:
+    """The warnings of a flavour whose pods are no virtual machines."""
+    asked = {"accel": machine.acceleration, "kernel": machine.kernel, "params": machine.parameters}
+    return [
+        f"{flavour} ignores --kvm-{name}={value}: its pods are not virtual machines"
+        for name, value in asked.items()
+        if value
+    ]
 
 
 def load(name: str) -> Flavour:

@@ -18,7 +18,7 @@ from common.imports import seal
 from common.records import NamedTuple
 from stage1 import appsockets, boot, logdriver, mounts, poddir
 from stage1.credentials import TARGET, VARIABLE, Credentials, show
-from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
+from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod, ignored_machine
 from stage1.limits import Limits
 from stage1.plan import FILE, HEALTHY, JOURNALD, ON_ANY_FAILURE, READY_NOTIFY, READY_STARTED
 from stage1.processes import Process, send
@@ -130,7 +130,7 @@ def check(pod: PreparedPod) -> list[str]:
         f'fly ignores --device={device.source} of app "{app.name}": it has all the host\'s devices'
         for device in app.devices
     ]
-    return warnings
+    return warnings + ignored_machine("fly", pod.machine)
 
 
 def _refuse(pod: PreparedPod) -> None:

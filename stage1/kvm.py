@@ -92,7 +92,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
 def _for_machine(pod: PreparedPod) -> PreparedPod:
     """Without what concerns the host's kernel only."""
     apps = tuple(app._replace(mounts=tuple(mount._replace(propagation="") for mount in app.mounts)) for app in pod.apps)
-    return pod._replace(apps=apps, private_users=False, private_range=(0, 0), ipc="private")
+    return pod._replace(apps=apps, private_users=False, private_range=(0, 0), ipc="private", own_kernel=True)
 
 
 def run(pod: PreparedPod) -> NoReturn:

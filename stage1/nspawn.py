@@ -14,7 +14,7 @@ from common.errors import PodError, UsageError
 from stage1 import boot, cgroup, logdriver, poddir, resources, supervised
 from stage1.compiling import check as check_common
 from stage1.compiling import compile_pod
-from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
+from stage1.flavour import EnterRequest, PreparedApp, PreparedPod, ignored_machine
 from stage1.plan import AppPlan, EnterPlan, dumps
 from stage1.processes import send
 from stage2 import capabilities
@@ -34,7 +34,7 @@ def check(pod: PreparedPod) -> list[str]:
     pod = _as_it_runs(pod)
     made, warnings = check_common(pod, "nspawn")
     warnings += (danger for app in made.apps for danger in _dangers(pod, app))
-    return warnings + _unenforceable(pod)
+    return [*warnings, *ignored_machine("nspawn", pod.machine), *_unenforceable(pod)]
 
 
 def _as_it_runs(pod: PreparedPod) -> PreparedPod:

@@ -55,7 +55,9 @@ def run(pod: PreparedPod, made: PodPlan) -> NoReturn:
     if pod.networks:
         worker = boot.begin_worker()
         with suppress(BrokenPipeError):  # It has failed already, and the monitor will hear why.
-            worker.channel.send("plan", (memory_file(dumps(_network_plan(pod))), pod.lock_fd))
+            worker.channel.send(
+                "plan", (memory_file(dumps(_network_plan(pod)._replace(taps=made.machine is not None))), pod.lock_fd)
+            )
         keep.append(worker.channel.fileno())
         made = made._replace(worker=worker.pid)
     if booted():

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from stage0 import flags
-from stage0.config import CNI_PLUGINS, Config, effective, read
+from stage0.config import CNI_PLUGINS, KVM, Config, effective, read
 from stage0.render import write_json
 
 
@@ -31,7 +31,7 @@ def documents(config: Config) -> list[dict[str, Any]]:
     return [
         *unique,
         {**_in_force("paths", paths, "data", "stage1-images"), CNI_PLUGINS: paths.get(CNI_PLUGINS) or []},
-        _in_force("stage1", stage1, "name", "version", "location"),
+        {**_in_force("stage1", stage1, "name", "version", "location"), **({KVM: stage1[KVM]} if KVM in stage1 else {})},
     ]
 
 

@@ -49,7 +49,7 @@ def apply(messages: bytes) -> None:
     with closing(_opened()) as sock:
         for step in steps:
             if len(step) == 3:
-                _set(*step)
+                set_sysctl(*step)
             else:
                 _do(sock, *step)
 
@@ -76,7 +76,8 @@ def _do(sock: _socket.socket, about: str, kind: int, body: str, places: list[tup
             raise LaunchError(f"{about}: {reason(error)}") from error
 
 
-def _set(path: str, value: str, needed: bool) -> None:
+def set_sysctl(path: str, value: str, needed: bool) -> None:
+    """The step of that form. Raises LaunchError."""
     try:
         fd = os.open(_SYSCTLS + path, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -1,10 +1,10 @@
 """The guest's first file system: an archive that the kernel unpacks into memory.
 
-    /init                the first process, a script of two lines for /PLACE (`runtime`)
-    /modules/list        names of the kernel's modules in the order they are to be loaded, one a line
+    /init                the first process, a script that goes on in `runtime.MAIN`
+    /modules/order       paths of the kernel's modules in the order they are to be loaded, one a line
     /modules/NAME.ko     each of them, not compressed
     /dev/console, …      what it has for standard streams, and what Python takes its randomness from
-    PYTHON               see `runtime`
+    /rkpy, PYTHON        see `runtime`
 
 The archive is a cpio of the kind "newc" (Documentation/driver-api/early-userspace/buffer-format.rst). Everything in it
 is root's, and the same input makes the same bytes.
@@ -59,7 +59,8 @@ def entries(runtime: Runtime, modules: Sequence[Module]) -> Iterator[Entry]:
     for name, number in _DEVICES.items():
         yield Entry(f"dev/{name}", stat.S_IFCHR | 0o600, device=os.makedev(*number))
     yield Entry("init", stat.S_IFREG | 0o755, _init(runtime))
-    yield Entry("modules/list", stat.S_IFREG | 0o644, "".join(f"{module.name}\n" for module in modules).encode())
+    order = "".join(f"/modules/{module.name}.ko\n" for module in modules)
+    yield Entry("modules/order", stat.S_IFREG | 0o644, order.encode())
     for module in modules:
         yield Entry(f"modules/{module.name}.ko", stat.S_IFREG | 0o644, _plain(module.path))
     for file in runtime.files:

@@ -10,7 +10,7 @@ from common.errors import UsageError
 if TYPE_CHECKING:
     from stage1.flavour import PreparedPod
 
-MOST = 8
+MOST = 16
 """Network cards of one machine."""
 _WITHOUT_FRAMES = "ipvlan"
 

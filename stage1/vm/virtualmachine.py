@@ -122,20 +122,20 @@ class VirtualMachine:
             return f"the virtual machine has hung up{self._last()}"
         if os.WIFSIGNALED(status):
             return f"QEMU was killed by signal {os.WTERMSIG(status)}{self._last()}"
-        return f"the virtual machine has switched itself off{self._last()}"
+        return f"the virtual machine has switched itself off{self._last(of_qemu=status != 0)}"
 
     def _read_console(self, fd: int) -> None:
         if not self._console.take(fd, complaints=fd == self._qemu.errors) and self._loop is not None:
             self._loop.remove(fd)
 
-    def _last(self) -> str:
+    def _last(self, *, of_qemu: bool = True) -> str:
         """What there was to be read, where it may tell why."""
         for fd in (self._qemu.console, self._qemu.errors):
             for _ in range(_CONSOLE):
                 self._console.take(fd, complaints=fd == self._qemu.errors)
         lines = self._console.last_lines(_LINES)
-        panic = (line for line in lines if "Kernel panic" in line)
-        line = self._console.complaint() or next(panic, "") or "".join(lines[-1:])
+        reasons = (line for line in lines if "Kernel panic" in line or line.startswith("rkpy: "))
+        line = (of_qemu and self._console.complaint()) or next(reasons, "") or "".join(lines[-1:])
         return f": {line}" if line else ""
 
     def _miss_virtiofsd(self) -> None:

@@ -33,7 +33,7 @@ class Machine:
     """In `lab`'s "host". `networks`: documents as in net.d, of eth0, eth1, …"""
 
     def __init__(self, lab: Lab, directory: Path, name: str, *networks: dict[str, Any], ports: tuple[Port, ...] = (),
-                 plugin_path: tuple[str, ...] = ()) -> None:  # fmt: skip
+                 plugin_path: tuple[str, ...] = (), taps: int = -1) -> None:  # fmt: skip
         self.lab, self.guest, self.pod = lab, f"{name}-guest", f"{name}-pod"
         self.pods = Pods(directory / name)
         self.uuid = self.pods.start(name, register=False)
@@ -45,10 +45,16 @@ class Machine:
         )
         self.plan = NetworkPlan(self.uuid, str(self.directory), asked, Names(name), ports,
                                 plugin_path=plugin_path, taps=True)  # fmt: skip
-        self.pump = self._start("pump", str(len(networks)), lab.path(self.pod), lab.path(self.guest))
+        self.pump = self._start(
+            "pump", str(len(networks) if taps < 0 else taps), lab.path(self.pod), lab.path(self.guest)
+        )
         assert self.pump.stdout is not None
         assert self.pump.stdout.readline() == b"ready\n"
-        self._call("attach", dumps(self.plan), lab.path(self.pod))
+        try:
+            self._call("attach", dumps(self.plan), lab.path(self.pod))
+        except BaseException:
+            self.close()
+            raise
         self.inside = (self.directory / "inside").read_bytes()
 
     def _start(self, *words: str, **options: Any) -> subprocess.Popen[Any]:
@@ -74,6 +80,9 @@ class Machine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """The machine is over."""
         self.pump.kill()
         for namespace in (self.pod, self.guest):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from stage1.network.plan import Port
-from tests.host.machined import Machine
+from tests.host.machined import ROOT, Machine
 from tests.host.networked import connected, until
 from tests.netlab import FAR4, FAR6, HOST4, HOST6, OUTSIDE4, OUTSIDE6, UPLINK, Lab, Unreachable
 
@@ -67,6 +69,14 @@ def link(lab: Lab, where: str, interface: str = "eth0") -> tuple[str, int]:
     return found["address"], found["mtu"]
 
 
+def shaped(lab: Lab, machine: Machine) -> int:
+    """Bytes from the machine that have passed the limit of its bandwidth."""
+    (found,) = re.findall(
+        r"qdisc tbf .*\n Sent ([0-9]+) ", lab.run(machine.pod, "tc", "-s", "qdisc", "show", "dev", "eth0")
+    )
+    return int(found)
+
+
 def test_a_machine_has_of_its_network_what_a_pod_has(lab: Lab, tmp_path: Path) -> None:
     ports = (Port("http", "tcp", "", 8080, 80), Port("echo", "udp", "", 7007, 7))
     tuning = {"type": "tuning", "sysctl": {"net.core.somaxconn": "77", "net.ipv4.conf.IFNAME.arp_ignore": "1"}}
@@ -78,10 +88,8 @@ def test_a_machine_has_of_its_network_what_a_pod_has(lab: Lab, tmp_path: Path) -
         assert link(lab, guest)[1] == link(lab, pod, "tap0")[1] == 1400
         assert addresses(lab, guest) == addresses(lab, pod)
         assert routes(lab, guest) == routes(lab, pod)
-        assert lab.run(guest, "sysctl", "-n", "net.core.somaxconn", "net.ipv4.conf.eth0.arp_ignore").split() == [
-            "77",
-            "1",
-        ]
+        for name, value in (("net.core.somaxconn", "77"), ("net.ipv4.conf.eth0.arp_ignore", "1")):
+            assert lab.run(guest, "sysctl", "-n", name) == f"{value}\n"
         # Out into the world, behind the host's address.
         for far, seen in ((FAR4, HOST4), (FAR6, HOST6)):
             assert lab.ask(guest, "tcp", far, 80) == seen
@@ -131,9 +139,46 @@ def test_machines_and_the_wires_they_are_on(lab: Lab, tmp_path: Path) -> None:
         assert lab.ask(one.guest, "tcp", FAR4, 80) == "198.51.100.50"
         lab.serve(one.guest, "udp", "198.51.100.50", 7, "wire")
         assert lab.ask("outside", "udp", "198.51.100.50", 7) == f"wire {OUTSIDE4}"
-        assert "tbf" in lab.run(two.pod, "tc", "qdisc", "show", "dev", "eth0", "root")
+        before = shaped(lab, two)
+        lab.run(two.guest, "ping", "-c1", "-W20", "-s1200", "10.99.0.1")
+        assert shaped(lab, two) > before + 1200
         for machine in (one, two):
             machine.check()
+
+
+def test_a_namespace_without_the_tap_fails_and_keeps_nothing(lab: Lab, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="failed 254 there is no interface tap0"):
+        Machine(lab, tmp_path, "bare", network("lab", "ptp"), taps=0)
+
+
+def test_a_machine_without_the_card_says_so(lab: Lab, tmp_path: Path) -> None:
+    with Machine(lab, tmp_path, "bare", network("lab", "ptp")) as machine:
+        lab.run(machine.guest, "ip", "link", "set", "eth0", "name", "eth9")
+        with pytest.raises(AssertionError, match="set up eth0: no interface with this name"):
+            machine.furnish()
+
+
+def test_taps_are_one_each_and_go_with_their_descriptor(lab: Lab) -> None:
+    code = """
+import os
+from common.errors import LaunchError
+from stage1.vm import tap
+fd = tap.open_tap(3)
+assert os.listdir("/sys/class/net") and not os.get_inheritable(fd)
+try:
+    tap.open_tap(3)
+except LaunchError as error:
+    print(error)
+os.close(fd)
+os.close(tap.open_tap(3))
+"""
+    lab.namespace("taps")
+    try:
+        said = lab.run("taps", sys.executable, "-c", code, cwd=str(ROOT))
+        assert said == "make tap3: TUNSETIFF: device or resource busy\n"
+        assert "tap" not in lab.run("taps", "ip", "link")
+    finally:
+        lab.end("taps")
 
 
 def test_what_plugins_add_by_hand_comes_along(lab: Lab, tmp_path: Path) -> None:
@@ -149,13 +194,8 @@ def test_what_plugins_add_by_hand_comes_along(lab: Lab, tmp_path: Path) -> None:
         assert addresses(lab, guest) == addresses(lab, pod) > {"10.7.0.2/32", "10.8.0.2/24"}
         assert routes(lab, guest) == routes(lab, pod)
         assert "prohibit 10.66.0.0/16" in " ".join(routes(lab, guest))
-        for words in (
-            ("rule",),
-            ("-6", "rule"),
-            ("route", "show", "table", "100"),
-            ("neigh", "show", "nud", "permanent"),
-        ):
-            assert lab.run(guest, "ip", *words) == lab.run(pod, "ip", *words)
+        for words in ("rule", "-6 rule", "route show table 100", "neigh show nud permanent"):
+            assert lab.run(guest, "ip", *words.split()) == lab.run(pod, "ip", *words.split())
         assert "02:aa:00:00:00:01" in lab.run(guest, "ip", "neigh")
 
 

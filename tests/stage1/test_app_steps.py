@@ -204,11 +204,10 @@ def test_cgroups_where_there_is_one_kind(guarded: bool, monkeypatch: pytest.Monk
     assert steps[-1] == cgroup
     masks = {step.target: step.cover for step in steps if isinstance(step, Mask)}
     assert masks.get("/sys/fs") == ("/only-cgroup" if guarded else None)
-    assert cgroup not in app_steps.steps(pod(), app(), only_cgroup2=False)
 
 
 def test_cgroups_of_another_kernel() -> None:
-    assert app_steps.steps(pod(), app(), only_cgroup2=True)[-1].target == "/sys/fs/cgroup"
+    assert app_steps.steps(pod(own_kernel=True), app())[-1].target == "/sys/fs/cgroup"
 
 
 @pytest.mark.parametrize(("private_range", "has_group"), [((0, 0), True), ((500, 65536), True), ((500, 5), False)])
