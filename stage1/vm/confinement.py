@@ -14,7 +14,8 @@ import os
 import select
 import signal
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NoReturn
 
 from common import syscalls
@@ -211,9 +212,10 @@ def die_with(parent: int) -> None:
         raise OSError(errno.ESRCH, "the monitor is gone")
 
 
-def execute(argv: list[str], fds: Sequence[int], last: int) -> NoReturn:
-    """The program `argv[0]`, with an empty environment, `fds` as its descriptors 0, 1, 2, … and no others. `last` is
-    that of `spawn`."""
+def execute(
+    argv: list[str], fds: Sequence[int], last: int, environment: Mapping[str, str] = MappingProxyType({})
+) -> NoReturn:
+    """The program `argv[0]`, with `fds` as its descriptors 0, 1, 2, … and no others. `last` is that of `spawn`."""
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (*fds, last)]
     for number, fd in enumerate(moved[:-1]):
         os.dup2(fd, number)
@@ -221,7 +223,7 @@ def execute(argv: list[str], fds: Sequence[int], last: int) -> NoReturn:
     os.dup2(moved[-1], last, inheritable=False)
     syscalls.close_range(last + 1, _MAX_FD)
     try:
-        os.execve(os.path.realpath(argv[0]), argv, {})  # noqa: S606
+        os.execve(os.path.realpath(argv[0]), argv, environment)  # noqa: S606
     except OSError as error:
         os.write(last, located(error).encode(errors="replace"))
     os._exit(1)
