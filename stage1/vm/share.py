@@ -39,7 +39,7 @@ _OPTIONS = (
 """Known to both virtiofsds. Submounts are announced because two of them may have files of one inode number; locks are
 between processes of one kernel; a device made by the guest would work on the host's disk."""
 _ENVIRONMENT = {"RUST_LOG": "warn"}
-"""How much the newer virtiofsd says. What the older one says beside errors is not worth an option that only it knows."""
+"""How much the newer virtiofsd says; the older one has an option of its own for that."""
 _SERVING = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SETFCAP")
 """What virtiofsd keeps."""
 _STARTING = ("SETPCAP", "SYS_ADMIN", "SYS_RESOURCE")

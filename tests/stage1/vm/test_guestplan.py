@@ -6,10 +6,9 @@ import pytest
 
 from common.errors import LaunchError
 from stage1 import kernelfs
-from stage1.apptree import SourcedStep
 from stage1.credentials import Credentials
 from stage1.limits import Limits
-from stage1.mounts import Bind, HostFile, MemoryVolume, ReadOnlyRoot, Sockets, Tmpfs
+from stage1.mounts import Bind, HostFile, MemoryVolume, ReadOnlyRoot, Sockets, SourcedStep, Tmpfs
 from stage1.plan import AppPlan, PodPlan, dumps, loads
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.vm.guestplan import Place, about, app_for_guest, for_guest, of_host

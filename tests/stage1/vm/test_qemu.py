@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from stage1.limits import Limits
 from stage1.vm import qemu, share
 from stage1.vm.machine import Machine
@@ -14,7 +16,7 @@ MACHINE = Machine(
 
 
 def _after(words: list[str], option: str) -> list[str]:
-    return [value for name, value in zip(words, words[1:], strict=False) if name == option]
+    return [value for name, value in itertools.pairwise(words) if name == option]
 
 
 def test_a_machine_with_a_pci_bus() -> None:
