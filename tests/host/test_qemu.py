@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(bool(_missing()) and not MUST_RUN, reason=_missi
 def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Directories of the host: `data` and `fixed` are for the guest, `secret` is not."""
     found = tmp_path_factory.mktemp("guest")
-    for name in ("pod", "data", "fixed", "secret", "late"):
+    for name in ("pod", "data", "fixed", "secret", "late", "gone"):
         (found / name).mkdir()
     (found / "data/hello").write_text("hello")
     (found / "data/up").symlink_to("../secret/file")
@@ -43,6 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (found / "data/magic").symlink_to("/proc/1/root")
     (found / "fixed/file").write_text("fixed")
     (found / "late/file").write_text("late")
+    (found / "gone/file").write_text("gone")
     (found / "secret/file").write_text(SECRET)
     (found / "one").write_text("one")
     return found
@@ -64,16 +65,21 @@ def test_what_is_shown_before_and_after_the_start(guest: Guest, place: pathlib.P
     found = (place / "data/new").stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (1, 2, 0o4755)
     assert (place / "one").read_text() == "onemore\n"
+    guest.run("mkfifo /share/1/0/fifo; (echo through >/share/1/0/fifo &) ; cat /share/1/0/fifo")
+    assert (place / "data/fifo").is_fifo()
 
 
 def test_what_is_hidden_is_gone(guest: Guest, place: pathlib.Path) -> None:
-    shown = guest.ask("show", [(str(place / "late"), True), (str(place / "one"), False)])
+    shown = guest.ask("show", [(str(place / "gone"), False), (str(place / "one"), False)])
     directory = f"/share/{shown[0]}"
-    assert guest.run(f"cat {directory}/0/file") == "late"
+    assert guest.run(f"cat {directory}/0/file") == "gone"
+    assert _has_open(guest.virtiofsd, place / "gone", place / "gone/file")
     guest.ask("hide", shown)
     # What the guest has cached holds for a second.
     _eventually(lambda: guest.ask("run", f"cat {directory}/0/file")[0] != 0)
-    assert (place / "late/file").exists()
+    assert (place / "gone/file").exists()
+    # And then virtiofsd has let go of it as well.
+    _eventually(lambda: not _has_open(guest.virtiofsd, place / "gone", place / "gone/file"))
 
 
 def test_read_only_is_the_hosts_word(guest: Guest, place: pathlib.Path) -> None:
@@ -228,6 +234,12 @@ def _status(pid: int) -> dict[str, str]:
 def _children(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
+
+
+def _has_open(virtiofsd: int, *paths: pathlib.Path) -> list[str]:
+    wanted = {(path.stat().st_dev, path.stat().st_ino) for path in paths}
+    names = [f"/proc/{pid}/fd/{fd}" for pid in _children(virtiofsd) for fd in os.listdir(f"/proc/{pid}/fd")]
+    return [name for name in names if (os.stat(name).st_dev, os.stat(name).st_ino) in wanted]
 
 
 def _eventually(happens: Callable[[], bool]) -> None:
