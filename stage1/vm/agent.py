@@ -87,6 +87,8 @@ class Agent:
         self._commands: dict[int, _Command] = {}
         self._sizes: dict[int, tuple[int, int]] = {}
         """Of terminals that are not there yet, by their streams."""
+        self._places: set[str] = set()
+        """Where in the share there were files of apps, as far as is known still."""
         self._paused = False
         self._supervisor: Channel | None = None
         self._pid = 0
@@ -179,6 +181,8 @@ class Agent:
         name, numbers = words[0], list(map(int, words[1:4]))
         plan: AppPlan = loads(blob)
         self._forget(name)
+        self._look_again()
+        self._places.add(os.path.dirname(os.path.dirname(plan.root.place)))
         app = self._apps[name] = _App(plan, numbers, self._listen(plan))
         for number in {number for number, word in zip(numbers, plan.streams, strict=True) if number and word == "tty"}:
             self._traffic.terminal(number, lasting=True)
@@ -245,6 +249,15 @@ class Agent:
             if app.terminal:
                 self._traffic.finish(app.terminal)
                 self._sizes.pop(app.terminal, None)
+
+    def _look_again(self) -> None:
+        """At what the host may have taken away since: this kernel holds on to it until it has seen that it is gone, and
+        so does virtiofsd."""
+        for place in tuple(self._places):
+            try:
+                os.stat(place)
+            except OSError:
+                self._places.discard(place)
 
     def _cleared(self, words: list[str], _blob: bytes) -> None:
         app = self._apps[words[0]]

@@ -149,8 +149,7 @@ def _become(machine: Machine, uuid: str, fds: Sequence[int], parent: int, last: 
     confinement.die_with(parent)
     null = os.open(os.devnull, os.O_RDWR)
     complaints, port, console, share = fds
-    confinement.keep_only((null, complaints, complaints, port, console, share, *taps), last)
-    confinement.execute(argv(machine, uuid))
+    confinement.execute(argv(machine, uuid), (null, complaints, complaints, port, console, share, *taps), last)
 
 
 def _open_taps(count: int) -> list[int]:
