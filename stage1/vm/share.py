@@ -12,6 +12,7 @@ root of its own, and locks itself up in the share once more.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -48,6 +49,11 @@ _LISTENING_FD = 3
 _FILES = 1 << 20
 """How many descriptors it may have, if the limits of rkpy's caller allow: one for each file the guest knows."""
 _RLIMIT_NOFILE = 7
+_OWN = (
+    signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP,
+    signal.SIGCHLD, signal.SIGPIPE,
+)  # fmt: skip
+"""Signals that concern virtiofsd itself."""
 
 
 class Served(NamedTuple):
@@ -176,6 +182,8 @@ class Share:
         forget_keys()
         _raise_limit()
         confinement.settle()
+        # It is not PID 1 as QEMU is, and what is sent to all of the pod's processes is meant for the apps.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals().difference(_OWN))
         confinement.bound((*_SERVING, *_STARTING))
         null = os.open(os.devnull, os.O_RDWR)
         confinement.execute(argv(program), (null, complaints, complaints, listening), last, _ENVIRONMENT)
