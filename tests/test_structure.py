@@ -62,7 +62,9 @@ def test_two_modules_know_ctypes() -> None:
     assert users == {"common/libseccomp.py", "common/syscalls.py"}
 
 
-@pytest.mark.parametrize("module", ["stage0.starting", "stage1.fly", "stage2.launch", "aci.store", "stage1.nspawn"])
+@pytest.mark.parametrize(
+    "module", ["stage0.starting", "stage1.fly", "stage2.launch", "aci.store", "stage1.nspawn", "stage1.kvm"]
+)
 def test_the_start_path_imports_nothing_heavy(module: str) -> None:
     code = f"import sys; import stage0.main, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
