@@ -43,8 +43,17 @@ for name in names:
     except ModuleNotFoundError as error:
         if error.name != name or name not in missing.split(","):
             raise
-files = [file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+modules = dict(sys.modules)
+files = [file for module in modules.values() if (file := getattr(module, "__file__", None))]
 import json
+from importlib.machinery import PathFinder
+for name, module in modules.items():
+    # Some put another one in their place, as collections.abc does since Python 3.13.
+    parent = modules.get(name.rpartition(".")[0])
+    own = getattr(getattr(module, "__spec__", None), "name", name)
+    if own != name and hasattr(parent, "__path__"):
+        spec = PathFinder.find_spec(name, parent.__path__)
+        files += [spec.origin] if spec and spec.origin else []
 with open("/proc/self/maps") as file:
     fields = [line.rstrip("\\n").split(None, 5) for line in file]
 maps = {found[5] for found in fields if len(found) == 6 and found[5].startswith("/") and not found[5].endswith(")")}
@@ -133,6 +142,23 @@ def code(source: str, target: str) -> bytes:
     return MAGIC_NUMBER + struct.pack("<I", 1) + source_hash(text) + marshal.dumps(made)
 
 
+def program(source: str) -> bytes:
+    """The program or library `source` without what is not loaded: its sections, those for debuggers among them (elf(5)).
+    Raises OSError."""
+    with open(source, "rb") as file:
+        data = file.read()
+    if data[:6] != b"\x7fELF\x02\x01":
+        return data
+    try:
+        end = max(offset + length for _, _, offset, _, _, length in _segments(data))
+    except (struct.error, ValueError):
+        return data
+    whole = bytearray(data[:end])
+    struct.pack_into("<Q", whole, 0x28, 0)  # e_shoff
+    struct.pack_into("<HH", whole, 0x3C, 0, 0)  # e_shnum, e_shstrndx
+    return bytes(whole)
+
+
 # --- shared libraries
 
 
@@ -172,6 +198,13 @@ def _plain(path: str) -> str:
     return plain if os.path.exists(plain) else path
 
 
+def _segments(data: bytes) -> list[tuple[int, ...]]:
+    """Type, flags, offset, address twice and length of each. Raises struct.error."""
+    (headers,) = struct.unpack_from("<Q", data, 0x20)
+    size, count = struct.unpack_from("<HH", data, 0x36)
+    return [struct.unpack_from("<IIQQQQ", data, headers + index * size) for index in range(count)]
+
+
 class _Elf(NamedTuple):
     interpreter: str
     soname: str
@@ -189,9 +222,7 @@ def _elf(path: str) -> _Elf | None:
             data = file.read()
     except FileNotFoundError:
         return None  # Replaced while it was in use.
-    (headers,) = struct.unpack_from("<Q", data, 0x20)
-    size, count = struct.unpack_from("<HH", data, 0x36)
-    segments = [struct.unpack_from("<IIQQQQ", data, headers + index * size) for index in range(count)]
+    segments = _segments(data)
     interpreter = next((data[s[2] : s[2] + s[5]] for s in segments if s[0] == 3), b"")  # PT_INTERP
     dynamic = next((data[s[2] : s[2] + s[5]] for s in segments if s[0] == 2), b"")  # PT_DYNAMIC
     entries = []
