@@ -22,12 +22,11 @@ PLACE = "/rkpy"
 MAIN = "stage1.vm.guest"
 """The module whose `main` is the guest's first process."""
 MODULES = (
-    MAIN, "stage1.vm.agent", "stage1.vm.guestnet", "stage1.vm.guestplan", "stage1.vm.frames", "stage1.supervisor",
+    MAIN, "stage1.vm.agent", "stage1.vm.guestnet", "stage1.vm.frames", "stage1.supervisor",
     "stage1.health", "stage1.cgroup", "stage1.apptree", "stage1.entrance", "stage1.channel", "stage1.plan",
     "stage2.launch", "importlib", "encodings.ascii", "encodings.latin_1", "encodings.unicode_escape",
 )  # fmt: skip
 """What the guest imports, now or later, and with it all that these import."""
-_MAY_BE_MISSING = frozenset({MAIN, "stage1.vm.agent", "stage1.vm.guestnet", "stage1.vm.guestplan"})
 _ROOMS = ("common", "stage1", "stage2")
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PATIENCE = 60
@@ -35,14 +34,10 @@ _PATIENCE = 60
 
 _ASK = """
 import sys
-root, missing, *names = sys.argv[1:]
+root, *names = sys.argv[1:]
 sys.path.append(root)
 for name in names:
-    try:
-        __import__(name)
-    except ModuleNotFoundError as error:
-        if error.name != name or name not in missing.split(","):
-            raise
+    __import__(name)
 modules = dict(sys.modules)
 files = [file for module in modules.values() if (file := getattr(module, "__file__", None))]
 import json
@@ -107,11 +102,12 @@ def _collect(interpreter: str, path: list[str], files: list[str], maps: list[str
 def _ask(modules: Sequence[str]) -> tuple[str, list[str], list[str], list[str]]:
     import subprocess
 
-    words = [sys.executable, "-I", "-S", "-c", _ASK, ROOT, ",".join(_MAY_BE_MISSING), *modules]
+    words = [sys.executable, "-I", "-S", "-c", _ASK, ROOT, *modules]
     try:
-        # No environment: it says where libraries are, and is not the guest's.
+        # Nothing of the environment but what it may take to start, which says where libraries are.
+        kept = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
         said = subprocess.run(
-            words, capture_output=True, text=True, timeout=_PATIENCE, env={}, stdin=subprocess.DEVNULL
+            words, capture_output=True, text=True, timeout=_PATIENCE, env=kept, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"cannot ask {sys.executable} what it needs in a virtual machine: {error}") from error
@@ -143,8 +139,8 @@ def code(source: str, target: str) -> bytes:
 
 
 def program(source: str) -> bytes:
-    """The program or library `source` without what is not loaded: its sections, those for debuggers among them (elf(5)).
-    Raises OSError."""
+    """The program or library `source` without what is not loaded: the sections, and those for debuggers with them
+    (elf(5)). Raises OSError."""
     with open(source, "rb") as file:
         data = file.read()
     if data[:6] != b"\x7fELF\x02\x01":
