@@ -71,7 +71,9 @@ def test_the_start_path_imports_nothing_heavy(module: str) -> None:
     assert not HEAVY & {name.partition(".")[0] for name in loaded.stdout.split()}
 
 
-@pytest.mark.parametrize("module", ["monitor", "supervisor", "entrance", "journallog", "appjournal"])
+@pytest.mark.parametrize(
+    "module", ["monitor", "supervisor", "entrance", "journallog", "appjournal", "vm.virtualmachine"]
+)
 def test_what_stays_resident_is_small(module: str) -> None:
     """Started as `stage1.boot` starts them. No room but those the apps are launched from, and little of the library."""
     code = f"import sys; sys.path.insert(0, sys.argv[1]); import stage1.boot, stage1.{module}; print(*sys.modules)"
