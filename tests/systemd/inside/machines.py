@@ -189,7 +189,7 @@ def test_a_service_whose_app_tells_how_it_fares(rkpy: Rkpy, tmp_path: Path) -> N
         *RUN, "--pod-name=serving", *volume, NAME, "--name=app", NOTIFIES, "--exec=/bin/service", "--", *steps
     )
     service = {
-        "Type": "notify", "Delegate": "yes", "KillMode": "mixed", "TimeoutStartSec": 1, "WatchdogSec": 60,
+        "Type": "notify", "Delegate": "yes", "KillMode": "mixed", "TimeoutStartSec": 3, "WatchdogSec": 60,
         "SetCredential": "motd:hello",
     }  # fmt: skip
     with begun(*words, **service) as name:
@@ -247,22 +247,30 @@ def test_a_pod_file_may_ask_for_a_machine(rkpy: Rkpy, pod_file: str) -> None:
 
 def test_a_detached_machine_is_larger_than_what_its_apps_may_use(rkpy: Rkpy, image: str, tmp_path: Path) -> None:
     """The limit is the pod's, and kept in there."""
-    app = {"exec": ["/bin/sh", "-c", "exec busybox dd if=/dev/zero of=/dev/null bs=128M count=1"],
-           "user": "0", "group": "0"}  # fmt: skip
+    script = "until test -e /go/GO; do sleep 0.1; done; exec busybox dd if=/dev/zero of=/dev/null bs=128M count=1"
+    app = {"exec": ["/bin/sh", "-c", script], "user": "0", "group": "0"}
+    mounts = [{"volume": "go", "path": "/go"}]
     manifest = {
-        "acKind": "PodManifest", "acVersion": "0.8.11", "apps": [{"name": "app", "image": {"id": image}, "app": app}],
+        "acKind": "PodManifest", "acVersion": "0.8.11",
+        "apps": [{"name": "app", "image": {"id": image}, "app": app, "mounts": mounts}],
+        "volumes": [{"name": "go", "kind": "host", "source": str(tmp_path)}],
         "isolators": [{"name": "resource/memory", "value": {"limit": "48M"}}],
     }  # fmt: skip
     (tmp_path / "pod").write_text(json.dumps(manifest))
-    # It may be over before systemd is asked about it.
-    done = rkpy(*RUN, "--detach", "--pod-name=small", f"--pod-manifest={tmp_path}/pod")
-    uuid = done.out.strip()
-    assert uuid, done
-    units.becomes("rkpy-small.service", LoadState="not-found")
+    uuid = rkpy.ok(*RUN, "--detach", "--pod-name=small", f"--pod-manifest={tmp_path}/pod").strip()
+    unit = "rkpy-small.service"
+    try:
+        mine = of_machine(unit)
+        assert units.show(unit, "MemoryMax", "Slice") == {"MemoryMax": "infinity", "Slice": "machine.slice"}
+        (tmp_path / "GO").touch()
+        units.becomes(unit, LoadState="not-found")
+        until(lambda: gone(mine))
+    finally:
+        units.run("systemctl", "stop", unit, check=False)
     found = status(rkpy, uuid)
     assert (found["app-app"], found["app-app-oom"]) == ("137", "true")
     (event,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.OOM}")
-    assert (event["RKPY_APP"], event["_SYSTEMD_UNIT"]) == ("app", "rkpy-small.service")
+    assert (event["RKPY_APP"], event["_SYSTEMD_UNIT"]) == ("app", unit)
 
 
 def test_what_systemd_listens_on_is_refused(rkpy: Rkpy) -> None:
