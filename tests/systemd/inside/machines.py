@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -179,7 +180,7 @@ def begun(*command: object, **properties: object) -> Iterator[str]:
 
 
 def test_a_service_whose_app_tells_how_it_fares(rkpy: Rkpy, tmp_path: Path) -> None:
-    """The machine takes longer to start than the unit allows; its credentials are the app's."""
+    """The unit's credentials are the app's."""
     steps = (
         "need:/run/host/credentials/motd", "say:STATUS=warming up", "barrier", "wait:/go/GO",
         "say:READY=1|STATUS=serving", "every:100:WATCHDOG=1",
@@ -189,8 +190,7 @@ def test_a_service_whose_app_tells_how_it_fares(rkpy: Rkpy, tmp_path: Path) -> N
         *RUN, "--pod-name=serving", *volume, NAME, "--name=app", NOTIFIES, "--exec=/bin/service", "--", *steps
     )
     service = {
-        "Type": "notify", "Delegate": "yes", "KillMode": "mixed", "TimeoutStartSec": 3, "WatchdogSec": 60,
-        "SetCredential": "motd:hello",
+        "Type": "notify", "Delegate": "yes", "KillMode": "mixed", "WatchdogSec": 60, "SetCredential": "motd:hello",
     }  # fmt: skip
     with begun(*words, **service) as name:
         units.becomes(name, ActiveState="activating", StatusText="app: warming up")
@@ -208,6 +208,23 @@ def test_a_service_whose_app_tells_how_it_fares(rkpy: Rkpy, tmp_path: Path) -> N
     end = units.journal("RKPY_POD_NAME=serving", "RKPY_APP=app", f"MESSAGE_ID={protocol.EXITED}")[-1]
     assert end["RKPY_EXIT_STATUS"] == "0"
     until(lambda: "serving" not in machines())
+
+
+def test_a_machine_may_take_long_to_start_and_need_not_be_awaited(rkpy: Rkpy) -> None:
+    forever = "--kvm-params=rdinit=/nonesuch root=/dev/nonesuch rootwait"
+    words = rkpy.command(*RUN, "--pod-name=slow", forever, NAME, "--name=app", "--exec=/bin/sh", "--", "-c", "exit 0")
+    service = {"Type": "notify", "Delegate": "yes", "KillMode": "mixed", "TimeoutStartSec": 2}
+    with begun(*words, **service) as name:
+        units.becomes(name, ActiveState="activating", StatusText="starting the virtual machine")
+        time.sleep(4)
+        assert units.show(name, "ActiveState") == {"ActiveState": "activating"}
+        mine = of_machine(name)
+        units.run("systemctl", "stop", name)
+        units.becomes(name, LoadState="not-found")
+        until(lambda: gone(mine))
+    end = units.journal("RKPY_POD_NAME=slow", f"MESSAGE_ID={protocol.EXITED}")[-1]
+    assert ("RKPY_APP" in end, end["RKPY_EXIT_STATUS"]) == (False, "143")
+    assert not units.journal("RKPY_POD_NAME=slow", f"MESSAGE_ID={protocol.STARTED}")
 
 
 @pytest.fixture
