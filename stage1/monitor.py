@@ -164,7 +164,11 @@ class Monitor:
     def _ask_to_end(self) -> None:
         if self._service is not None:
             self._service.stopping()
-        self._tell("terminate")
+        if self._enclosure.is_up:
+            self._tell("terminate")
+            return
+        self._status = 128 + self._asked  # No app was run, and whether one ever will be is not known.
+        self._loop.stop()
 
     def _attach_to_networks(self, worker: channel.Channel) -> None:
         """Have it done; the apps are started when it is."""
