@@ -64,9 +64,7 @@ class Rkpy:
         self, *words: object, stdout: IO[str] | int = subprocess.PIPE, stderr: IO[str] | int = subprocess.PIPE
     ) -> subprocess.Popen[str]:
         """A command left running, its streams piped unless it is said otherwise."""
-        return subprocess.Popen(
-            self.command(*words), stdout=stdout, stderr=stderr, text=True, env=self.environment()
-        )
+        return subprocess.Popen(self.command(*words), stdout=stdout, stderr=stderr, text=True, env=self.environment())
 
     def fly(self, *words: object) -> Done:
         """`run` under fly without verification."""

@@ -188,6 +188,7 @@ web:x:33:34:Web:/srv/www:/bin/ash
 """
 GROUP = "root:x:0:\nweb:x:34:\nstaff:x:50:web\n1000:x:777:\n"
 
+
 class Shared:
     """A pod that runs, to which apps are added, one at a time."""
 
@@ -404,8 +405,8 @@ class Ground:
         return dict(line.split("=", 1) for line in self.rkpy.ok("status", uuid).splitlines() if "=" in line)
 
     def stop_all(self) -> None:
-        for shared in self._shared.values():
-            shared.end()
+        while self._shared:
+            self._shared.popitem()[1].end()
         found: list[dict[str, Any]] = []
 
         def running() -> list[str]:
