@@ -15,7 +15,7 @@ from typing import Any
 from common.errors import ConfigError, RkpyError, UsageError, reason
 from common.records import NamedTuple
 from stage0.options import Values
-from stage1.flavour import MachineOptions
+from stage1.vm.machine import MachineOptions
 
 DATA_DIR = "/var/lib/rkpy"
 SYSTEM_CONFIG = "/usr/lib/rkpy"

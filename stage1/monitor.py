@@ -213,6 +213,8 @@ class Monitor:
     def _start_all(self) -> None:
         if self._membership is not None:
             self._membership.announce(self._enclosure.leader)
+        if self._service is not None and not self._enclosure.is_up:
+            self._service.boots()
         for app in self._apps.values():
             self._start(app)
         # What else held a connection would keep it from its end.
@@ -273,6 +275,8 @@ class Monitor:
             (self._is_ready if self._service is None else self._service.all_started)()
         elif verb == "pong" and self._service is not None:
             self._service.alive()
+        elif verb == "up" and self._service is not None:
+            self._service.booted()
         elif verb == "stopping" and self._service is not None:
             self._service.stopping()
         elif verb == "over":

@@ -7,7 +7,7 @@
     /rkpy, PYTHON        see `runtime`
 
 The archive is a cpio of the kind "newc" (Documentation/driver-api/early-userspace/buffer-format.rst). Everything in it
-is root's, and the same input makes the same bytes.
+is root's, and the same entries make the same bytes.
 """
 
 from __future__ import annotations

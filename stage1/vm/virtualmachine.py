@@ -44,6 +44,7 @@ class VirtualMachine:
 
     def __init__(self, plan: PodPlan, machine: Machine, cgroup: PodCgroup) -> None:
         self.pid = 0
+        self.is_up = False
         self._plan = plan
         self._machine = machine
         self._cgroup = cgroup
@@ -100,6 +101,8 @@ class VirtualMachine:
 
     def _is_up(self, _kernel: str) -> None:
         self._deadline.cancel()
+        self.is_up = True
+        self._monitor("up", [])
 
     def _is_late(self) -> None:
         self._monitor(f"broken the virtual machine was not up after {self._machine.boot_timeout} s{self._last()}", [])
@@ -209,6 +212,8 @@ class VirtualMachine:
             self._switched_off = True
             os.kill(self.pid, signal.SIGKILL)
             return {}
+        if op == "process":
+            return {"pid": self.pid}
         if op == "enter":
             if self._bridge is None:
                 raise PodError("the pod's virtual machine is not up yet")
