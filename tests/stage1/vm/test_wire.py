@@ -403,3 +403,20 @@ def test_any_words_are_heard_well_formed_or_not_at_all(said: list[tuple[str, lis
         assert sum(text == "ready" for text in guest.said) <= 1
     finally:
         guest.close()
+
+
+def test_nothing_stays_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    guest = Guest()
+    typed, out, (stdin, stdout, _) = start(guest)
+    guest.bridge.start("two", (-1, -1, -1), b"x")
+    pair = socket.socketpair()
+    guest.bridge.enter("one", (pair[0].fileno(),), b"x")
+    for end in pair:
+        end.close()
+    guest.say("terminal two", "terminal two", "terminal one")
+    guest.send(frames.encode(DATA, stdout, bytes(WINDOW)), frames.encode(END, stdout), frames.encode(END, stdin))
+    for fd in (typed, out):
+        os.close(fd)
+    guest.close()
+    assert len(os.listdir("/proc/self/fd")) == before
