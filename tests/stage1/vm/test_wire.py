@@ -347,12 +347,16 @@ def test_a_terminal_of_an_app_without_one(guest: Guest) -> None:
     assert not guest.masters
 
 
-def test_all_that_was_sent_is_written_when_the_guest_hangs_up(guest: Guest) -> None:
+@pytest.mark.parametrize("who", ["guest", "host"])
+def test_all_that_was_sent_is_written_whoever_hangs_up(guest: Guest, who: str) -> None:
     typed, out, (_, stream, _) = start(guest)
     guest.send(frames.encode(DATA, stream, bytes(WINDOW)))
-    guest.wire.close()
-    guest.settle()
-    assert guest.said == [""]
+    if who == "guest":
+        guest.wire.close()
+        guest.settle()
+    else:
+        guest.bridge.close()
+    assert guest.said == [""][: who == "guest"]
     found = 0
     while data := os.read(out, 1 << 20):
         found += len(data)
