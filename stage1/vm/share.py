@@ -35,10 +35,12 @@ _SIZE = 1 << 20
 """Bytes at most of the file system that everything is attached to: empty directories and files."""
 _OPTIONS = (
     f"source={PLACE}", "sandbox=namespace", "cache=auto", "xattr", "announce_submounts", "no_posix_lock", "no_flock",
-    "modcaps=-mknod", "log_level=warn",
+    "modcaps=-mknod",
 )  # fmt: skip
 """Known to both virtiofsds. Submounts are announced because two of them may have files of one inode number; locks are
 between processes of one kernel; a device made by the guest would work on the host's disk."""
+_ENVIRONMENT = {"RUST_LOG": "warn"}
+"""How much the newer virtiofsd says; the older one has an option of its own for that."""
 _SERVING = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SETFCAP")
 """What virtiofsd keeps."""
 _STARTING = ("SETPCAP", "SYS_ADMIN", "SYS_RESOURCE")
@@ -184,8 +186,7 @@ class Share:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals().difference(_OWN))
         confinement.bound((*_SERVING, *_STARTING))
         null = os.open(os.devnull, os.O_RDWR)
-        confinement.keep_only((null, complaints, complaints, listening), last)
-        confinement.execute(argv(program))
+        confinement.execute(argv(program), (null, complaints, complaints, listening), last, _ENVIRONMENT)
 
 
 def argv(program: str) -> list[str]:

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from common.errors import PodError
+from common.errors import LaunchError, PodError
 from stage1 import appsockets, apptree, channel, supervisor
 from stage1.cgroup import PodCgroup, Report
 from stage1.channel import Channel
@@ -75,6 +75,12 @@ class VirtualMachine:
             self._virtiofsd = self._share.serve(
                 self._machine, self._qemu.pidfd, self._qemu.share, self._qemu.complaints, cgroup
             )
+        except LaunchError as error:
+            if not self.pid:
+                raise
+            # QEMU may have ended by now, which is why, and has said more about it.
+            self.end()
+            raise LaunchError(f"{error.message}{self._last()}", hint=error.hint) from error
         finally:
             if cgroup >= 0:
                 os.close(cgroup)
@@ -212,6 +218,8 @@ class VirtualMachine:
             self._switched_off = True
             os.kill(self.pid, signal.SIGKILL)
             return {}
+        if op == "process":
+            return {"pid": self.pid}
         if op == "enter":
             if self._bridge is None:
                 raise PodError("the pod's virtual machine is not up yet")
