@@ -34,7 +34,7 @@ _CONSOLE = 64
 _GRACE = 2.0
 """Seconds in which a machine that has hung up should be gone."""
 _PATIENCE = 120.0
-"""Seconds beyond those that apps and their handlers have to end, in which a pod that is asked to stop should be over."""
+"""Seconds beyond those that apps and their handlers have to end, until a pod is given up that is asked to stop."""
 _OF_HOST = ("io_bandwidth", "io_operations")
 """Limits that are kept on the host: files are not of any disk in the guest."""
 _SIGNALS = [number for number in supervisor.ENDING if number >= signal.SIGRTMIN]
