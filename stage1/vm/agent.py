@@ -85,6 +85,8 @@ class Agent:
         self._traffic = Traffic(loop, self._wire)
         self._apps: dict[str, _App] = {}
         self._commands: dict[int, _Command] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Of terminals that are not there yet: rows and columns, by their streams."""
         self._paused = False
         self._supervisor: Channel | None = None
         self._pid = 0
@@ -257,6 +259,14 @@ class Agent:
         fd = self._traffic.terminal_fd(stream)
         if fd >= 0:
             terminal.set_size(fd, rows, columns)
+        elif self._traffic.has_source(stream):
+            self._sizes[stream] = (rows, columns)
+
+    def _attach(self, stream: int, fd: int) -> None:
+        """Connect the terminal whose master is `fd`, owned from now on."""
+        if stream in self._sizes:
+            terminal.set_size(fd, *self._sizes.pop(stream))
+        self._traffic.attach(stream, fd)
 
     # --- what the supervisor says
 
@@ -278,7 +288,7 @@ class Agent:
                     gc.enable()
                 app = self._apps.get(name)
                 if verb == "terminal" and app is not None:
-                    self._traffic.attach(app.terminal, fds.pop())
+                    self._attach(app.terminal, fds.pop())
                 elif verb == "started" and app is not None:
                     app.pidfd = fds.pop()
                 self._say(text)
@@ -390,7 +400,7 @@ class Agent:
         if verb == "running":
             command.pidfd = fds.pop()
         elif verb == "terminal":
-            self._traffic.attach(command.streams[0], fds.pop())
+            self._attach(command.streams[0], fds.pop())
         elif verb in ("entered", "refused"):
             self._when_sent(command.streams, lambda: self._end_command(number, f"{verb} {number} {rest}"))
             self._let_go(command)
