@@ -49,6 +49,8 @@ class _App:
         self.plan = plan
         self.streams: AppStreams | None = None
         self.state = CREATED
+        self.executed = False
+        """Whether it ran, this time."""
         self.restarts = 0
 
 
@@ -254,7 +256,7 @@ class Monitor:
             self._enclosure.start(plan, streams.child_fds(), sockets)
         finally:
             streams.close_child_ends()
-        app.state = RUNNING
+        app.state, app.executed = RUNNING, False
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         if not self._plan.interactive or "tty" in plan.streams:
@@ -285,6 +287,9 @@ class Monitor:
             self._service.stopping()
         elif verb == "over":
             self._status = int(rest)
+        elif verb == "abandoned":
+            self._status = 128 + self._asked  # No app was run.
+            self._loop.stop()
         elif verb == "limits":
             self._report_limits()
         elif verb == "broken":
@@ -306,6 +311,7 @@ class Monitor:
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:
             app.streams.started(int(rest))
+        app.executed = True
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
         if self._journal is not None:
@@ -491,9 +497,7 @@ class Monitor:
             if app.streams is not None:
                 app.streams.drain()
             if killed and app.state == RUNNING:
-                self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
-                if self._journal is not None:
-                    self._journal.app_ended(app.plan, _KILLED, int(signal.SIGKILL), oom=False, asked=True)
+                self._write_killed(app, asked=error is None)
             if app.streams is not None:
                 app.streams.close()
         for name in (poddir.STARTING, poddir.CONTROL):
@@ -513,6 +517,16 @@ class Monitor:
                 self._journal.pod_ended(error.exit_status, error.message)
             else:
                 self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
+
+    def _write_killed(self, app: _App, *, asked: bool) -> None:
+        """How an app has ended that nobody tells of any more."""
+        if not app.executed:
+            self._write_status(app, [str(EXIT_FAILURE)])
+            return
+        number = int(signal.SIGKILL)
+        self._write_status(app, [str(_KILLED), "signal", str(number), *(["stopped"] if asked else [])])
+        if self._journal is not None:
+            self._journal.app_ended(app.plan, _KILLED, number, oom=False, asked=asked)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,

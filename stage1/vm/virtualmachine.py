@@ -33,6 +33,8 @@ _CONSOLE = 64
 """Pieces of it that are read at most when the machine has ended."""
 _GRACE = 2.0
 """Seconds in which a machine that has hung up should be gone."""
+_PATIENCE = 120.0
+"""Seconds beyond those that apps and their handlers have to end, until a pod is given up that is asked to stop."""
 _OF_HOST = ("io_bandwidth", "io_operations")
 """Limits that are kept on the host: files are not of any disk in the guest."""
 _SIGNALS = [number for number in supervisor.ENDING if number >= signal.SIGRTMIN]
@@ -56,7 +58,9 @@ class VirtualMachine:
         self._virtiofsd: Served | None = None
         self._status: int | None = None
         """QEMU's wait status, once it is gone."""
+        self._is_there = False
         self._is_over = False
+        self._is_ending = False
         self._switched_off = False
 
     @property
@@ -106,6 +110,7 @@ class VirtualMachine:
     # --- what the agent says
 
     def _is_up(self, _kernel: str) -> None:
+        self._is_there = True
         self._deadline.cancel()
         self.is_up = True
         self._monitor("up", [])
@@ -166,8 +171,23 @@ class VirtualMachine:
     # --- what the monitor says
 
     def tell(self, text: str, fds: Sequence[int] = ()) -> None:
+        if text == "terminate" and not self._may_end():
+            return
         if self._bridge is not None:
             self._bridge.tell(text)
+
+    def _may_end(self) -> bool:
+        """Whether the guest is to end by itself. One that is still booting may never listen: it has nothing to lose."""
+        if not self._is_there:
+            self._monitor("abandoned", [])
+        elif not self._is_ending and self._loop is not None:
+            self._is_ending = True
+            time = 2 * self._plan.stop_timeout + _PATIENCE
+            self._loop.call_later(time, lambda: self._does_not_end(time))
+        return self._is_there
+
+    def _does_not_end(self, time: float) -> None:
+        self._monitor(f"broken the virtual machine did not stop within {time:.0f} s{self._last()}", [])
 
     def attached(self, fds: Sequence[int]) -> None:
         for fd in fds:
