@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask the pod to end."""
+_OF_MACHINED = tuple(signal.SIGRTMIN + offset for offset in range(3, 7))
+"""The same, as machined sends them to a leader (`supervisor.ENDING`)."""
 _PATIENCE = 1.0
 """Seconds in which the signal that ended the pod may come again, as when several send it to all there is."""
 _KILLED = 128 + signal.SIGKILL
@@ -136,7 +138,7 @@ class Monitor:
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
         poddir.write_leader(self._plan.directory, self._enclosure.leader)
         self._enclosure.listen(self._loop, self._hear)
-        for number in _ENDING:
+        for number in (*_ENDING, *_OF_MACHINED):
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
@@ -287,9 +289,6 @@ class Monitor:
             self._service.stopping()
         elif verb == "over":
             self._status = int(rest)
-        elif verb == "abandoned":
-            self._status = 128 + self._asked  # No app was run.
-            self._loop.stop()
         elif verb == "limits":
             self._report_limits()
         elif verb == "broken":
