@@ -31,6 +31,8 @@ _LINES = 64
 """Of the console, among which a reason is looked for."""
 _CONSOLE = 64
 """Pieces of it that are read at most when the machine has ended."""
+_HEARD = 1 << 16
+"""Of a socket's datagrams, how much is dealt with before the guest is told so."""
 _GRACE = 2.0
 """Seconds in which a machine that has hung up should be gone."""
 _PATIENCE = 120.0
@@ -51,6 +53,8 @@ class VirtualMachine:
         self._places: dict[str, Place] = {}
         """Where in the share each app has its files."""
         self._reports: list[Report] = []
+        self._unsaid: dict[tuple[str, str], int] = {}
+        """What of each socket of an app was heard, and the guest not told."""
         self._bridge: Bridge | None = None
         self._loop: Loop | None = None
         self._virtiofsd: Served | None = None
@@ -160,7 +164,15 @@ class VirtualMachine:
         self._monitor("limits", [])
 
     def _relay(self, app: str, socket: str, data: bytes) -> None:
-        appsockets.deliver(self._plan.directory, app, socket, data)
+        weight = appsockets.weight(data)
+        appsockets.deliver(self._plan.directory, app, socket, data, lambda: self._heard(app, socket, weight))
+
+    def _heard(self, app: str, socket: str, weight: int) -> None:
+        heard = self._unsaid.get((app, socket), 0) + weight
+        if heard >= _HEARD:
+            self.tell(f"heard {app} {socket} {heard}")
+            heard = 0
+        self._unsaid[app, socket] = heard
 
     # --- what the monitor says
 
