@@ -63,9 +63,6 @@ class Started(NamedTuple):
     complaints: int
     """The other end of `errors`."""
 
-    def fds(self) -> tuple[int, ...]:
-        return self[1:]
-
 
 def start(machine: Machine, plan: PodPlan, cgroup: int) -> Started:
     """Start it in the cgroup that the descriptor `cgroup` is of (-1: in ours), in the monitor's own mount namespace and

@@ -183,7 +183,12 @@ class _Monitor:
     def _start(self) -> tuple[int, int]:
         plan = PodPlan(UUID, self._directory, -1, (), "guest")
         started = self._qemu = qemu.start(self._machine, plan, -1)
-        served = self._share.serve(self._machine, started.pidfd, started.share, started.complaints, -1)
+        try:
+            served = self._share.serve(self._machine, started.pidfd, started.share, started.complaints, -1)
+        except RkpyError:
+            if not select.select([started.pidfd], [], [], 0)[0]:
+                raise
+            return started.pid, 0  # QEMU was faster, and will have said why.
         self._virtiofsd = served.pid
         return started.pid, served.pid
 
@@ -239,7 +244,8 @@ class _Monitor:
     def _complaint(self) -> str:
         """Once QEMU is gone."""
         assert self._qemu is not None
-        os.waitpid(self._virtiofsd, 0)
+        if self._virtiofsd:
+            os.waitpid(self._virtiofsd, 0)
         os.waitpid(self._qemu.pid, 0)
         for fd in (self._qemu.console, self._qemu.errors):
             while self._console.take(fd, complaints=fd == self._qemu.errors):
