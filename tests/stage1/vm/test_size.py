@@ -75,8 +75,8 @@ def test_outside_there_is_room_for_qemu() -> None:
 
 
 def test_outside_there_is_room_for_volumes_in_memory() -> None:
-    plain, with_volumes = of(limited(1)), of(limited(1), volumes=7 * size.MEBIBYTE)
-    assert with_volumes.outside.memory == plain.outside.memory + 7 * size.MEBIBYTE
+    plain, with_volumes = of(limited(1)), of(limited(1), volumes=7 * MEBIBYTE)
+    assert with_volumes.outside.memory == plain.outside.memory + 7 * MEBIBYTE
     assert with_volumes.memory == plain.memory
 
 
