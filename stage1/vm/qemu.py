@@ -33,8 +33,9 @@ TAG = "rkpy"
 KERNEL, INITRAMFS = "/kernel", "/initramfs"
 """Where QEMU has them."""
 KVM = "/dev/kvm"
-TRANSLATED = 24
-"""MiB of translated code that QEMU keeps (tcg's tb-size): it would take a GiB."""
+TRANSLATED = 64
+"""MiB of translated code that QEMU keeps (tcg's tb-size): it would take a GiB. What starts an app fits; with half of
+that everything is translated anew each time, and takes twice as long."""
 _KIB = 1 << 10
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 MACHINES = {

@@ -245,6 +245,8 @@ class VirtualMachine:
         if op == "enter":
             if self._bridge is None:
                 raise PodError("the pod's virtual machine is not up yet")
+            if asked["app"] not in self._places:
+                raise PodError(f'app "{asked["app"]}" is not running')
             self._visits.begin(asked["app"], fds)
             return {}
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from _socket import socket as Socket  # noqa: N812
 
 from common.errors import PodError
@@ -24,16 +25,12 @@ class Visits:
 
     def begin(self, app: str, fds: list[int]) -> None:
         """`fds`: the command's LaunchSpec, a memory file; the link; the far ends of its streams, three, or one for a
-        terminal. Takes them out of the list. Raises PodError."""
-        if len(fds) not in (3, 5):
+        terminal. Takes out of the list what it keeps. Raises PodError."""
+        if len(fds) not in (3, 5) or not stat.S_ISSOCK(os.fstat(fds[1]).st_mode):
             raise PodError("the monitor does not understand the request")
-        plan, link, *streams = fds
-        fds.clear()
-        spec = channel.read_memory_file(plan)
-        client = Channel(Socket(fileno=link))
-        number = self._bridge.enter(app, streams, spec)
-        for fd in streams:
-            os.close(fd)
+        spec = channel.read_memory_file(os.dup(fds[0]))
+        number = self._bridge.enter(app, fds[2:], spec)
+        client = Channel(Socket(fileno=fds.pop(1)))
         self._links[number] = client
         self._loop.add(client.fileno(), READ, lambda _events: self._hear(number))
 
