@@ -127,7 +127,9 @@ class VirtualMachine:
             return f"the virtual machine has hung up{self._last()}"
         if os.WIFSIGNALED(status):
             return f"QEMU was killed by signal {os.WTERMSIG(status)}{self._last()}"
-        return f"the virtual machine has switched itself off{self._last(of_qemu=status != 0)}"
+        if status:
+            return f"QEMU has ended with status {os.WEXITSTATUS(status)}{self._last()}"
+        return f"the virtual machine has switched itself off{self._last(of_qemu=False)}"
 
     def _read_console(self, fd: int) -> None:
         if not self._console.take(fd, complaints=fd == self._qemu.errors) and self._loop is not None:
