@@ -49,6 +49,8 @@ class _App:
         """The next one, when the app has ended."""
         self.known = True
         """Whether the supervisor has heard of it."""
+        self.coming = True
+        """Whether it is on its way to be executed."""
 
     @property
     def terminal(self) -> int:
@@ -85,6 +87,8 @@ class Agent:
         self._traffic = Traffic(loop, self._wire)
         self._apps: dict[str, _App] = {}
         self._commands: dict[int, _Command] = {}
+        self._early: dict[int, tuple[list[str], bytes]] = {}
+        """Commands that wait for their app, by their numbers: what the host has said."""
         self._sizes: dict[int, tuple[int, int]] = {}
         """Of terminals that are not there yet: rows and columns, by their streams."""
         self._paused = False
@@ -292,6 +296,9 @@ class Agent:
                 elif verb == "started" and app is not None:
                     app.pidfd = fds.pop()
                 self._say(text)
+                if app is not None and verb in ("started", "idle", "again"):
+                    app.coming = verb == "again"
+                    self._admit(name)
         except (LaunchError, PodError) as error:
             self._break(str(error))
         finally:
@@ -301,9 +308,11 @@ class Agent:
     def _ended(self, app: _App, text: str) -> None:
         """See that nothing the app started outlives it, and pass it on after all that it wrote."""
         name = app.plan.name
+        app.coming = False
         if app.pidfd >= 0:
             os.close(app.pidfd)
             app.pidfd = -1
+        self._admit(name)
         oom = self._cgroup.oom_kills(name) > 0
         app.cgroup = self._cgroup.renew(name, app.plan.limits)
         for socket in app.sockets:
@@ -363,10 +372,11 @@ class Agent:
     def _enter(self, words: list[str], blob: bytes) -> None:
         number, name, streams = int(words[0]), words[1], list(map(int, words[2:5]))
         app = self._apps.get(name)
+        if app is not None and app.coming:
+            self._early[number] = (words, blob)
+            return
         if app is None or app.pidfd < 0:
-            for stream in {*streams} - {0}:
-                self._say_end(stream)
-            self._say(f'refused {number} {EXIT_FAILURE} app "{name}" is not running')
+            self._refuse(*words)
             return
         from stage1 import entrance  # noqa: F401  # While nothing of an app's is near.
 
@@ -387,6 +397,18 @@ class Agent:
                     os.close(fd)
         command = self._commands[number] = _Command(usher, ours, streams)
         self._loop.add(ours.fileno(), READ, lambda _events: self._hear_usher(number, command))
+
+    def _refuse(self, number: str, name: str, *streams: str) -> None:
+        for stream in {*map(int, streams)} - {0}:
+            self._say_end(stream)
+        self._say(f'refused {number} {EXIT_FAILURE} app "{name}" is not running')
+
+    def _admit(self, name: str) -> None:
+        """See to the commands that have waited for this app to run, or not to."""
+        for number, (words, blob) in tuple(self._early.items()):
+            if words[1] == name:
+                del self._early[number]
+                self._enter(words, blob)
 
     def _say_end(self, stream: int) -> None:
         self._wire.send(frames.encode(frames.END, stream))
@@ -427,6 +449,9 @@ class Agent:
         self._say(text)
 
     def _signal_entered(self, words: list[str], _blob: bytes) -> None:
+        if int(words[0]) in self._early:
+            self._refuse(*self._early.pop(int(words[0]))[0])
+            return
         command = self._commands.get(int(words[0]))
         if command is not None and command.pidfd >= 0:
             try:
