@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask the pod to end."""
+_OF_MACHINED = tuple(signal.SIGRTMIN + offset for offset in range(3, 7))
+"""The same, as machined sends them to a leader (`supervisor.ENDING`)."""
 _PATIENCE = 1.0
 """Seconds in which the signal that ended the pod may come again, as when several send it to all there is."""
 _KILLED = 128 + signal.SIGKILL
@@ -136,7 +138,7 @@ class Monitor:
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
         poddir.write_leader(self._plan.directory, self._enclosure.leader)
         self._enclosure.listen(self._loop, self._hear)
-        for number in _ENDING:
+        for number in (*_ENDING, *_OF_MACHINED):
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
@@ -166,7 +168,11 @@ class Monitor:
     def _ask_to_end(self) -> None:
         if self._service is not None:
             self._service.stopping()
-        self._tell("terminate")
+        if self._enclosure.is_up:
+            self._tell("terminate")
+            return
+        self._status = 128 + self._asked  # No app was run, and whether one ever will be is not known.
+        self._loop.stop()
 
     def _attach_to_networks(self, worker: channel.Channel) -> None:
         """Have it done; the apps are started when it is."""
@@ -215,6 +221,8 @@ class Monitor:
     def _start_all(self) -> None:
         if self._membership is not None:
             self._membership.announce(self._enclosure.leader)
+        if self._service is not None and not self._enclosure.is_up:
+            self._service.boots()
         for app in self._apps.values():
             self._start(app)
         # What else held a connection would keep it from its end.
@@ -275,13 +283,12 @@ class Monitor:
             (self._is_ready if self._service is None else self._service.all_started)()
         elif verb == "pong" and self._service is not None:
             self._service.alive()
+        elif verb == "up" and self._service is not None:
+            self._service.booted()
         elif verb == "stopping" and self._service is not None:
             self._service.stopping()
         elif verb == "over":
             self._status = int(rest)
-        elif verb == "abandoned":
-            self._status = 128 + self._asked  # No app was run.
-            self._loop.stop()
         elif verb == "limits":
             self._report_limits()
         elif verb == "broken":

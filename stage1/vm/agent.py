@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from common import syscalls
@@ -90,7 +91,9 @@ class Agent:
         self._early: dict[int, tuple[list[str], bytes]] = {}
         """Commands that wait for their app, by their numbers: what the host has said."""
         self._sizes: dict[int, tuple[int, int]] = {}
-        """Of terminals that are not there yet: rows and columns, by their streams."""
+        """Of terminals that are not there yet, by their streams."""
+        self._places: set[str] = set()
+        """Where in the share there were files of apps, as far as is known still."""
         self._paused = False
         self._supervisor: Channel | None = None
         self._pid = 0
@@ -183,6 +186,8 @@ class Agent:
         name, numbers = words[0], list(map(int, words[1:4]))
         plan: AppPlan = loads(blob)
         self._forget(name)
+        self._look_again()
+        self._places.add(os.path.dirname(os.path.dirname(plan.root.place)))
         app = self._apps[name] = _App(plan, numbers, self._listen(plan))
         for number in {number for number, word in zip(numbers, plan.streams, strict=True) if number and word == "tty"}:
             self._traffic.terminal(number, lasting=True)
@@ -248,10 +253,20 @@ class Agent:
             app.close()
             if app.terminal:
                 self._traffic.finish(app.terminal)
+                self._sizes.pop(app.terminal, None)
+
+    def _look_again(self) -> None:
+        """At what the host may have taken away since: this kernel holds on to it until it has seen that it is gone, and
+        so does virtiofsd."""
+        for place in tuple(self._places):
+            try:
+                os.stat(place)
+            except OSError:
+                self._places.discard(place)
 
     def _cleared(self, words: list[str], _blob: bytes) -> None:
-        app = self._apps[words[0]]
-        if not app.known:
+        app = self._apps.get(words[0])
+        if app is None or not app.known:
             return
         cgroup, app.cgroup = app.cgroup, -1
         fd = cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY)
@@ -262,15 +277,15 @@ class Agent:
         stream, rows, columns = map(int, words)
         fd = self._traffic.terminal_fd(stream)
         if fd >= 0:
-            terminal.set_size(fd, rows, columns)
+            with suppress(OSError):  # It is gone.
+                terminal.set_size(fd, rows, columns)
         elif self._traffic.has_source(stream):
-            self._sizes[stream] = (rows, columns)
+            self._sizes[stream] = rows, columns
 
-    def _attach(self, stream: int, fd: int) -> None:
-        """Connect the terminal whose master is `fd`, owned from now on."""
+    def _attach(self, stream: int, master: int) -> None:
         if stream in self._sizes:
-            terminal.set_size(fd, *self._sizes.pop(stream))
-        self._traffic.attach(stream, fd)
+            terminal.set_size(master, *self._sizes.pop(stream))
+        self._traffic.attach(stream, master)
 
     # --- what the supervisor says
 
@@ -375,21 +390,32 @@ class Agent:
         if app is not None and app.coming:
             self._early[number] = (words, blob)
             return
-        if app is None or app.pidfd < 0:
-            self._refuse(*words)
-            return
+        try:
+            if app is None or app.pidfd < 0:
+                raise LaunchError(f'app "{name}" is not running')
+            self._begin_command(number, app, streams, blob)
+        except (LaunchError, OSError) as error:
+            why = str(error) if isinstance(error, LaunchError) else f'cannot enter app "{name}": {reason(error)}'
+            self._say_ends(streams)
+            self._say(f"refused {number} {EXIT_FAILURE} {why}")
+
+    def _begin_command(self, number: int, app: _App, streams: list[int], blob: bytes) -> None:
         from stage1 import entrance  # noqa: F401  # While nothing of an app's is near.
 
-        is_terminal = streams[0] == streams[1] == streams[2] != 0
-        if is_terminal:
-            self._traffic.terminal(streams[0])
-        stdio = [] if is_terminal else [self._pipe(stream, place) for place, stream in enumerate(streams)]
+        stdio: list[int] = []
+        procs = self._open_procs(app.plan.name)
         ours, theirs = channel.pair()
         try:
-            procs = self._open_procs(name)
+            if streams[0] == streams[1] == streams[2] != 0:
+                self._traffic.terminal(streams[0])
+            else:
+                stdio += (self._pipe(stream, place) for place, stream in enumerate(streams))
             usher = os.fork()
             if usher == 0:
                 _usher(theirs, app.pidfd, procs, stdio, blob)
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
             for fd in (*stdio, procs):
@@ -398,11 +424,6 @@ class Agent:
         command = self._commands[number] = _Command(usher, ours, streams)
         self._loop.add(ours.fileno(), READ, lambda _events: self._hear_usher(number, command))
 
-    def _refuse(self, number: str, name: str, *streams: str) -> None:
-        for stream in {*map(int, streams)} - {0}:
-            self._say_end(stream)
-        self._say(f'refused {number} {EXIT_FAILURE} app "{name}" is not running')
-
     def _admit(self, name: str) -> None:
         """See to the commands that have waited for this app to run, or not to."""
         for number, (words, blob) in tuple(self._early.items()):
@@ -410,8 +431,11 @@ class Agent:
                 del self._early[number]
                 self._enter(words, blob)
 
-    def _say_end(self, stream: int) -> None:
-        self._wire.send(frames.encode(frames.END, stream))
+    def _say_ends(self, streams: list[int]) -> None:
+        """Of streams that were not opened, perhaps: the host has opened them."""
+        for stream in {*streams} - {0}:
+            self._traffic.forget(stream)
+            self._wire.send(frames.encode(frames.END, stream))
 
     def _open_procs(self, name: str) -> int:
         return os.open(f"{self._cgroup.path}/{name}/cgroup.procs", os.O_WRONLY) if self._cgroup.path else -1
@@ -446,18 +470,18 @@ class Agent:
         command = self._commands.pop(number)
         for stream in {*command.streams} - {0}:
             self._traffic.finish(stream)
+            self._sizes.pop(stream, None)
         self._say(text)
 
     def _signal_entered(self, words: list[str], _blob: bytes) -> None:
-        if int(words[0]) in self._early:
-            self._refuse(*self._early.pop(int(words[0]))[0])
+        if (early := self._early.pop(int(words[0]), None)) is not None:
+            self._say_ends(list(map(int, early[0][2:5])))
+            self._say(f"refused {words[0]} {EXIT_FAILURE} the command has not begun")
             return
         command = self._commands.get(int(words[0]))
         if command is not None and command.pidfd >= 0:
-            try:
+            with suppress(OSError):  # It has ended, or there is no such signal.
                 signal.pidfd_send_signal(command.pidfd, int(words[1]))
-            except ProcessLookupError:
-                pass
 
     # --- processes
 

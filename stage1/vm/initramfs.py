@@ -7,7 +7,7 @@
     /rkpy, PYTHON        see `runtime`
 
 The archive is a cpio of the kind "newc" (Documentation/driver-api/early-userspace/buffer-format.rst). Everything in it
-is root's, and the same input makes the same bytes.
+is root's, and the same entries make the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.errors import LaunchError, reason
 from common.records import NamedTuple
 from stage1.vm.decompress import decompress
 from stage1.vm.kernel import Kernel
-from stage1.vm.runtime import MAIN, PLACE, Runtime, code
+from stage1.vm.runtime import MAIN, PLACE, Runtime, code, program
 
 REQUIRED = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "virtio_net")
 """Modules without which there is no pod in a machine."""
@@ -65,7 +65,7 @@ def entries(runtime: Runtime, modules: Sequence[Module]) -> Iterator[Entry]:
         yield Entry(f"modules/{module.name}.ko", stat.S_IFREG | 0o644, _plain(module.path))
     for file in runtime.files:
         try:
-            data = code(file.source, file.target) if file.compiled else _read(file.source)
+            data = code(file.source, file.target) if file.compiled else program(file.source)
             mode = 0o644 if file.compiled else 0o755
         except OSError as error:
             raise LaunchError(f"cannot take {file.source} into a virtual machine: {reason(error)}") from error

@@ -12,8 +12,8 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from common.errors import PodError
-from stage1 import appsockets, apptree, channel, supervisor
+from common.errors import LaunchError, PodError
+from stage1 import appsockets, apptree, channel
 from stage1.cgroup import PodCgroup, Report
 from stage1.channel import Channel
 from stage1.enclosure import Hear
@@ -37,8 +37,6 @@ _PATIENCE = 120.0
 """Seconds beyond those that apps and their handlers have to end, until a pod is given up that is asked to stop."""
 _OF_HOST = ("io_bandwidth", "io_operations")
 """Limits that are kept on the host: files are not of any disk in the guest."""
-_SIGNALS = [number for number in supervisor.ENDING if number >= signal.SIGRTMIN]
-"""Those by which machined asks a leader to end, of which the monitor has no handlers else."""
 
 
 class VirtualMachine:
@@ -46,6 +44,7 @@ class VirtualMachine:
 
     def __init__(self, plan: PodPlan, machine: Machine, cgroup: PodCgroup) -> None:
         self.pid = 0
+        self.is_up = False
         self._plan = plan
         self._machine = machine
         self._cgroup = cgroup
@@ -57,7 +56,6 @@ class VirtualMachine:
         self._virtiofsd: Served | None = None
         self._status: int | None = None
         """QEMU's wait status, once it is gone."""
-        self._is_there = False
         self._is_over = False
         self._is_ending = False
         self._switched_off = False
@@ -78,6 +76,12 @@ class VirtualMachine:
             self._virtiofsd = self._share.serve(
                 self._machine, self._qemu.pidfd, self._qemu.share, self._qemu.complaints, cgroup
             )
+        except LaunchError as error:
+            if not self.pid:
+                raise
+            # QEMU may have ended by now, which is why, and has said more about it.
+            self.end()
+            raise LaunchError(f"{error.message}{self._last()}", hint=error.hint) from error
         finally:
             if cgroup >= 0:
                 os.close(cgroup)
@@ -97,14 +101,13 @@ class VirtualMachine:
         self._deadline = loop.call_later(self._machine.boot_timeout, self._is_late)
         if self._virtiofsd is not None:
             loop.add(self._virtiofsd.pidfd, READ, lambda _events: self._miss_virtiofsd())
-        for number in _SIGNALS:
-            loop.on_signal(number, lambda: self.tell("terminate"))
 
     # --- what the agent says
 
     def _is_up(self, _kernel: str) -> None:
-        self._is_there = True
         self._deadline.cancel()
+        self.is_up = True
+        self._monitor("up", [])
 
     def _is_late(self) -> None:
         self._monitor(f"broken the virtual machine was not up after {self._machine.boot_timeout} s{self._last()}", [])
@@ -164,20 +167,16 @@ class VirtualMachine:
     # --- what the monitor says
 
     def tell(self, text: str, fds: Sequence[int] = ()) -> None:
-        if text == "terminate" and not self._may_end():
-            return
+        if text == "terminate":
+            self._await_end()
         if self._bridge is not None:
             self._bridge.tell(text)
 
-    def _may_end(self) -> bool:
-        """Whether the guest is to end by itself. One that is still booting may never listen: it has nothing to lose."""
-        if not self._is_there:
-            self._monitor("abandoned", [])
-        elif not self._is_ending and self._loop is not None:
+    def _await_end(self) -> None:
+        if not self._is_ending and self._loop is not None:
             self._is_ending = True
             time = 2 * self._plan.stop_timeout + _PATIENCE
             self._loop.call_later(time, lambda: self._does_not_end(time))
-        return self._is_there
 
     def _does_not_end(self, time: float) -> None:
         self._monitor(f"broken the virtual machine did not stop within {time:.0f} s{self._last()}", [])
@@ -231,6 +230,8 @@ class VirtualMachine:
             self._switched_off = True
             os.kill(self.pid, signal.SIGKILL)
             return {}
+        if op == "process":
+            return {"pid": self.pid}
         if op == "enter":
             if self._bridge is None:
                 raise PodError("the pod's virtual machine is not up yet")
