@@ -50,8 +50,6 @@ class _App:
         """The next one, when the app has ended."""
         self.known = True
         """Whether the supervisor has heard of it."""
-        self.coming = True
-        """Whether it is on its way to be executed."""
 
     @property
     def terminal(self) -> int:
@@ -88,8 +86,6 @@ class Agent:
         self._traffic = Traffic(loop, self._wire)
         self._apps: dict[str, _App] = {}
         self._commands: dict[int, _Command] = {}
-        self._early: dict[int, tuple[list[str], bytes]] = {}
-        """Commands that wait for their app, by their numbers: what the host has said."""
         self._sizes: dict[int, tuple[int, int]] = {}
         """Of terminals that are not there yet, by their streams."""
         self._places: set[str] = set()
@@ -311,9 +307,6 @@ class Agent:
                 elif verb == "started" and app is not None:
                     app.pidfd = fds.pop()
                 self._say(text)
-                if app is not None and verb in ("started", "idle", "again"):
-                    app.coming = verb == "again"
-                    self._admit(name)
         except (LaunchError, PodError) as error:
             self._break(str(error))
         finally:
@@ -323,11 +316,9 @@ class Agent:
     def _ended(self, app: _App, text: str) -> None:
         """See that nothing the app started outlives it, and pass it on after all that it wrote."""
         name = app.plan.name
-        app.coming = False
         if app.pidfd >= 0:
             os.close(app.pidfd)
             app.pidfd = -1
-        self._admit(name)
         oom = self._cgroup.oom_kills(name) > 0
         app.cgroup = self._cgroup.renew(name, app.plan.limits)
         for socket in app.sockets:
@@ -387,9 +378,6 @@ class Agent:
     def _enter(self, words: list[str], blob: bytes) -> None:
         number, name, streams = int(words[0]), words[1], list(map(int, words[2:5]))
         app = self._apps.get(name)
-        if app is not None and app.coming:
-            self._early[number] = (words, blob)
-            return
         try:
             if app is None or app.pidfd < 0:
                 raise LaunchError(f'app "{name}" is not running')
@@ -423,13 +411,6 @@ class Agent:
                     os.close(fd)
         command = self._commands[number] = _Command(usher, ours, streams)
         self._loop.add(ours.fileno(), READ, lambda _events: self._hear_usher(number, command))
-
-    def _admit(self, name: str) -> None:
-        """See to the commands that have waited for this app to run, or not to."""
-        for number, (words, blob) in tuple(self._early.items()):
-            if words[1] == name:
-                del self._early[number]
-                self._enter(words, blob)
 
     def _say_ends(self, streams: list[int]) -> None:
         """Of streams that were not opened, perhaps: the host has opened them."""
@@ -474,10 +455,6 @@ class Agent:
         self._say(text)
 
     def _signal_entered(self, words: list[str], _blob: bytes) -> None:
-        if (early := self._early.pop(int(words[0]), None)) is not None:
-            self._say_ends(list(map(int, early[0][2:5])))
-            self._say(f"refused {words[0]} {EXIT_FAILURE} the command has not begun")
-            return
         command = self._commands.get(int(words[0]))
         if command is not None and command.pidfd >= 0:
             with suppress(OSError):  # It has ended, or there is no such signal.

@@ -114,6 +114,11 @@ class VirtualMachine:
 
     def _hear(self, text: str, fds: list[int]) -> None:
         self._is_over = self._is_over or text.startswith(("over ", "broken "))
+        verb, _, rest = text.partition(" ")
+        if verb == "again":
+            self._visits.expect(rest)
+        elif verb in ("started", "ended", "idle"):
+            self._visits.admit(rest.partition(" ")[0])
         if text or self._is_over or self._switched_off:
             self._monitor(text, fds)
         else:
@@ -201,6 +206,7 @@ class VirtualMachine:
         self._places[plan.name] = place
         if self._bridge is not None:
             self._bridge.start(plan.name, stdio, dumps(guestplan.app_for_guest(plan, place)))
+            self._visits.expect(plan.name)
 
     def resize(self, name: str, rows: int, columns: int) -> bool:
         if self._bridge is not None:
