@@ -118,6 +118,11 @@ class VirtualMachine:
 
     def _hear(self, text: str, fds: list[int]) -> None:
         self._is_over = self._is_over or text.startswith(("over ", "broken "))
+        verb, _, rest = text.partition(" ")
+        if verb == "again":
+            self._visits.expect(rest)
+        elif verb in ("started", "ended", "idle"):
+            self._visits.admit(rest.partition(" ")[0])
         if text or self._is_over or self._switched_off:
             self._monitor(text, fds)
         else:
@@ -134,7 +139,9 @@ class VirtualMachine:
             return f"the virtual machine has hung up{self._last()}"
         if os.WIFSIGNALED(status):
             return f"QEMU was killed by signal {os.WTERMSIG(status)}{self._last()}"
-        return f"the virtual machine has switched itself off{self._last(of_qemu=status != 0)}"
+        if status:
+            return f"QEMU has ended with status {os.WEXITSTATUS(status)}{self._last()}"
+        return f"the virtual machine has switched itself off{self._last(of_qemu=False)}"
 
     def _read_console(self, fd: int) -> None:
         if not self._console.take(fd, complaints=fd == self._qemu.errors) and self._loop is not None:
@@ -211,6 +218,7 @@ class VirtualMachine:
         self._places[plan.name] = place
         if self._bridge is not None:
             self._bridge.start(plan.name, stdio, dumps(guestplan.app_for_guest(plan, place)))
+            self._visits.expect(plan.name)
 
     def resize(self, name: str, rows: int, columns: int) -> bool:
         if self._bridge is not None:
