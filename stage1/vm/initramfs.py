@@ -20,7 +20,7 @@ from common.errors import LaunchError, reason
 from common.records import NamedTuple
 from stage1.vm.decompress import decompress
 from stage1.vm.kernel import Kernel
-from stage1.vm.runtime import MAIN, PLACE, Runtime, code
+from stage1.vm.runtime import LEAN, MAIN, PLACE, Runtime, code
 
 REQUIRED = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "virtio_net")
 """Modules without which there is no pod in a machine."""
@@ -77,7 +77,7 @@ def _init(runtime: Runtime) -> bytes:
     lines = [
         f"#!{runtime.interpreter} -ISXutf8",
         "import sys",
-        f"sys.path.append({PLACE!r})",
+        f"sys.path[:0] = {PLACE + LEAN!r}, {PLACE!r}",
         f"if {PROBE!r} in sys.argv:",
         f"    sys.exit(print({ALIVE!r}, flush=True))",
         f"from {MAIN} import main",
