@@ -20,9 +20,10 @@ from aci.types import ac_name
 from common.errors import ManifestError, UsageError
 from common.records import NamedTuple
 from stage0.options import Values
-from stage1.flavour import NOTIFIES, Device, MachineOptions
+from stage1.flavour import NOTIFIES, Device
 from stage1.plan import AUTO, EXIT_POLICIES, FILE, LOG_DRIVERS, ON_ANY_FAILURE, READINESS, Health, Restart
 from stage1.streams import Streams
+from stage1.vm.machine import MachineOptions
 
 MUTABLE = "coreos.com/rkt/stage1/mutable"
 POD_NAME, EXIT_POLICY, STOP_TIMEOUT = "rkpy/pod-name", "rkpy/exit-policy", "rkpy/stop-timeout"

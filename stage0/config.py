@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from common.errors import ConfigError, RkpyError, UsageError, reason
 from common.records import NamedTuple
 from stage0.options import Values
-from stage1.flavour import MachineOptions
+from stage1.vm.machine import MachineOptions
 
 DATA_DIR = "/var/lib/rkpy"
 SYSTEM_CONFIG = "/usr/lib/rkpy"
@@ -173,25 +173,32 @@ def _check(path: str, document: dict[str, Any]) -> None:
     if KVM in document:
         try:
             _machine(document[KVM])
-        except RkpyError as error:
-            raise ConfigError(f"{path}: {KVM}: {error.message}") from error
+        except UsageError as error:
+            raise ConfigError(f"{path}: {KVM}: {error.message}", hint=error.hint) from error
 
 
 def _machine(found: object) -> MachineOptions:
-    """The object `kvm` of a document of stage1.d. Raises UsageError, or ManifestError for a quantity that is none."""
+    """The object `kvm` of a document of stage1.d. Raises UsageError."""
     from aci.types import quantity
     from stage0 import behaviour
 
+    parsers: dict[str, Callable[[str], Any]] = {
+        "acceleration": behaviour.acceleration,
+        "kernel": behaviour.kernel,
+        "parameters": behaviour.parameters,
+        "memory": quantity,
+    }
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise UsageError("it has to be an object of strings")
-    if strange := found.keys() - {"acceleration", "kernel", "parameters", "memory"}:
-        raise UsageError(f"{min(strange)} is not known")
-    return MachineOptions(
-        acceleration=behaviour.acceleration(found["acceleration"]) if found.get("acceleration") else "",
-        kernel=behaviour.kernel(found["kernel"]) if found.get("kernel") else "",
-        parameters=behaviour.parameters(found.get("parameters", "")),
-        memory=quantity(found["memory"]) if found.get("memory") else 0,
-    )
+    options = {}
+    for key, text in found.items():
+        if key not in parsers:
+            raise UsageError(f"{key} is not known")
+        try:
+            options[key] = parsers[key](text) if text else MachineOptions._field_defaults[key]
+        except RkpyError as error:
+            raise UsageError(f"{key}: {error.message.rpartition(': ')[2]}", hint=error.hint) from error
+    return MachineOptions(**options)
 
 
 def _field(document: dict[str, Any], key: str) -> str:

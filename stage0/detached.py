@@ -13,6 +13,7 @@ from stage0.config import Config
 from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
 from stage1 import cgroup, resources
+from stage1 import flavour as flavours
 from stage1.systemd import given, units
 from stage1.systemd.bus import SYSTEMD, TIMED_OUT, Bus
 from stage1.systemd.registrar import JOBS, require_done, start
@@ -127,7 +128,11 @@ def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:
     disk = cgroup.disk(pod.path)
     yield from units.about(pod.uuid, pod.name(), f"{pod.root}/{RUN}/{pod.uuid}")
     yield from units.of_service(words, [*rkpy, *podservice.after_stop("")], stop_timeout)
-    yield from units.resources(resources.of_pod(manifest.isolators), f"/dev/block/{disk}" if disk else "")
+    limits = resources.of_pod(manifest.isolators)
+    if getattr(flavours.load(pod.flavour()), "MACHINES", False):
+        # These are the apps' in there. What the machine itself may use is larger, and the limits of the cgroup in it.
+        limits = limits._replace(memory=0, pids=0)
+    yield from units.resources(limits, f"/dev/block/{disk}" if disk else "")
 
 
 def _give_back(settings: Config, uuid: str) -> None:

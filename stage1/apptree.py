@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import ExitStack
 
 from common import syscalls
@@ -132,17 +133,31 @@ def _attach_over(tree: int, path: str) -> None:
 
 
 def show_console(slave: int) -> None:
-    """Bind the app's terminal on /dev/console (spec 0.8.11, "ACE", "Execution Environment"), over that of an earlier
-    start. Called after `furnish`. Raises LaunchError."""
+    """Bind the app's terminal on /dev/console (spec 0.8.11, "ACE", "Execution Environment"), in place of that of an
+    earlier start. Called after `furnish`. Raises LaunchError."""
     try:
-        os.close(os.open("/dev/console", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NOCTTY, 0o600))
-        place = os.open("/dev/console", os.O_PATH | os.O_NOFOLLOW)
+        place = _console()
+        if syscalls.filesystem_type(place) == syscalls.DEVPTS_SUPER_MAGIC:
+            # That of an earlier start, which is gone perhaps, and cannot be mounted on then.
+            os.close(place)
+            syscalls.umount2("/dev/console", syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+            place = _console()
         tree = syscalls.open_tree(slave, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
         syscalls.move_mount(tree, place, "/dev/console")
         os.close(tree)
         os.close(place)
     except OSError as error:
         raise LaunchError(f"cannot show the terminal as /dev/console: {error.strerror or reason(error)}") from error
+
+
+def _console() -> int:
+    """What is there, without opening it: a terminal that was hung up cannot be."""
+    if not os.path.lexists("/dev/console"):
+        os.close(os.open("/dev/console", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOCTTY, 0o600))
+    place = os.open("/dev/console", os.O_PATH | os.O_NOFOLLOW)
+    if stat.S_ISLNK(os.fstat(place).st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return place
 
 
 def furnish(plan: AppPlan, fds: list[int]) -> int:

@@ -13,8 +13,8 @@ from stage1.plan import AppPlan
 
 Hear = Callable[[str, list[int]], None]
 """Gets what the supervisor says, as `stage1.supervisor` has it, with descriptors that it takes out of the list when it
-keeps them; an empty text when the enclosure is gone, and "limits" when `reports` has changed. The rest is closed by
-whoever called."""
+keeps them; an empty text when the enclosure is gone, "limits" when `reports` has changed, and "up" when `is_up` has.
+The rest is closed by whoever called."""
 
 
 class Enclosure(Protocol):
@@ -22,6 +22,9 @@ class Enclosure(Protocol):
 
     pid: int
     """What it lives and dies with, from `begin` on; the pod's network namespace is that process's."""
+
+    is_up: bool
+    """Whether the supervisor is there, from `listen` on. What it is told before waits for it."""
 
     @property
     def leader(self) -> int:

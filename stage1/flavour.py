@@ -15,6 +15,7 @@ from stage1.network.plan import Names, Network, Port
 from stage1.plan import AUTO, ON_ANY_FAILURE, HandedSocket, Health, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
+from stage1.vm.machine import MachineOptions
 
 BUILTIN = {"fly": "stage1.fly", "nspawn": "stage1.nspawn", "kvm": "stage1.kvm"}
 ENTRY_POINTS = "rkpy.stage1"
@@ -78,19 +79,6 @@ class PreparedApp(NamedTuple):
     health: Health | None = None
     listening: tuple[HandedSocket, ...] = ()
     """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
-
-
-class MachineOptions(NamedTuple):
-    """What was said about the virtual machines that pods run in; concerns flavours with MACHINES only."""
-
-    acceleration: str = ""
-    """"auto", "kvm" or "tcg"; empty for "auto"."""
-    kernel: str = ""
-    """Its absolute path, or its version; empty for the newest there is."""
-    parameters: str = ""
-    """For the kernel, besides those it gets anyway."""
-    memory: int = 0
-    """Bytes of the guest's memory; 0 leaves it to the limits of the apps."""
 
 
 class PreparedPod(NamedTuple):

@@ -108,7 +108,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits]:
     options = pod.machine
     qemu, virtiofsd = programs.qemu(), programs.virtiofsd()
     boots = boot_files(options.kernel, f"{pod.data_directory}/cache/kvm")
-    accelerated = acceleration.choose(options.acceleration or acceleration.AUTO, qemu, boots)
+    accelerated, kind = acceleration.choose(options.acceleration or acceleration.AUTO, qemu, boots)
     limits = resources.of_pod(pod.isolators)
     size = sizes.of(
         limits,
@@ -126,7 +126,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits]:
         initramfs=boots.initramfs,
         parameters=" ".join(filter(None, (acceleration.PARAMETERS, options.parameters))),
         acceleration=accelerated,
-        kind="microvm" if accelerated == acceleration.KVM else "q35",
+        kind=kind,
         cpu=acceleration.CPU[accelerated],
         cpus=size.cpus,
         memory=size.memory,

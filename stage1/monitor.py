@@ -164,7 +164,11 @@ class Monitor:
     def _ask_to_end(self) -> None:
         if self._service is not None:
             self._service.stopping()
-        self._tell("terminate")
+        if self._enclosure.is_up:
+            self._tell("terminate")
+            return
+        self._status = 128 + self._asked  # No app was run, and whether one ever will be is not known.
+        self._loop.stop()
 
     def _attach_to_networks(self, worker: channel.Channel) -> None:
         """Have it done; the apps are started when it is."""
@@ -213,6 +217,8 @@ class Monitor:
     def _start_all(self) -> None:
         if self._membership is not None:
             self._membership.announce(self._enclosure.leader)
+        if self._service is not None and not self._enclosure.is_up:
+            self._service.boots()
         for app in self._apps.values():
             self._start(app)
         # What else held a connection would keep it from its end.
@@ -273,6 +279,8 @@ class Monitor:
             (self._is_ready if self._service is None else self._service.all_started)()
         elif verb == "pong" and self._service is not None:
             self._service.alive()
+        elif verb == "up" and self._service is not None:
+            self._service.booted()
         elif verb == "stopping" and self._service is not None:
             self._service.stopping()
         elif verb == "over":

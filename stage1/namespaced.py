@@ -25,6 +25,7 @@ class Namespaced:
     def __init__(self, plan: PodPlan, cgroup: PodCgroup, host_mounts: int) -> None:
         """`host_mounts` is a descriptor of the host's mount namespace."""
         self.pid = 0
+        self.is_up = True
         self._plan = plan
         self._cgroup = cgroup
         self._host_mounts = host_mounts

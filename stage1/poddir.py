@@ -14,6 +14,8 @@
     control                   the socket of the pod's monitor
     limits                    what became of the limits asked for, one a line: "APP NAME VERDICT: DETAIL"
     volumes/APP.POINT         what a mount point of the app's image without a volume was given
+    share                     empty; where a virtual machine's monitor has what the machine can reach of the host
+    console.log               the end of what its console has said
     credentials               empty; where the pod has its credentials, in mount namespaces of its own
     etc/{hosts,hostname}      for apps whose image has none
     status/APP                how the app ended, see `read_ending`

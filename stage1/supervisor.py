@@ -571,7 +571,8 @@ def main(plan: PodPlan, monitor: Channel) -> NoReturn:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         # What has no handler the kernel keeps from the first process of a namespace (pid_namespaces(7)).
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if plan.mutable or any(app.health is not None for app in plan.apps):
+        # In a virtual machine apps are not known beforehand.
+        if plan.mutable or not plan.apps or any(app.health is not None for app in plan.apps):
             import stage1.health  # noqa: F401  # While that can be done.
         seal()
         _shed(plan, monitor)

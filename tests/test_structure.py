@@ -62,14 +62,18 @@ def test_two_modules_know_ctypes() -> None:
     assert users == {"common/libseccomp.py", "common/syscalls.py"}
 
 
-@pytest.mark.parametrize("module", ["stage0.starting", "stage1.fly", "stage2.launch", "aci.store", "stage1.nspawn"])
+@pytest.mark.parametrize(
+    "module", ["stage0.starting", "stage1.fly", "stage2.launch", "aci.store", "stage1.nspawn", "stage1.kvm"]
+)
 def test_the_start_path_imports_nothing_heavy(module: str) -> None:
     code = f"import sys; import stage0.main, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not HEAVY & {name.partition(".")[0] for name in loaded.stdout.split()}
 
 
-@pytest.mark.parametrize("module", ["monitor", "supervisor", "entrance", "journallog", "appjournal"])
+@pytest.mark.parametrize(
+    "module", ["monitor", "supervisor", "entrance", "journallog", "appjournal", "vm.virtualmachine"]
+)
 def test_what_stays_resident_is_small(module: str) -> None:
     """Started as `stage1.boot` starts them. No room but those the apps are launched from, and little of the library."""
     code = f"import sys; sys.path.insert(0, sys.argv[1]); import stage1.boot, stage1.{module}; print(*sys.modules)"

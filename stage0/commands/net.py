@@ -250,9 +250,21 @@ def _problems(pod: Pod) -> list[str]:
 
 
 def _namespace(pod: Pod) -> str:
-    """The path of its network namespace; empty while it is just being started."""
+    """The path of its network namespace; empty while it is just being started, and when it has just ended."""
     leader = pod.leader()
-    return "" if leader is None else f"/proc/{leader.pid}/ns/net"
+    if leader is None:
+        return ""
+    return f"/proc/{_machine(pod) if pod.flavour() == 'kvm' else leader.pid}/ns/net"
+
+
+def _machine(pod: Pod) -> int:
+    """The PID of its QEMU, whose leader is the monitor; one that is nobody's when it has just ended."""
+    from stage1 import control
+
+    try:
+        return int(control.request(pod.base, {"op": "process"})["pid"])
+    except PodError:
+        return -1
 
 
 @click.command("reload")

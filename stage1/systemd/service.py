@@ -24,6 +24,8 @@ _PACE = 0.05
 """Seconds between two messages that can wait for each other."""
 _BURST, _WINDOW = 200, 1.0
 """Messages an app may send in so many seconds until it has to wait for the next such time."""
+_EVERY, _STEP = 1.0, 20.0
+"""Seconds between two requests for more time while a machine boots, and how much is asked for."""
 
 
 class Service:
@@ -44,6 +46,9 @@ class Service:
         """The apps that run, and whether each is one that gives signs of life itself."""
         self._fed: set[str] = set()
         """Those that have given one since the last that was passed on."""
+        self._boot: Timer | None = None
+        """As long as a machine boots."""
+        self._boot_began = 0.0
         self._host.say(MAINPID=str(os.getpid()))
         if plan.given.watchdog and plan.given.notify:
             self._third = plan.given.watchdog / 3e6
@@ -59,6 +64,28 @@ class Service:
     def status(self, text: str) -> None:
         self._spoken = False
         self._host.say(STATUS=text)
+
+    def boots(self) -> None:
+        """A virtual machine is being started. That may take longer than a unit's TimeoutStartSec= allows, and is given
+        up by whoever starts it when it takes too long."""
+        self._boot_began = time.monotonic()
+        self.status("starting the virtual machine")
+        self._await_boot()
+
+    def _await_boot(self) -> None:
+        if not self._stopping:
+            self._extend(_STEP)
+            self._boot = self._loop.call_later(_EVERY, self._await_boot)
+
+    def booted(self) -> None:
+        """It is up. What that took is added to what the apps may still take."""
+        if self._boot is not None:
+            self._boot.cancel()
+            self._boot = None
+            self._extend(max(_STEP, time.monotonic() - self._boot_began))
+
+    def _extend(self, seconds: float) -> None:
+        self._host.say(EXTEND_TIMEOUT_USEC=str(int(seconds * 1e6)))
 
     def all_started(self) -> None:
         """Every app of the beginning has been executed."""

@@ -14,15 +14,21 @@ import time
 
 from common import files, locks, syscalls
 from common.errors import LaunchError, reason
+from common.records import NamedTuple
 from stage1 import poddir
 from stage1.vm.bootfiles import BootFiles
 from stage1.vm.initramfs import ALIVE, PROBE
 
 WANTED = AUTO, KVM, TCG = ("auto", "kvm", "tcg")
+Q35, MICROVM = "q35", "microvm"
+"""Types of machines. The smaller one is there sooner, but has no clocks except those that KVM gives a guest."""
 CPU = {KVM: "host", TCG: "Nehalem,+rdrand"}
 """Models for -cpu. Emulating what a newer one can do takes the guest longer than doing without, since libraries use it
 wherever it is there; rdrand gives the kernel randomness, for which everything would wait otherwise."""
-PARAMETERS = "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests quiet panic=-1 console=ttyS0"
+PARAMETERS = (
+    "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests random.trust_cpu=1 "
+    "quiet panic=-1 console=ttyS0"
+)
 """The kernel's: what a guest need not find out or wait for (Documentation/admin-guide/kernel-parameters.txt), and that
 its end is the machine's."""
 DEVICE = "/dev/kvm"
@@ -37,6 +43,13 @@ _RLIMIT_CORE = 4
 _HINT = "allow emulation, which is much slower, by --kvm-accel=tcg or in stage1.d"
 
 
+class Chosen(NamedTuple):
+    acceleration: str
+    """KVM or TCG."""
+    kind: str
+    """The type of the machine, MICROVM or Q35."""
+
+
 def choose(
     wanted: str,
     qemu: str,
@@ -45,20 +58,20 @@ def choose(
     state: str = STATE,
     device: str = DEVICE,
     patience: float = PATIENCE,
-) -> str:
-    """KVM or TCG. AUTO is KVM, proved to work, and never TCG: nobody is to wonder why everything is slow. KVM by name
-    is taken at its word, if there is such a device.
+) -> Chosen:
+    """AUTO is KVM, proved to work, and never TCG: nobody is to wonder why everything is slow. KVM by name is taken at
+    its word, if there is such a device.
 
     `qemu`: its absolute path. `state`: the file in which the result is kept until the host is booted anew. Raises
     LaunchError."""
     if wanted == TCG:
-        return TCG
-    problem = _unusable(device)
+        return Chosen(TCG, Q35)
+    problem, kind = _unusable(device), Q35
     if not problem and wanted == AUTO:
-        problem = _known(qemu, boots, state, patience)
+        problem, kind = _known(qemu, boots, state, patience)
     if problem:
         raise LaunchError(f"KVM does not work here: {problem}", hint=_HINT)
-    return KVM
+    return Chosen(KVM, kind)
 
 
 def _unusable(device: str) -> str:
@@ -69,22 +82,32 @@ def _unusable(device: str) -> str:
     return ""
 
 
-def _known(qemu: str, boots: BootFiles, state: str, patience: float) -> str:
-    """What is wrong, as far as it was found out since the host was booted; found out now if need be."""
+def _known(qemu: str, boots: BootFiles, state: str, patience: float) -> tuple[str, str]:
+    """What is wrong, and the type of machines with which nothing is, as far as that was found out since the host was
+    booted; found out now if need be."""
     try:
         key: list[object] = [poddir.boot_id(), *(_identity(path) for path in (qemu, boots.kernel))]
-        if (problem := _read(state, key)) is not None:
-            return problem
+        if (found := _read(state, key)) is not None:
+            return found
         os.makedirs(os.path.dirname(state), exist_ok=True)
         with locks.acquire(f"{state}.lock", exclusive=True, create=0o600):
-            problem = _read(state, key)
-            if problem is None:
-                problem = prove(qemu, boots, patience=patience)
-                text = json.dumps({"of": key, "problem": problem, "at": time.clock_gettime(time.CLOCK_BOOTTIME)})
-                files.replace(state, text.encode("utf-8", "surrogateescape"), mode=0o600)
-            return problem
+            found = _read(state, key)
+            if found is None:
+                found = _try(qemu, boots, patience)
+                made = {"of": key, "found": found, "at": time.clock_gettime(time.CLOCK_BOOTTIME)}
+                files.replace(state, json.dumps(made).encode("utf-8", "surrogateescape"), mode=0o600)
+            return found
     except OSError as error:
-        return f"it cannot be tried: {error.filename or qemu}: {reason(error)}"
+        return f"it cannot be tried: {error.filename or qemu}: {reason(error)}", ""
+
+
+def _try(qemu: str, boots: BootFiles, patience: float) -> tuple[str, str]:
+    problem = ""
+    for kind in (MICROVM, Q35):
+        problem = prove(qemu, boots, accelerator=KVM, kind=kind, patience=patience)
+        if not problem:
+            return "", kind
+    return problem, ""
 
 
 def _identity(path: str) -> list[object]:
@@ -92,28 +115,30 @@ def _identity(path: str) -> list[object]:
     return [path, found.st_size, found.st_mtime_ns]
 
 
-def _read(state: str, key: list[object]) -> str | None:
+def _read(state: str, key: list[object]) -> tuple[str, str] | None:
     try:
         with open(state, encoding="utf-8", errors="surrogateescape") as file:
             found = json.load(file)
-        problem: str = found["problem"]
-        if found["of"] != key or not isinstance(problem, str):
+        problem, kind = map(str, found["found"])
+        if found["of"] != key or (not problem and kind not in (MICROVM, Q35)):
             return None
         if problem and not 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - found["at"] < _AGAIN:
             return None
-        return problem
+        return problem, kind
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def prove(qemu: str, boots: BootFiles, *, accelerator: str = KVM, patience: float = PATIENCE) -> str:
-    """Start a guest that says it is there, and end it: empty when it did, else what was wrong. Raises OSError when QEMU
-    cannot be started."""
+def prove(qemu: str, boots: BootFiles, *, accelerator: str, kind: str, patience: float = PATIENCE) -> str:
+    """Start a guest that says it is there, in a machine as pods have it, and end it: empty when it did, else what was
+    wrong. Raises OSError when QEMU cannot be started."""
     import subprocess
+
+    from stage1.vm.qemu import MACHINES
 
     words = [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot",
-        "-machine", f"q35,accel={accelerator}", "-cpu", CPU[accelerator], "-m", "256",
+        "-machine", MACHINES[kind], "-accel", accelerator, "-cpu", CPU[accelerator], "-m", "256",
         "-kernel", boots.kernel, "-initrd", boots.initramfs, "-append", f"{PARAMETERS} {PROBE}", "-serial", "stdio",
     ]  # fmt: skip
     guest = subprocess.Popen(

@@ -18,13 +18,13 @@ from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, located, reason
 from common.imports import seal
 from common.journal import SEALS
-from stage1 import apptree, boot, channel, namespaces, supervisor, terminal
+from stage1 import apptree, boot, channel, footprint, namespaces, supervisor, terminal
 from stage1.appsockets import AppSocket
 from stage1.cgroup import PodCgroup
 from stage1.channel import Channel
 from stage1.loop import READ, Loop
 from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.vm import frames
+from stage1.vm import frames, guestmodules
 from stage1.vm.frames import MESSAGE, FrameError
 from stage1.vm.traffic import Traffic, Wire
 
@@ -85,6 +85,10 @@ class Agent:
         self._traffic = Traffic(loop, self._wire)
         self._apps: dict[str, _App] = {}
         self._commands: dict[int, _Command] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Of terminals that are not there yet, by their streams."""
+        self._places: set[str] = set()
+        """Where in the share there were files of apps, as far as is known still."""
         self._paused = False
         self._supervisor: Channel | None = None
         self._pid = 0
@@ -171,12 +175,15 @@ class Agent:
     def _network(self, _words: list[str], blob: bytes) -> None:
         from stage1.vm import guestnet
 
+        guestmodules.load(guestmodules.NETWORK)
         guestnet.apply(blob)
 
     def _start(self, words: list[str], blob: bytes) -> None:
         name, numbers = words[0], list(map(int, words[1:4]))
         plan: AppPlan = loads(blob)
         self._forget(name)
+        self._look_again()
+        self._places.add(os.path.dirname(os.path.dirname(plan.root.place)))
         app = self._apps[name] = _App(plan, numbers, self._listen(plan))
         for number in {number for number, word in zip(numbers, plan.streams, strict=True) if number and word == "tty"}:
             self._traffic.terminal(number, lasting=True)
@@ -242,6 +249,16 @@ class Agent:
             app.close()
             if app.terminal:
                 self._traffic.finish(app.terminal)
+                self._sizes.pop(app.terminal, None)
+
+    def _look_again(self) -> None:
+        """At what the host may have taken away since: this kernel holds on to it until it has seen that it is gone, and
+        so does virtiofsd."""
+        for place in tuple(self._places):
+            try:
+                os.stat(place)
+            except OSError:
+                self._places.discard(place)
 
     def _cleared(self, words: list[str], _blob: bytes) -> None:
         app = self._apps[words[0]]
@@ -257,6 +274,13 @@ class Agent:
         fd = self._traffic.terminal_fd(stream)
         if fd >= 0:
             terminal.set_size(fd, rows, columns)
+        elif self._traffic.has_source(stream):
+            self._sizes[stream] = rows, columns
+
+    def _attach(self, stream: int, master: int) -> None:
+        if stream in self._sizes:
+            terminal.set_size(master, *self._sizes.pop(stream))
+        self._traffic.attach(stream, master)
 
     # --- what the supervisor says
 
@@ -276,9 +300,10 @@ class Agent:
             else:
                 if verb == "ready":
                     gc.enable()
+                    self._loop.call_later(footprint.DELAY, self._load_rest)
                 app = self._apps.get(name)
                 if verb == "terminal" and app is not None:
-                    self._traffic.attach(app.terminal, fds.pop())
+                    self._attach(app.terminal, fds.pop())
                 elif verb == "started" and app is not None:
                     app.pidfd = fds.pop()
                 self._say(text)
@@ -287,6 +312,13 @@ class Agent:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _load_rest(self) -> None:
+        try:
+            guestmodules.load(guestmodules.LATER)
+        except (LaunchError, OSError) as error:
+            # The pod does without what they would have been for.
+            os.write(2, f"rkpy: {error}\n".encode("utf-8", "backslashreplace"))
 
     def _ended(self, app: _App, text: str) -> None:
         """See that nothing the app started outlives it, and pass it on after all that it wrote."""
@@ -390,7 +422,7 @@ class Agent:
         if verb == "running":
             command.pidfd = fds.pop()
         elif verb == "terminal":
-            self._traffic.attach(command.streams[0], fds.pop())
+            self._attach(command.streams[0], fds.pop())
         elif verb in ("entered", "refused"):
             self._when_sent(command.streams, lambda: self._end_command(number, f"{verb} {number} {rest}"))
             self._let_go(command)
@@ -414,6 +446,7 @@ class Agent:
         command = self._commands.pop(number)
         for stream in {*command.streams} - {0}:
             self._traffic.finish(stream)
+            self._sizes.pop(stream, None)
         self._say(text)
 
     def _signal_entered(self, words: list[str], _blob: bytes) -> None:

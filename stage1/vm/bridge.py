@@ -86,7 +86,7 @@ class Bridge:
         """Have an app started: the ends of its streams that a process would get as 0, 1 and 2, as
         `AppStreams.child_fds` gives them (-1 where its terminal comes), and its AppPlan (`plan.dumps`) with sources as
         the guest sees them. `stdio` stays the caller's, and is not needed any more."""
-        terminal = self._terminal(lasting=True) if -1 in stdio else 0
+        terminal = self._terminal() if -1 in stdio else 0
         numbers = [self._open(fd, place, terminal) for place, fd in enumerate(stdio)]
         self._terminals[name] = terminal
         self._out_of_memory[name] = False
@@ -98,7 +98,7 @@ class Bridge:
         that are nobody else's. They stay the caller's, who closes them: ours are closed when the command has ended."""
         number = self._number()
         if len(stdio) == 1:
-            terminal = self._terminal(lasting=False)
+            terminal = self._terminal()
             self._traffic.attach(terminal, os.dup(stdio[0]))
             numbers = [terminal] * 3
         else:
@@ -144,9 +144,9 @@ class Bridge:
         self._next += 1
         return self._next - 1
 
-    def _terminal(self, *, lasting: bool) -> int:
+    def _terminal(self) -> int:
         number = self._number()
-        self._traffic.terminal(number, lasting=lasting)
+        self._traffic.terminal(number)
         return number
 
     def _open(self, fd: int, place: int, terminal: int) -> int:

@@ -14,7 +14,8 @@ import os
 import select
 import signal
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NoReturn
 
 from common import syscalls
@@ -171,16 +172,6 @@ def _unless_there(make: Callable[[], None]) -> None:
         pass
 
 
-def keep_only(fds: Sequence[int], last: int) -> None:
-    """Have `fds` as descriptors 0, 1, 2, … of the program to be executed and close all others; `last`, the one of
-    `spawn`, stays until then. Raises OSError."""
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (*fds, last)]
-    for number, fd in enumerate(moved[:-1]):
-        os.dup2(fd, number)
-    os.dup2(moved[-1], len(fds), inheritable=False)
-    syscalls.close_range(len(fds) + 1, _MAX_FD)
-
-
 def bound(kept: Iterable[str] = ()) -> None:
     """Drop all of the bounding set but the capabilities named, and set no_new_privs. Raises OSError."""
     wanted = {capabilities.NAMES.index(name) for name in kept}
@@ -221,6 +212,18 @@ def die_with(parent: int) -> None:
         raise OSError(errno.ESRCH, "the monitor is gone")
 
 
-def execute(argv: list[str]) -> NoReturn:
-    """The program `argv[0]`, with an empty environment. Raises OSError."""
-    os.execve(os.path.realpath(argv[0]), argv, {})  # noqa: S606
+def execute(
+    argv: list[str], fds: Sequence[int], last: int, environment: Mapping[str, str] = MappingProxyType({})
+) -> NoReturn:
+    """The program `argv[0]`, with `fds` as its descriptors 0, 1, 2, … and no others. `last` is that of `spawn`."""
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (*fds, last)]
+    for number, fd in enumerate(moved[:-1]):
+        os.dup2(fd, number)
+    last = len(fds)
+    os.dup2(moved[-1], last, inheritable=False)
+    syscalls.close_range(last + 1, _MAX_FD)
+    try:
+        os.execve(os.path.realpath(argv[0]), argv, environment)  # noqa: S606
+    except OSError as error:
+        os.write(last, located(error).encode(errors="replace"))
+    os._exit(1)

@@ -14,7 +14,9 @@ NAME = "console.log"
 LIMIT = 64 << 10
 """Bytes of the file at most. When they are full, the older half goes."""
 _AT_ONCE = 4096
-_COMPLAINTS = 2048
+_CHATTER = ("fv_", "virtio_loop:", "virtio_session_mount:")
+"""How lines of QEMU's own virtiofsd begin that say what it is doing."""
+_COMPLAINTS = 4096
 """Bytes of what QEMU and virtiofsd say that are kept for messages: the first of it, where the cause is."""
 
 
@@ -76,7 +78,7 @@ class Console:
         """What QEMU or virtiofsd have said is wrong, in a line fit to be shown; empty when they have not. The first
         that is said is the cause, and others follow from it."""
         lines = _lines(self._complaints)
-        return next((line for line in lines if "warning:" not in line), *lines[:1] or [""])
+        return next((line for line in lines if "warning:" not in line and not line.startswith(_CHATTER)), "")
 
 
 def _lines(text: bytes) -> list[str]:

@@ -14,6 +14,8 @@ LIMIT = 512 << 20
 """Bytes nothing here is believed to exceed: a kernel with all it has built in takes a tenth."""
 _WINDOW = 256 << 20
 """Memory a decompressor may take: kernels are made by `zstd -22 --ultra`, whose window is 128 MiB."""
+_PORTION = 4 << 10
+"""Bytes that zstd gets at once, since it does not say no to what comes of them."""
 _LZ4_BLOCK = 8 << 20
 """Bytes a block of a legacy frame holds, the last one excepted."""
 
@@ -57,17 +59,18 @@ def _all(stream: Any, read: Callable[[], bytes], failure: type[Exception], limit
 def _zstd(data: bytes | memoryview, limit: int) -> bytes:
     import zstandard
 
+    frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
+    found = bytearray()
     try:
-        with zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(data, read_across_frames=False) as frame:
-            found: bytes = frame.read(limit + 1)
-        size = zstandard.frame_content_size(bytes(data[:32]))
+        for start in range(0, len(data), _PORTION):
+            found += frame.decompress(data[start : start + _PORTION])
+            if len(found) > limit:
+                raise ValueError(f"larger than {limit} bytes")
+            if frame.eof:
+                return bytes(found)
     except zstandard.ZstdError as error:
         raise ValueError(f"damaged: {error}") from error
-    if len(found) > limit:
-        raise ValueError(f"larger than {limit} bytes")
-    if size not in (-1, len(found)):
-        raise ValueError("damaged: it ends too early")
-    return found
+    raise ValueError("damaged: it ends too early")
 
 
 def _lz4(data: bytes | memoryview, limit: int) -> bytes:

@@ -72,10 +72,12 @@ def _names(directory: str) -> list[str]:
 
 
 def _version(path: str) -> tuple[tuple[int, int, str], ...]:
-    """By which kernels are compared: numbers as numbers, and words before them, so that 6.1-rc1 comes before 6.1.0."""
+    """By which kernels are compared: numbers as numbers; after words comes the end and then numbers, so that 6.1-rc1 is
+    older than 6.1, and that older than 6.1.1."""
     name = os.path.basename(path).removeprefix("vmlinuz").removeprefix("-") or os.path.basename(os.path.dirname(path))
     words = re.findall(r"[0-9]+|[A-Za-z]+", name)
-    return tuple((1, int(word[:18]), "") if word.isdigit() else (0, 0, word) for word in words)
+    found = tuple((2, int(word[:18]), "") if word.isdigit() else (0, 0, word) for word in words)
+    return (*found, (1, 0, ""))
 
 
 def _usable(path: str, modules: str) -> Kernel:

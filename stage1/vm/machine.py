@@ -1,4 +1,4 @@
-"""The virtual machine of a pod with everything about it decided: part of a PodPlan."""
+"""The virtual machine of a pod: as it was asked for, and with everything about it decided, a part of a PodPlan."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ from common.records import NamedTuple
 from stage1.limits import Limits
 
 MEBIBYTE = 1 << 20
+
+
+class MachineOptions(NamedTuple):
+    """What was said about the virtual machines that pods run in; concerns flavours with MACHINES only."""
+
+    acceleration: str = ""
+    """"auto", "kvm" or "tcg"; empty for "auto"."""
+    kernel: str = ""
+    """Its absolute path, or its version; empty for the newest there is."""
+    parameters: str = ""
+    """For the kernel, besides those it gets anyway."""
+    memory: int = 0
+    """Bytes of the guest's memory; 0 leaves it to the limits of the apps."""
 
 
 class Machine(NamedTuple):

@@ -37,7 +37,7 @@ TRANSLATED = 24
 """MiB of translated code that QEMU keeps (tcg's tb-size): it would take a GiB."""
 _KIB = 1 << 10
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-_MACHINES = {
+MACHINES = {
     "q35": "q35,usb=off,sata=off,smbus=off,vmport=off",
     "microvm": "microvm,acpi=on,pcie=off,usb=off,rtc=on,pit=off,pic=off",
 }
@@ -62,9 +62,6 @@ class Started(NamedTuple):
     """The socket that virtiofsd listens on: QEMU waits for it. `share.serve` takes this one and the next."""
     complaints: int
     """The other end of `errors`."""
-
-    def fds(self) -> tuple[int, ...]:
-        return self[1:]
 
 
 def start(machine: Machine, plan: PodPlan, cgroup: int) -> Started:
@@ -149,8 +146,7 @@ def _become(machine: Machine, uuid: str, fds: Sequence[int], parent: int, last: 
     confinement.die_with(parent)
     null = os.open(os.devnull, os.O_RDWR)
     complaints, port, console, share = fds
-    confinement.keep_only((null, complaints, complaints, port, console, share, *taps), last)
-    confinement.execute(argv(machine, uuid))
+    confinement.execute(argv(machine, uuid), (null, complaints, complaints, port, console, share, *taps), last)
 
 
 def _open_taps(count: int) -> list[int]:
@@ -167,7 +163,7 @@ def argv(machine: Machine, uuid: str) -> list[str]:
     bus = _BUSES[machine.kind]
     words = [machine.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     words += ["-name", f"rkpy-{uuid}", "-sandbox", _SANDBOX]
-    words += ["-machine", f"{_MACHINES[machine.kind]},memory-backend=memory,dump-guest-core=off"]
+    words += ["-machine", f"{MACHINES[machine.kind]},memory-backend=memory,dump-guest-core=off"]
     words += ["-accel", f"tcg,tb-size={TRANSLATED}" if machine.acceleration == "tcg" else machine.acceleration]
     words += ["-cpu", machine.cpu, "-smp", str(machine.cpus), "-m", size]
     # Shared with virtiofsd, which finds in it what the guest wants read and written.
@@ -177,7 +173,8 @@ def argv(machine: Machine, uuid: str) -> list[str]:
     words += ["-chardev", f"socket,id=port,fd={_PORT_FD}", "-device", f"virtio-serial{bus},max_ports=2"]
     words += ["-device", f"virtserialport,chardev=port,name={PORT}"]
     words += ["-chardev", f"socket,id=share,fd={_SHARE_FD}", "-device", f"vhost-user-fs{bus},chardev=share,tag={TAG}"]
-    words += ["-device", f"virtio-rng{bus}"]
+    if machine.acceleration != "tcg":  # whose processor gives the kernel randomness
+        words += ["-device", f"virtio-rng{bus}"]
     words += ["-device", f"virtio-balloon{bus},free-page-reporting=on"]
     for number in range(machine.interfaces):
         words += ["-netdev", f"tap,id=net{number},fd={_FIRST_TAP + number}"]

@@ -25,12 +25,11 @@ LEAN = "/stage1/vm/lean"
 MAIN = "stage1.vm.guest"
 """The module whose `main` is the guest's first process."""
 MODULES = (
-    MAIN, "stage1.vm.agent", "stage1.vm.guestnet", "stage1.vm.guestplan", "stage1.vm.frames", "stage1.supervisor",
+    MAIN, "stage1.vm.agent", "stage1.vm.guestnet", "stage1.vm.frames", "stage1.supervisor",
     "stage1.health", "stage1.cgroup", "stage1.apptree", "stage1.entrance", "stage1.channel", "stage1.plan",
     "stage2.launch", "importlib", "encodings.ascii", "encodings.latin_1", "encodings.unicode_escape",
 )  # fmt: skip
 """What the guest imports, now or later, and with it all that these import."""
-_MAY_BE_MISSING = frozenset({MAIN, "stage1.vm.agent", "stage1.vm.guestnet", "stage1.vm.guestplan"})
 _ROOMS = ("common", "stage1", "stage2")
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PATIENCE = 60
@@ -38,16 +37,21 @@ _PATIENCE = 60
 
 _ASK = """
 import sys
-root, first, missing, *names = sys.argv[1:]
+root, first, *names = sys.argv[1:]
 sys.path[:] = [*filter(None, [first]), *sys.path, root]
 for name in names:
-    try:
-        __import__(name)
-    except ModuleNotFoundError as error:
-        if error.name != name or name not in missing.split(","):
-            raise
-files = [file for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))]
+    __import__(name)
+modules = dict(sys.modules)
+files = [file for module in modules.values() if (file := getattr(module, "__file__", None))]
 import json
+from importlib.machinery import PathFinder
+for name, module in modules.items():
+    # Some put another one in their place, as collections.abc does since Python 3.13.
+    parent = modules.get(name.rpartition(".")[0])
+    own = getattr(getattr(module, "__spec__", None), "name", name)
+    if own != name and hasattr(parent, "__path__"):
+        spec = PathFinder.find_spec(name, parent.__path__)
+        files += [spec.origin] if spec and spec.origin else []
 with open("/proc/self/maps") as file:
     fields = [line.rstrip("\\n").split(None, 5) for line in file]
 maps = {found[5] for found in fields if len(found) == 6 and found[5].startswith("/") and not found[5].endswith(")")}
@@ -98,7 +102,8 @@ def _collect(interpreter: str, path: list[str], files: list[str], maps: list[str
     found += [_module(file, file) for file in others]
     found.append(File(interpreter, interpreter))
     found += _libraries([interpreter, *extensions], maps)
-    places = tuple(directory for directory in path if directory.startswith("/") and directory not in (ROOT, ROOT + LEAN))
+    ours = (ROOT, ROOT + LEAN)
+    places = tuple(directory for directory in path if directory.startswith("/") and directory not in ours)
     unique = {file.target: file for file in found}
     return Runtime(interpreter, tuple(unique[target] for target in sorted(unique)), places)
 
@@ -107,11 +112,12 @@ def _ask(modules: Sequence[str], first: str = "") -> tuple[str, list[str], list[
     """`first`: a directory to look for modules in before any other."""
     import subprocess
 
-    words = [sys.executable, "-I", "-S", "-c", _ASK, ROOT, first, ",".join(_MAY_BE_MISSING), *modules]
+    words = [sys.executable, "-I", "-S", "-c", _ASK, ROOT, first, *modules]
     try:
-        # No environment: it says where libraries are, and is not the guest's.
+        # Nothing of the environment but what it may take to start, which says where libraries are.
+        kept = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
         said = subprocess.run(
-            words, capture_output=True, text=True, timeout=_PATIENCE, env={}, stdin=subprocess.DEVNULL
+            words, capture_output=True, text=True, timeout=_PATIENCE, env=kept, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"cannot ask {sys.executable} what it needs in a virtual machine: {error}") from error
@@ -140,6 +146,23 @@ def code(source: str, target: str) -> bytes:
     except (SyntaxError, ValueError) as error:
         raise LaunchError(f"cannot compile {source}: {error}") from error
     return MAGIC_NUMBER + struct.pack("<I", 1) + source_hash(text) + marshal.dumps(made)
+
+
+def program(source: str) -> bytes:
+    """The program or library `source` without what is not loaded: the sections, and those for debuggers with them
+    (elf(5)). Raises OSError."""
+    with open(source, "rb") as file:
+        data = file.read()
+    if data[:6] != b"\x7fELF\x02\x01":
+        return data
+    try:
+        end = max(offset + length for _, _, offset, _, _, length in _segments(data))
+    except (struct.error, ValueError):
+        return data
+    whole = bytearray(data[:end])
+    struct.pack_into("<Q", whole, 0x28, 0)  # e_shoff
+    struct.pack_into("<HH", whole, 0x3C, 0, 0)  # e_shnum, e_shstrndx
+    return bytes(whole)
 
 
 # --- shared libraries
@@ -181,6 +204,13 @@ def _plain(path: str) -> str:
     return plain if os.path.exists(plain) else path
 
 
+def _segments(data: bytes) -> list[tuple[int, ...]]:
+    """Type, flags, offset, address twice and length of each. Raises struct.error."""
+    (headers,) = struct.unpack_from("<Q", data, 0x20)
+    size, count = struct.unpack_from("<HH", data, 0x36)
+    return [struct.unpack_from("<IIQQQQ", data, headers + index * size) for index in range(count)]
+
+
 class _Elf(NamedTuple):
     interpreter: str
     soname: str
@@ -198,9 +228,7 @@ def _elf(path: str) -> _Elf | None:
             data = file.read()
     except FileNotFoundError:
         return None  # Replaced while it was in use.
-    (headers,) = struct.unpack_from("<Q", data, 0x20)
-    size, count = struct.unpack_from("<HH", data, 0x36)
-    segments = [struct.unpack_from("<IIQQQQ", data, headers + index * size) for index in range(count)]
+    segments = _segments(data)
     interpreter = next((data[s[2] : s[2] + s[5]] for s in segments if s[0] == 3), b"")  # PT_INTERP
     dynamic = next((data[s[2] : s[2] + s[5]] for s in segments if s[0] == 2), b"")  # PT_DYNAMIC
     entries = []

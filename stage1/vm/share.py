@@ -12,6 +12,7 @@ root of its own, and locks itself up in the share once more.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,10 +35,12 @@ _SIZE = 1 << 20
 """Bytes at most of the file system that everything is attached to: empty directories and files."""
 _OPTIONS = (
     f"source={PLACE}", "sandbox=namespace", "cache=auto", "xattr", "announce_submounts", "no_posix_lock", "no_flock",
-    "modcaps=-mknod", "log_level=warn",
+    "modcaps=-mknod",
 )  # fmt: skip
 """Known to both virtiofsds. Submounts are announced because two of them may have files of one inode number; locks are
 between processes of one kernel; a device made by the guest would work on the host's disk."""
+_ENVIRONMENT = {"RUST_LOG": "warn"}
+"""How much the newer virtiofsd says; the older one has an option of its own for that."""
 _SERVING = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SETFCAP")
 """What virtiofsd keeps."""
 _STARTING = ("SETPCAP", "SYS_ADMIN", "SYS_RESOURCE")
@@ -46,6 +49,11 @@ _LISTENING_FD = 3
 _FILES = 1 << 20
 """How many descriptors it may have, if the limits of rkpy's caller allow: one for each file the guest knows."""
 _RLIMIT_NOFILE = 7
+_OWN = (
+    signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP,
+    signal.SIGCHLD, signal.SIGPIPE,
+)  # fmt: skip
+"""Signals that concern virtiofsd itself."""
 
 
 class Served(NamedTuple):
@@ -174,10 +182,11 @@ class Share:
         forget_keys()
         _raise_limit()
         confinement.settle()
+        # It is not PID 1 as QEMU is, and what is sent to all of the pod's processes is meant for the apps.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals().difference(_OWN))
         confinement.bound((*_SERVING, *_STARTING))
         null = os.open(os.devnull, os.O_RDWR)
-        confinement.keep_only((null, complaints, complaints, listening), last)
-        confinement.execute(argv(program))
+        confinement.execute(argv(program), (null, complaints, complaints, listening), last, _ENVIRONMENT)
 
 
 def argv(program: str) -> list[str]:

@@ -16,7 +16,7 @@ WITHOUT_LIMIT = 384 * MEBIBYTE
 """What apps without a limit have together, so that a pod of nothing else comes to 512 MiB."""
 LEAST = 256 * MEBIBYTE
 """With less the kernel does not get as far as unpacking the initramfs."""
-TRANSLATED = 256 * MEBIBYTE
+TRANSLATED = 64 * MEBIBYTE
 """What an emulated machine keeps of translated code at most ("tb-size" of -accel tcg)."""
 OUTSIDE = 256 * MEBIBYTE
 """What QEMU takes beside the guest's memory, and virtiofsd for the files the guest has open."""

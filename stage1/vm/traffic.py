@@ -284,11 +284,13 @@ class _Sink:
         self._ending = False
         self._events = -1
         """What the descriptor is watched for; -1 when it cannot be."""
-        self._lost = True
+        self._lost = False
+        """Whether there was a descriptor: what comes before there is one waits for it."""
 
     def attach(self, fd: int, *, nonblocking: bool) -> None:
         """Write to `fd` from now on. What waited for another is dropped."""
-        self.detach()
+        if self.fd >= 0:
+            self.detach()
         self.fd = fd
         self._nonblocking = nonblocking
         self._lost = False
@@ -297,6 +299,8 @@ class _Sink:
             self._events = 0
         except PermissionError:  # a regular file: always ready
             self._events = -1
+        if self.waiting:
+            self._advance_or_watch()
 
     def detach(self) -> None:
         """Drop what there is and what comes."""
@@ -314,7 +318,11 @@ class _Sink:
         self.waiting += data
         if self._lost:
             self._drop()
-        elif self._nonblocking or self._events < 0:
+        elif self.fd >= 0:
+            self._advance_or_watch()
+
+    def _advance_or_watch(self) -> None:
+        if self._nonblocking or self._events < 0:
             self.advance()
         else:
             self._watch()
@@ -322,7 +330,7 @@ class _Sink:
     def finish(self) -> None:
         """Nothing more comes. What waits is still written, if there is somebody to take it."""
         self._ending = True
-        if not self.waiting:
+        if not self.waiting or self.fd < 0:
             self._traffic.forget(self._number)
 
     def make_room(self) -> None:
@@ -510,7 +518,7 @@ class Traffic:
         self.written()
 
     def written(self) -> None:
-        if not any(sink.waiting for sink in self._sinks.values()):
+        if not any(sink.waiting and sink.fd >= 0 for sink in self._sinks.values()):
             self._written, calls = [], self._written
             for call in calls:
                 call()

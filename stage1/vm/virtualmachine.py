@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from common.errors import PodError
+from common.errors import LaunchError, PodError
 from stage1 import appsockets, apptree, channel, supervisor
 from stage1.cgroup import PodCgroup, Report
 from stage1.channel import Channel
@@ -44,6 +44,7 @@ class VirtualMachine:
 
     def __init__(self, plan: PodPlan, machine: Machine, cgroup: PodCgroup) -> None:
         self.pid = 0
+        self.is_up = False
         self._plan = plan
         self._machine = machine
         self._cgroup = cgroup
@@ -74,6 +75,12 @@ class VirtualMachine:
             self._virtiofsd = self._share.serve(
                 self._machine, self._qemu.pidfd, self._qemu.share, self._qemu.complaints, cgroup
             )
+        except LaunchError as error:
+            if not self.pid:
+                raise
+            # QEMU may have ended by now, which is why, and has said more about it.
+            self.end()
+            raise LaunchError(f"{error.message}{self._last()}", hint=error.hint) from error
         finally:
             if cgroup >= 0:
                 os.close(cgroup)
@@ -100,6 +107,8 @@ class VirtualMachine:
 
     def _is_up(self, _kernel: str) -> None:
         self._deadline.cancel()
+        self.is_up = True
+        self._monitor("up", [])
 
     def _is_late(self) -> None:
         self._monitor(f"broken the virtual machine was not up after {self._machine.boot_timeout} s{self._last()}", [])
@@ -209,6 +218,8 @@ class VirtualMachine:
             self._switched_off = True
             os.kill(self.pid, signal.SIGKILL)
             return {}
+        if op == "process":
+            return {"pid": self.pid}
         if op == "enter":
             if self._bridge is None:
                 raise PodError("the pod's virtual machine is not up yet")

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
@@ -60,11 +60,11 @@ class Rkpy:
         assert done.err.count("\n") == 1, done
         return done.err
 
-    def start(self, *words: object) -> subprocess.Popen[str]:
-        """A command left running, its streams piped."""
-        return subprocess.Popen(
-            self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment()
-        )
+    def start(
+        self, *words: object, stdout: IO[str] | int = subprocess.PIPE, stderr: IO[str] | int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
+        """A command left running, its streams piped unless it is said otherwise."""
+        return subprocess.Popen(self.command(*words), stdout=stdout, stderr=stderr, text=True, env=self.environment())
 
     def fly(self, *words: object) -> Done:
         """`run` under fly without verification."""

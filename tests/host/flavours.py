@@ -21,12 +21,13 @@ from typing import IO, Any, NamedTuple
 
 import pytest
 
+from stage1 import logreader, poddir, supervised
 from tests import images
 from tests.host.commands import Rkpy
 from tests.host.oci import build_oci
 
-DEADLINE = 30.0
-"""Seconds until a test gives up waiting for what should take milliseconds."""
+DEADLINE = 60.0
+"""Seconds until a test gives up waiting for what should take milliseconds, or a few seconds where a machine boots."""
 
 NAMESPACES = "namespaces"
 """Processes, hostname, IPC and network of its own, a closed /dev, and nothing of the host's to write to."""
@@ -46,6 +47,13 @@ ALL_IDS = "all IDs"
 """Every number there is can be a user."""
 FLY = "fly"
 """What only fly does, because everything but the root is the host's."""
+HERE = "this kernel"
+"""The pod's kernel is the host's, so its devices, IPC, special files and namespaces can be had, and told apart."""
+QUICK = "quick"
+"""A pod costs next to nothing, so a test may start as many as it likes. A machine takes seconds to boot: what the same
+supervisor does in there is asked of few of them, in test_machine_apps.py."""
+MACHINE = "machine"
+"""What only kvm does, because the pod has a kernel of its own."""
 
 
 class Variant(NamedTuple):
@@ -53,15 +61,23 @@ class Variant(NamedTuple):
 
     name: str
     words: tuple[str, ...]
-    """Flags of `rkpy run`."""
+    """Flags of `rkpy run`, and of `rkpy app sandbox`."""
     claims: frozenset[str]
+    shares: bool = False
+    """Tests share one pod where they can: what wants nothing special of its pod is an app added to it."""
 
 
 _OWN = frozenset({NAMESPACES, CAPABILITIES, SECCOMP, LIMITS, SUPERVISED, SEVERAL, TERMINAL, IMPLICIT})
+_HERE = frozenset({HERE, QUICK})
+KVM = Variant(
+    # Emulated: it is the one that works everywhere.
+    "kvm", ("--stage1=kvm", "--kvm-accel=tcg", "--net=none"), _OWN | {HOST_IDS, ALL_IDS, MACHINE}, shares=True
+)  # fmt: skip
 VARIANTS = (
-    Variant("fly", ("--stage1=fly",), frozenset({HOST_IDS, ALL_IDS, FLY})),
-    Variant("nspawn", ("--stage1=nspawn", "--net=none"), _OWN | {HOST_IDS, ALL_IDS}),
-    Variant("nspawn-users", ("--stage1=nspawn", "--net=none", "--private-users"), _OWN),
+    Variant("fly", ("--stage1=fly",), _HERE | {HOST_IDS, ALL_IDS, FLY}),
+    Variant("nspawn", ("--stage1=nspawn", "--net=none"), _OWN | _HERE | {HOST_IDS, ALL_IDS}),
+    Variant("nspawn-users", ("--stage1=nspawn", "--net=none", "--private-users"), _OWN | _HERE),
+    KVM,
 )
 
 
@@ -172,6 +188,80 @@ web:x:33:34:Web:/srv/www:/bin/ash
 """
 GROUP = "root:x:0:\nweb:x:34:\nstaff:x:50:web\n1000:x:777:\n"
 
+
+class Shared:
+    """A pod that runs, to which apps are added, one at a time."""
+
+    def __init__(self, rkpy: Rkpy, variant: Variant, place: Path) -> None:
+        file = place / "uuid"
+        self._rkpy = rkpy
+        self._count = 0
+        self._removing: subprocess.Popen[str] | None = None
+        self._said = place / "stderr"
+        with self._said.open("w") as said:
+            words = ("--insecure-options=image", "app", "sandbox", *variant.words, f"--uuid-file-save={file}")
+            self._process = rkpy.start(*words, stdout=subprocess.DEVNULL, stderr=said)
+        self.uuid = Running(self._process, file).uuid
+        self.directory = str(rkpy.data / "pods/run" / self.uuid)
+        rkpy.ok("status", "--wait-ready", self.uuid)
+
+    def run(self, words: Sequence[str]) -> Result:
+        """An app, to its end; `words` are what `rkpy app add` takes."""
+        self._count += 1
+        name = f"a{self._count}"
+        self._wait_removed()
+        before = self._said.stat().st_size
+        image, *rest = words
+        added = self._rkpy("--insecure-options=image", "app", "add", self.uuid, image, f"--name={name}", *rest)
+        if added.status:
+            return Result(shell_status(added.status), added.out, added.err)
+        self._rkpy.ok("app", "start", f"--app={name}", self.uuid)
+        until(lambda: supervised.app_states(self.directory)[name] == "exited", lambda: self._told(before))
+        ending = poddir.read_ending(self.directory, name)
+        assert ending is not None
+        texts = {"stdout": b"", "stderr": added.err.encode() + self._told(before).encode()}
+        for entry in logreader.read(self.directory, [name]):
+            texts[entry.stream] += entry.data
+        self._removing = self._rkpy.start("app", "rm", f"--app={name}", self.uuid)
+        return Result(ending.status, texts["stdout"].decode(), texts["stderr"].decode())
+
+    def _told(self, start: int) -> str:
+        """What the command itself has said since, and not its apps."""
+        lines = self._said.read_text()[start:].splitlines(keepends=True)
+        return "".join(line for line in lines if line.startswith("rkpy: "))
+
+    def _wait_removed(self) -> None:
+        removing, self._removing = self._removing, None
+        if removing is not None:
+            told = removing.communicate(timeout=DEADLINE)
+            assert removing.returncode == 0, told
+
+    def end(self) -> None:
+        self._wait_removed()
+        self._rkpy("stop", "--force", self.uuid)
+        self._process.wait(timeout=DEADLINE)
+
+
+def _as_added(pod: Sequence[object]) -> list[str] | None:
+    """Flags of a pod as those of an app that is added to one; None where that is not possible."""
+    volumes = {}
+    targets = []
+    for flag in map(str, pod):
+        name, _, text = flag.partition("=")
+        if name == "--volume":
+            volume, _, options = text.partition(",")
+            volumes[volume] = options
+        elif name == "--mount":
+            fields = dict(field.split("=", 1) for field in text.split(","))
+            targets.append((fields.pop("volume"), fields.pop("target")))
+            assert not fields, flag
+        else:
+            return None
+    if sorted(volumes) != sorted(volume for volume, _ in targets):
+        return None
+    return [f"--mnt-volume=name={volume},target={target},{volumes[volume]}" for volume, target in targets]
+
+
 Files = Mapping[str, bytes | str]
 NO_FILES: Files = {}
 Arrange = Callable[[Path], object]
@@ -186,6 +276,7 @@ class Ground:
         self.inspector = inspector
         self._images: dict[str, str] = {}
         self._count = 0
+        self._shared: dict[Variant, Shared] = {}
 
     # Images
 
@@ -245,9 +336,9 @@ class Ground:
         return ["--insecure-options=image", "run", *variant.words, *pod]
 
     def app(self, ask: str | Sequence[str], *flags: str, image: str = "") -> list[str]:
-        """The words of a command line for one app."""
+        """The words of a command line for one app; without an `ask` it does what its image says."""
         words = ask.split(" ") if isinstance(ask, str) else ask
-        return [image or self.image(), *flags, "--", *words]
+        return [image or self.image(), *flags, *(["--", *words] if words else [])]
 
     def run(
         self,
@@ -257,9 +348,19 @@ class Ground:
         image: str = "",
         pod: Sequence[object] = (),
     ) -> Result:
-        """A pod of one app, to its end; `flags` are the app's."""
+        """A pod of one app, to its end; `flags` are the app's. Where a variant's pods are shared the app is added to
+        one, unless it wants more of its pod than volumes."""
+        added = _as_added(pod) if variant.shares else None
+        if added is not None:
+            return self.shared(variant).run(self.app(ask, *flags, *added, image=image))
         done = self.rkpy(*self.words(variant, *pod), *self.app(ask, *flags, image=image))
         return Result(shell_status(done.status), done.out, done.err)
+
+    def shared(self, variant: Variant) -> Shared:
+        """The pod that runs for apps of this variant, until the last test has ended."""
+        if variant not in self._shared:
+            self._shared[variant] = Shared(self.rkpy, variant, self.new("shared"))
+        return self._shared[variant]
 
     def ask(self, variant: Variant, ask: str | Sequence[str], *flags: str, **more: Any) -> list[str]:
         """The lines of a pod that has to succeed."""
@@ -304,6 +405,8 @@ class Ground:
         return dict(line.split("=", 1) for line in self.rkpy.ok("status", uuid).splitlines() if "=" in line)
 
     def stop_all(self) -> None:
+        while self._shared:
+            self._shared.popitem()[1].end()
         found: list[dict[str, Any]] = []
 
         def running() -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.host import activating, flavours
 from tests.host.activating import Handed, ask, listening, port
-from tests.host.flavours import SEVERAL, SUPERVISED, Ground, Variant, every
+from tests.host.flavours import HERE, SEVERAL, SUPERVISED, Ground, Variant, every
 from tests.host.networked import Site, connected, until
 from tests.netlab import Lab
 
@@ -31,7 +31,7 @@ def variables(lines: list[str]) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if line.startswith("LISTEN_"))
 
 
-@every()
+@every(HERE)
 def test_the_only_app_gets_all_in_order(ground: Ground, variant: Variant) -> None:
     with listening() as one, listening(socket.SOCK_DGRAM) as other:
         handed = Handed([("one.socket", one), ("other", other)])
@@ -47,7 +47,7 @@ def test_the_only_app_gets_all_in_order(ground: Ground, variant: Variant) -> Non
     assert "ignores" not in result.err
 
 
-@every()
+@every(HERE)
 def test_they_are_no_paths_and_nothing_else_comes_along(ground: Ground, variant: Variant) -> None:
     """A Unix socket and a pipe are passed as they are; of fly an app has the pod's lock besides."""
     reading, writing = os.pipe()
@@ -64,7 +64,7 @@ def test_they_are_no_paths_and_nothing_else_comes_along(ground: Ground, variant:
     assert len(kinds) == (6 if variant.name == "fly" else 5), result
 
 
-@every()
+@every(HERE)
 def test_without_sockets_there_are_no_variables(ground: Ground, variant: Variant) -> None:
     """Also when the variables are there, and meant for somebody else."""
     stale = Handed((), {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "x", "LISTEN_PIDFDID": "1"})
@@ -74,7 +74,7 @@ def test_without_sockets_there_are_no_variables(ground: Ground, variant: Variant
     assert (result.status, variables(result.lines)) == (0, {}), result
 
 
-@every()
+@every(HERE)
 def test_a_port_that_waits_in_vain_is_told_of_once(ground: Ground, variant: Variant) -> None:
     image = ground.image(ports=[HTTP])
     result = activating.run(ground, Handed(), *ground.words(variant), *ground.app("say hello", image=image))
@@ -82,7 +82,7 @@ def test_a_port_that_waits_in_vain_is_told_of_once(ground: Ground, variant: Vari
     assert (result.status, result.err.count(word)) == (0, 1), result
 
 
-@every(SEVERAL)
+@every(SEVERAL, HERE)
 def test_each_app_gets_its_own(ground: Ground, variant: Variant) -> None:
     """By name, and by the number of the host's port; an app sees nothing of the other's."""
     with listening() as named, listening() as numbered:
@@ -102,7 +102,7 @@ def test_each_app_gets_its_own(ground: Ground, variant: Variant) -> None:
     assert [line for line in said if "LISTEN_FDNAMES" in line[1]] == [("web", "LISTEN_FDNAMES=web.socket")]
 
 
-@every(SEVERAL)
+@every(SEVERAL, HERE)
 def test_what_belongs_to_nobody_is_an_error(ground: Ground, variant: Variant) -> None:
     pods = ground.rkpy.pods()
     with listening() as lost:
@@ -119,7 +119,7 @@ def test_what_belongs_to_nobody_is_an_error(ground: Ground, variant: Variant) ->
     assert ground.rkpy.pods() == pods
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, HERE)
 def test_each_start_gets_them_and_no_connection_is_lost(ground: Ground, variant: Variant) -> None:
     with listening() as made:
         app = ground.app("answer 3 one 1 + fds + env", "--restart=always")
@@ -132,7 +132,7 @@ def test_each_start_gets_them_and_no_connection_is_lost(ground: Ground, variant:
     assert len(pids) >= 3, result
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, HERE)
 def test_a_connection_ends_when_the_app_closes_it(ground: Ground, variant: Variant) -> None:
     """With Accept=yes it is the connection that is handed over: nobody else may keep it open."""
     with listening() as made, socket.create_connection(made.getsockname(), timeout=flavours.DEADLINE) as client:
@@ -145,7 +145,7 @@ def test_a_connection_ends_when_the_app_closes_it(ground: Ground, variant: Varia
                 ground.rkpy.ok("stop", "--force", pod.uuid)
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, HERE)
 def test_handlers_do_not_get_them(ground: Ground, variant: Variant) -> None:
     handlers = [
         {"name": "pre-start", "exec": ["/bin/inspect", "fds"]},
@@ -162,7 +162,7 @@ def test_handlers_do_not_get_them(ground: Ground, variant: Variant) -> None:
     assert not [line for line in after.splitlines() if line.startswith("3")], result
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, HERE)
 def test_enter_does_not_get_them(ground: Ground, variant: Variant) -> None:
     with listening() as made:
         app = ground.app("answer 3 up 1 + sleep")
@@ -174,7 +174,7 @@ def test_enter_does_not_get_them(ground: Ground, variant: Variant) -> None:
     assert not [line for line in found.splitlines() if line.startswith("3")], found
 
 
-@every()
+@every(HERE)
 def test_a_pod_prepared_before_gets_them_when_it_runs(ground: Ground, variant: Variant) -> None:
     flags = [word for word in variant.words if not word.startswith("--net")]
     net = [word for word in variant.words if word.startswith("--net")]
@@ -188,7 +188,7 @@ def test_a_pod_prepared_before_gets_them_when_it_runs(ground: Ground, variant: V
             assert pod.wait().status == 0
 
 
-@every(SEVERAL)
+@every(SEVERAL, HERE)
 def test_a_published_port_that_is_listened_on_is_not_led_into_the_pod(ground: Ground, variant: Variant) -> None:
     """Pods without any network take such ports: the connection needs none."""
     with listening() as made:
@@ -252,7 +252,7 @@ def test_a_port_that_systemd_holds_is_neither_claimed_nor_led_into_the_pod(site:
 # --- what an app may not do
 
 
-@every(SEVERAL)
+@every(SEVERAL, HERE)
 def test_an_app_reaches_no_socket_of_another(ground: Ground, variant: Variant) -> None:
     """Neither through PID 1, which holds it for later starts, nor by the number of its descriptor."""
     look = "try readlink /proc/1/fd/9 + try open /proc/1/fd/9 r + try receive 3 + fds"
@@ -269,7 +269,7 @@ def test_an_app_reaches_no_socket_of_another(ground: Ground, variant: Variant) -
             assert pod.wait().status == 0
 
 
-@every(SEVERAL)
+@every(SEVERAL, HERE)
 def test_a_sandbox_takes_none(ground: Ground, variant: Variant) -> None:
     with listening() as made:
         handed = Handed([("http", made)])

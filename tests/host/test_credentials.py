@@ -14,7 +14,18 @@ from common import syscalls
 from stage1 import credentials, mounts
 from tests.host import activating, flavours
 from tests.host.activating import Handed
-from tests.host.flavours import CAPABILITIES, HOST_IDS, NAMESPACES, SEVERAL, SUPERVISED, Ground, Variant, every, until
+from tests.host.flavours import (
+    CAPABILITIES,
+    HOST_IDS,
+    NAMESPACES,
+    QUICK,
+    SEVERAL,
+    SUPERVISED,
+    Ground,
+    Variant,
+    every,
+    until,
+)
 
 PLACE = "/run/host/credentials"
 SECRET = "s3cr3t-Zq8"
@@ -40,7 +51,7 @@ def service(tmp_path: Path) -> Handed:
     return Handed((), {"CREDENTIALS_DIRECTORY": str(place)})
 
 
-@every()
+@every(QUICK)
 def test_an_app_has_those_of_the_service_and_of_flags(
     ground: Ground, variant: Variant, service: Handed, tmp_path: Path
 ) -> None:
@@ -61,7 +72,7 @@ def test_an_app_has_those_of_the_service_and_of_flags(
     assert "".join(result.lines[start + 4 :]) == f"{SECRET}{SECRET}from a fileaA", result
 
 
-@every()
+@every(QUICK)
 def test_only_the_apps_user_reads_them_and_nobody_writes(ground: Ground, variant: Variant, service: Handed) -> None:
     ask = (
         f"stat {PLACE} + stat {PLACE}/password + read {PLACE}/password + try write {PLACE}/password x"
@@ -73,7 +84,7 @@ def test_only_the_apps_user_reads_them_and_nobody_writes(ground: Ground, variant
     assert result.out.count("Read-only file system") + result.out.count("EROFS") == 4, result
 
 
-@every()
+@every(QUICK)
 def test_another_user_of_the_app_does_not(ground: Ground, variant: Variant, service: Handed) -> None:
     """The inspector becomes somebody else before it looks."""
     ask = f"become 44 44 + try list {PLACE} + try read {PLACE}/password"
@@ -82,7 +93,7 @@ def test_another_user_of_the_app_does_not(ground: Ground, variant: Variant, serv
     assert result.out.count("Permission denied") == 2, result
 
 
-@every(CAPABILITIES)
+@every(CAPABILITIES, QUICK)
 def test_root_of_the_pod_cannot_fill_the_memory_with_them(ground: Ground, variant: Variant, service: Handed) -> None:
     """Be it that it makes them writable: that takes CAP_SYS_ADMIN."""
     app = ground.app(f"statvfs {PLACE}")
@@ -95,14 +106,14 @@ def test_root_of_the_pod_cannot_fill_the_memory_with_them(ground: Ground, varian
     assert "noswap" in line or " - ramfs " in line, line
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_restarts_find_them(ground: Ground, variant: Variant, service: Handed) -> None:
     app = ground.app(f"read {PLACE}/password + say  + exit 1", "--restart=on-failure:2", "--user=web", "--group=web")
     result = activating.run(ground, service, *ground.words(variant), *app)
     assert result.lines == [SECRET] * 3, result
 
 
-@every()
+@every(QUICK)
 def test_enter_finds_them(ground: Ground, variant: Variant, service: Handed) -> None:
     stay = ground.app("say up + sleep", "--user=web", "--group=web")
     with activating.running(ground, service, ground.words(variant), stay) as pod:
@@ -115,7 +126,7 @@ def test_enter_finds_them(ground: Ground, variant: Variant, service: Handed) -> 
     assert "Permission denied" in refused.out
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_each_app_has_a_copy_for_its_own_user(ground: Ground, variant: Variant, service: Handed) -> None:
     ask = f"read {PLACE}/password + say "
     apps = [*ground.app(ask, "--name=a", "--user=web"), "---", *ground.app(ask, "--name=b", "--user=1000")]
@@ -123,7 +134,7 @@ def test_each_app_has_a_copy_for_its_own_user(ground: Ground, variant: Variant, 
     assert result.out.count(SECRET) == 2, result
 
 
-@every()
+@every(QUICK)
 def test_they_are_in_no_file_of_the_pod_and_no_command_line(ground: Ground, variant: Variant) -> None:
     secret = f"{SECRET}-{variant.name}"
     words = ground.words(variant, f"--set-credential=password:{secret}")
@@ -139,7 +150,7 @@ def test_they_are_in_no_file_of_the_pod_and_no_command_line(ground: Ground, vari
     assert done.stdout == ""
 
 
-@every(SUPERVISED, NAMESPACES)
+@every(SUPERVISED, NAMESPACES, QUICK)
 def test_a_pod_that_runs_again_has_what_this_run_was_given(ground: Ground, variant: Variant) -> None:
     ask = f"try list {PLACE} + env"
     file = ground.new("uuid") / "uuid"
@@ -154,7 +165,7 @@ def test_a_pod_that_runs_again_has_what_this_run_was_given(ground: Ground, varia
     assert "b\n" not in third.out
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_apps_that_are_added_later_have_them(ground: Ground, variant: Variant) -> None:
     with ground.running_command(["app", "sandbox", *variant.words, f"--set-credential=late:{SECRET}"]) as pod:
         ground.rkpy.ok("app", "add", pod.uuid, *ground.app(f"env + read {PLACE}/late", "--name=late"))
@@ -174,7 +185,7 @@ HOSTILE = {
 }
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, QUICK)
 @pytest.mark.parametrize("case", HOSTILE)
 def test_an_image_that_is_in_the_way(ground: Ground, variant: Variant, case: str) -> None:
     files, text = HOSTILE[case]
@@ -183,7 +194,7 @@ def test_an_image_that_is_in_the_way(ground: Ground, variant: Variant, case: str
     assert text in result.err, result
 
 
-@every(HOST_IDS)
+@every(HOST_IDS, QUICK)
 def test_a_link_of_the_image_leads_nowhere_on_the_host(ground: Ground, variant: Variant, tmp_path: Path) -> None:
     image = ground.image({"run/host/credentials": f"->{tmp_path}"})
     result = ground.run(variant, f"list {PLACE}", image=image, pod=("--set-credential=a:1",))

@@ -20,7 +20,7 @@ import pytest
 from common import syscalls
 from tests.host import flavours
 from tests.host.commands import ROOT
-from tests.host.flavours import DEADLINE, NAMESPACES, VARIANTS, Ground, Variant, every, until
+from tests.host.flavours import DEADLINE, HERE, NAMESPACES, VARIANTS, Ground, Variant, every, until
 from tests.host.test_supervised import Terminal
 
 FLY = VARIANTS[0]
@@ -82,7 +82,7 @@ def test_control_the_calls_reach_the_kernel_from_the_host(inspector: str) -> Non
     assert {answer for answer in optional.values() if answer in DENIALS} <= {"ENOSYS"}, optional
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("user", ["root", "web"])
 def test_calls_are_denied(ground: Ground, variant: Variant, user: str) -> None:
     seen = answers(ground.ask(variant, all_calls(CALLS + OPTIONAL_CALLS), f"--user={user}"))
@@ -90,7 +90,7 @@ def test_calls_are_denied(ground: Ground, variant: Variant, user: str) -> None:
     assert not {name: answer for name, answer in seen.items() if answer not in DENIALS}
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_control_the_calls_are_there_for_a_pod_that_is_trusted(ground: Ground, variant: Variant) -> None:
     """With everything switched off the filter is gone, and what the pod owns is its own: mounts, names."""
     names = ("mount", "fsopen", "keyctl", "sethostname", "unshare_mount", "setns")
@@ -99,7 +99,7 @@ def test_control_the_calls_are_there_for_a_pod_that_is_trusted(ground: Ground, v
     assert not {name: answer for name, answer in seen.items() if answer in DENIALS}, seen
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_private_users_have_no_power_over_the_host(ground: Ground, variant: Variant) -> None:
     """With every capability and no filter: in a user namespace it still means nothing outside; without one it does."""
     names = ("swapon", "acct", "adjtimex", "syslog", "userfaultfd")
@@ -123,7 +123,7 @@ def with_key(ground: Ground, *words: object) -> list[str]:
     return done.stdout.splitlines()[1:]
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_keys_of_the_caller_are_not_inherited(ground: Ground, variant: Variant, tmp_path: Path) -> None:
     """Where no filter keeps an app from its session keyring, which fork(2) and execve(2) hand on."""
     find = "find-key callers"
@@ -148,7 +148,7 @@ WRITABLE = (
 )  # fmt: skip
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_switches_of_the_kernel_cannot_be_opened_for_writing(ground: Ground, variant: Variant) -> None:
     there = [path for path in WRITABLE if os.path.exists(path)]
     assert len(there) > 2
@@ -168,7 +168,7 @@ def sleeper() -> Iterator[int]:
     process.wait()
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_the_supervisor_shows_nothing(ground: Ground, variant: Variant, sleeper: int) -> None:
     """PID 1 is Python code of ours: its memory, descriptors and root are not the app's to look at."""
     names = ("root", "cwd", "exe", "fd/0", "fd/1", "mem", "environ", "maps")
@@ -181,7 +181,7 @@ def test_the_supervisor_shows_nothing(ground: Ground, variant: Variant, sleeper:
 PTRACE = ("--caps-retain=CAP_SYS_PTRACE,CAP_DAC_OVERRIDE,CAP_DAC_READ_SEARCH", "--seccomp=mode=retain,@appc.io/all")
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_the_supervisor_has_nothing_of_the_hosts_to_show(
     ground: Ground, variant: Variant, victim: Path, sleeper: int
 ) -> None:
@@ -193,7 +193,7 @@ def test_the_supervisor_has_nothing_of_the_hosts_to_show(
     assert set(answers(seen[1:]).values()) <= allowed, seen
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_the_supervisor_has_nothing_of_the_callers_to_show(
     ground: Ground, variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +207,7 @@ def test_the_supervisor_has_nothing_of_the_callers_to_show(
     assert b"PASSWORD=of-the-caller" not in variables
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_descriptors_of_the_caller_do_not_stay_with_the_pod(ground: Ground, variant: Variant, tmp_path: Path) -> None:
     stray = os.open(tmp_path, os.O_RDONLY)
     command = ground.rkpy.command(*ground.words(variant), *ground.app("say up + sleep"))
@@ -222,7 +222,7 @@ def test_descriptors_of_the_caller_do_not_stay_with_the_pod(ground: Ground, vari
     assert str(tmp_path) not in held
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_namespaces_of_others_cannot_be_entered(ground: Ground, variant: Variant, sleeper: int) -> None:
     control = answers(ground.ask(FLY, f"setns /proc/{sleeper}/ns/uts + setns /proc/{sleeper}/ns/net"))
     assert set(control.values()) == {"ok"}, control
@@ -231,7 +231,7 @@ def test_namespaces_of_others_cannot_be_entered(ground: Ground, variant: Variant
     assert not {name: answer for name, answer in seen.items() if answer not in DENIALS}, seen
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_there_is_no_way_back_to_the_hosts_mounts(ground: Ground, variant: Variant, victim: Path, sleeper: int) -> None:
     """Not even for one who may enter namespaces: none that can be seen has the host's files."""
     control = ["unshare", "--mount", ground.inspector, "setns", f"/proc/{sleeper}/ns/mnt"]
@@ -245,7 +245,7 @@ def test_there_is_no_way_back_to_the_hosts_mounts(ground: Ground, variant: Varia
 # --- other processes
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_processes_of_the_host_cannot_be_reached(ground: Ground, variant: Variant, sleeper: int) -> None:
     ask = f"kill {sleeper} 0 + kill {sleeper} 18 + ptrace {sleeper} + open /proc/{sleeper}/mem rw"
     assert ground.ask(FLY, ask) == [f"{sleeper}: ok"] * 3 + [f"/proc/{sleeper}/mem: ok"], "the control"
@@ -255,7 +255,7 @@ def test_processes_of_the_host_cannot_be_reached(ground: Ground, variant: Varian
     assert seen[3] == f"/proc/{sleeper}/mem: ENOENT"
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_the_supervisor_does_not_die_of_its_pod(ground: Ground, variant: Variant) -> None:
     """SIGTERM and SIGINT are not among these: to PID 1 they are requests to stop the pod, as to systemd, and whoever
     may kill its apps may ask."""
@@ -268,7 +268,7 @@ def test_the_supervisor_does_not_die_of_its_pod(ground: Ground, variant: Variant
 # --- sockets
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_sockets_of_the_host_cannot_be_reached(ground: Ground, variant: Variant) -> None:
     name = f"rkpy-escape-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as abstract, socket.socket() as internet:
@@ -305,7 +305,7 @@ def left_to_read(terminal: Terminal) -> bytes:
 
 
 @pytest.mark.parametrize("flags", [[], ["--interactive"]], ids=["plain", "interactive"])
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_nothing_is_typed_into_the_callers_terminal(
     ground: Ground, variant: Variant, flags: list[str], terminal_of: list[Terminal]
 ) -> None:
@@ -341,7 +341,7 @@ def callers(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
     os.close(slave)
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_files_and_terminals_of_the_caller_stay_the_callers(
     ground: Ground, variant: Variant, callers: Callable[..., list[str]]
 ) -> None:
@@ -375,7 +375,7 @@ def disk() -> tuple[int, int]:
     raise AssertionError("no block device")
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("place", ["/disk", "/dev/disk", "/dev/shm/disk", "/tmp/disk"])
 def test_a_device_made_by_the_app_cannot_be_opened(ground: Ground, variant: Variant, place: str) -> None:
     major, minor = disk()
@@ -385,7 +385,7 @@ def test_a_device_made_by_the_app_cannot_be_opened(ground: Ground, variant: Vari
         assert opened in (f"{place}: EACCES", f"{place}: EPERM", f"{place}: ENOENT")
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_device_in_an_image_cannot_be_opened(ground: Ground, variant: Variant, copied: bool) -> None:
     major, minor = disk()
@@ -424,7 +424,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Path]]:
     assert after == before
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_devices_keep_owner_and_mode(ground: Ground, variant: Variant, nodes: list[Path]) -> None:
     """Those of an app are mounts of the host's, and so is its standard input: closed by one, it is closed for all."""
     ask = " + ".join(f"chmod {path} 640 + chown {path} 33 33 + open {path} rw" for path in nodes)
@@ -440,7 +440,7 @@ def test_control_devices_of_a_pod_that_has_the_hosts(ground: Ground, nodes: list
 # --- what an image can have in the place of directories
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("name", ["dev", "proc", "sys", "etc", "tmp", "run", "dev/shm", "etc/resolv.conf", "etc/hosts"])
 @pytest.mark.parametrize("up", ["", "../../../../../../../../../../.."], ids=["absolute", "relative"])
 def test_links_in_the_place_of_directories(ground: Ground, variant: Variant, victim: Path, name: str, up: str) -> None:
@@ -469,7 +469,7 @@ def test_links_in_the_place_of_directories(ground: Ground, variant: Variant, vic
         assert result.err.count("\n") == 1, result
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("up", ["", "../../../../../../../../../../.."], ids=["absolute", "relative"])
 def test_volume_targets_stay_in_the_root(
     ground: Ground, variant: Variant, victim: Path, tmp_path: Path, up: str
@@ -487,7 +487,7 @@ def test_volume_targets_stay_in_the_root(
     assert (seen.status, seen.lines) in [(0, ["volume", "volume"]), (254, [])], seen
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("target", ["/proc", "/proc/self/attr", "/proc/sys/kernel", "/sys/kernel", "/dev/fd/3"])
 def test_volumes_over_files_of_the_kernel(ground: Ground, variant: Variant, tmp_path: Path, target: str) -> None:
     """CVE-2019-16884: a fake /proc would swallow what the engine writes there; and what is masked stays masked."""
@@ -503,7 +503,7 @@ def test_volumes_over_files_of_the_kernel(ground: Ground, variant: Variant, tmp_
     assert [path.name for path in (tmp_path / "fake").iterdir()] == ["sys"]
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_volumes_whose_links_are_swapped_meanwhile(
     ground: Ground, variant: Variant, victim: Path, tmp_path: Path
 ) -> None:
@@ -538,14 +538,14 @@ HOSTILE_PASSWD = [
 ]
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("head", HOSTILE_PASSWD, ids=range(4))
 def test_hostile_account_files(ground: Ground, variant: Variant, head: bytes) -> None:
     image = ground.image(files={"etc/passwd": head + flavours.PASSWD.encode()})
     assert ground.ask(variant, "id", "--user=web", "--group=web", image=image)[0] == "uid 33 33 33"
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("what", ["fifo", "large", "device"])
 def test_account_files_that_are_none(ground: Ground, variant: Variant, what: str) -> None:
     def arrange(root: Path) -> None:
@@ -565,7 +565,7 @@ def test_account_files_that_are_none(ground: Ground, variant: Variant, what: str
 # --- shocker: files by handle
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_files_by_handle(ground: Ground, variant: Variant, tmp_path: Path) -> None:
     """From any file of the host that a pod can see, the whole file system can be had by one who may."""
     (tmp_path / "file").write_text("")
@@ -601,7 +601,7 @@ def test_control_a_descriptor_of_the_hosts_root_is_a_way_out(ground: Ground, vic
     assert done.stdout.splitlines() == [f"/proc/self/fd/{leaked}: ok", "the host's"]
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_no_working_directory_is_a_way_out(ground: Ground, variant: Variant, victim: Path) -> None:
     def arrange(root: Path) -> None:
         for number in NUMBERS:
@@ -620,7 +620,7 @@ def test_no_working_directory_is_a_way_out(ground: Ground, variant: Variant, vic
     os.close(leaked)
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_no_working_directory_of_enter_is_a_way_out(ground: Ground, variant: Variant, victim: Path) -> None:
     leaked = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     with ground.running(variant, ground.app("say up + sleep")) as running:
@@ -637,7 +637,7 @@ def test_no_working_directory_of_enter_is_a_way_out(ground: Ground, variant: Var
     os.close(leaked)
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_a_handler_afterwards_has_nothing_of_the_hosts(
     ground: Ground, variant: Variant, tmp_path: Path, terminal_of: list[Terminal]
 ) -> None:
@@ -701,7 +701,7 @@ def test_control_a_program_that_ran_can_be_opened_for_writing(inspector: str, in
 SCRIPT = "#!/proc/self/exe\n"
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("flags", [(), PTRACE], ids=["plain", "may-trace"])
 def test_the_engines_program_cannot_be_written(
     ground: Ground, variant: Variant, copied: Interpreter, flags: tuple[str, ...]
@@ -720,7 +720,7 @@ def test_the_engines_program_cannot_be_written(
     assert not [line for line in result.lines if line.startswith("opened")], result
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 @pytest.mark.parametrize("program", ["/proc/self/exe", "/bin/script", "/bin/link", "/proc/1/exe"])
 def test_the_engine_as_the_app(ground: Ground, variant: Variant, copied: Interpreter, program: str) -> None:
     """It may run, as any program; beside it somebody tries to write to it, and PID 1 goes on after it has ended."""
@@ -761,7 +761,7 @@ def test_control_python_imports_from_where_it_is(tmp_path: Path) -> None:
     assert done.stderr.startswith("taken over as 0\n"), done
 
 
-@every()
+@every(HERE)
 def test_no_module_of_the_image_is_imported(ground: Ground, variant: Variant) -> None:
     image = ground.image(arrange=put_modules)
     message = '"/bin/strange": its interpreter "/nowhere\\x01\\u200b" is not in the image\n'
@@ -780,7 +780,7 @@ def test_no_module_of_the_image_is_imported(ground: Ground, variant: Variant) ->
 # --- after all that
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, HERE)
 def test_a_pod_leaves_no_trace_in_the_hosts_tables(ground: Ground, variant: Variant) -> None:
     """Mounts made in a pod, by one who may, stay there."""
     before = Path("/proc/self/mountinfo").read_text()

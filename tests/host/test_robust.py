@@ -18,7 +18,7 @@ import pytest
 from common import syscalls
 from stage1 import control, poddir
 from tests.host import flavours
-from tests.host.flavours import NAMESPACES, SUPERVISED, Ground, Running, Variant, every, until
+from tests.host.flavours import NAMESPACES, QUICK, SUPERVISED, Ground, Running, Variant, every, until
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def monitor_of(running: Running) -> int:
 # --- signals at any moment
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_stop_is_not_lost_while_the_pod_starts(ground: Ground, variant: Variant) -> None:
     for _ in range(5):
         with ground.running(variant, ground.app("sleep")) as running:
@@ -51,7 +51,7 @@ def test_a_stop_is_not_lost_while_the_pod_starts(ground: Ground, variant: Varian
             assert (result.err, result.status in (0, 128 + signal.SIGTERM)) == ("", True)
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_interrupted_while_it_starts(ground: Ground, variant: Variant) -> None:
     """^C when the interpreter has been executed anew and still imports what it needs."""
     for _ in range(10):
@@ -65,7 +65,7 @@ def test_interrupted_while_it_starts(ground: Ground, variant: Variant) -> None:
             assert running.wait().err == ""
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_stopped_while_it_waits_for_its_next_start(ground: Ground, variant: Variant) -> None:
     app = ground.app("exit 5", "--restart=always")
     with ground.running(variant, app) as running:
@@ -77,7 +77,7 @@ def test_stopped_while_it_waits_for_its_next_start(ground: Ground, variant: Vari
     assert poddir.read_ending(place, "app") == poddir.Ending(5)
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_who_was_asked_to_end_is_known(ground: Ground, variant: Variant) -> None:
     with ground.running(variant, ground.app("say up + sleep")) as running:
         assert running.line() == "up"
@@ -109,7 +109,7 @@ def ask(place: str, message: bytes, fds: list[int]) -> dict[str, object]:
         return answer
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_nonsense_does_the_pod_no_harm(ground: Ground, variant: Variant) -> None:
     app = ground.app("say up + sleep", "--stdout=stream")
     with ground.running(variant, app) as running, open(os.devnull) as null:
@@ -130,7 +130,7 @@ def test_nonsense_does_the_pod_no_harm(ground: Ground, variant: Variant) -> None
         assert running.wait().err == ""
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_more_callers_than_descriptors(ground: Ground, variant: Variant) -> None:
     with ground.running(variant, ground.app("say up + sleep")) as running:
         assert running.line() == "up"
@@ -150,7 +150,7 @@ def test_more_callers_than_descriptors(ground: Ground, variant: Variant) -> None
         assert control.request(place, {"op": "states"}) == {"states": {"app": "running"}}
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 @pytest.mark.parametrize("content", ["", "{", "5", "[]", '["LaunchSpec"]', '["Later", 1]', "null", '{"a": 1}'])
 def test_what_cannot_be_entered(ground: Ground, variant: Variant, content: str) -> None:
     """A damaged pod directory, or one a later version made."""
@@ -174,7 +174,7 @@ def small_disk(place: Path, mebibytes: int) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_an_app_that_fills_the_disk_harms_only_itself(variant: Variant, tmp_path: Path, inspector: str) -> None:
     with small_disk(tmp_path / "disk", 16) as disk, flavours.ground(disk / "ground", inspector) as ground:
         image = ground.image()
@@ -202,7 +202,7 @@ def app_pid(ground: Ground, uuid: str) -> int:
 # --- names
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, QUICK)
 @pytest.mark.parametrize("name", ["x" * 65, "a b", "a\nb", "a/b", "../x", "-a", "a..b", ".", "é"])
 def test_what_is_no_host_name(ground: Ground, variant: Variant, name: str) -> None:
     image = ground.image()
@@ -212,13 +212,13 @@ def test_what_is_no_host_name(ground: Ground, variant: Variant, name: str) -> No
     assert ground.rkpy.pods() == before
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, QUICK)
 @pytest.mark.parametrize("name", ["x" * 64, "a-b.example.com", "A_1"])
 def test_what_is_a_host_name(ground: Ground, variant: Variant, name: str) -> None:
     assert ground.ask(variant, "hostname", pod=[f"--hostname={name}"]) == [name]
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, QUICK)
 def test_debug_shows_what_is_mounted(ground: Ground, variant: Variant) -> None:
     result = ground.run(variant, "say up", pod=["--debug"])
     assert (result.lines, result.status) == (["up"], 0)

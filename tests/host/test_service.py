@@ -17,7 +17,7 @@ import pytest
 from aci.store import Store
 from tests import servers
 from tests.host import flavours, servicemanager
-from tests.host.flavours import FLY, SEVERAL, SUPERVISED, Ground, Variant, every, until
+from tests.host.flavours import FLY, QUICK, SEVERAL, SUPERVISED, Ground, Variant, every, until
 from tests.host.servicemanager import Manager, service
 from tests.images import make_aci, manifest
 
@@ -60,7 +60,7 @@ def volume(path: Path) -> list[str]:
     return [f"--volume=go,kind=host,source={path}", "--mount=volume=go,target=/go"]
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_pod_is_ready_when_its_apps_have_started(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
     words = ground.words(variant)
     with service(ground, words, [app(image, "show:NOTIFY_SOCKET")], NOTIFY_SOCKET=host.address) as running:
@@ -73,7 +73,7 @@ def test_a_pod_is_ready_when_its_apps_have_started(variant: Variant, ground: Gro
         host.until("STOPPING", "1")
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_an_app_with_the_annotation_says_when_it_is_ready(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
@@ -96,7 +96,7 @@ def test_an_app_with_the_annotation_says_when_it_is_ready(
         ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_every_app_with_the_annotation_has_to_be_ready(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
@@ -115,7 +115,7 @@ def test_every_app_with_the_annotation_has_to_be_ready(
         assert host.until("READY", "1").fields["STATUS"] == "3 apps running"
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_with_ready_notify_all_apps_are_waited_for_when_none_has_the_annotation(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
@@ -130,7 +130,7 @@ def test_with_ready_notify_all_apps_are_waited_for_when_none_has_the_annotation(
         host.until("READY", "1")
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_ready_started_does_not_wait_for_an_app_with_the_annotation(
     variant: Variant, ground: Ground, image: str, host: Manager
 ) -> None:
@@ -139,7 +139,7 @@ def test_ready_started_does_not_wait_for_an_app_with_the_annotation(
         host.until("READY", "1")
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_hostile_app_cannot_say_more_than_it_may(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
     steps = (
         "say:MAINPID=1", "say:FDSTORE=1|FDNAME=x", "say:BUSERROR=org.example", "say:STOPPING=1", "say:ERRNO=1",
@@ -157,7 +157,7 @@ def test_a_hostile_app_cannot_say_more_than_it_may(variant: Variant, ground: Gro
         assert not [text for text in host.values("STATUS") if "x" in text.removeprefix("app: ")[:3]]
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_an_app_that_never_stops_talking_is_heard_in_measure(
     variant: Variant, ground: Ground, image: str, host: Manager
 ) -> None:
@@ -174,7 +174,7 @@ def test_an_app_that_never_stops_talking_is_heard_in_measure(
         assert 0 < len(host.heard) - before <= (time.monotonic() - start) / 0.05 + 1
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_reloads_of_a_single_app_are_passed_on(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
     words = ground.words(variant)
     with service(
@@ -190,7 +190,7 @@ def test_reloads_of_a_single_app_are_passed_on(variant: Variant, ground: Ground,
         assert running.line() == "reloaded"
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_extensions_are_passed_on_while_it_starts(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
@@ -205,7 +205,7 @@ def test_extensions_are_passed_on_while_it_starts(
         assert host.values("EXTEND_TIMEOUT_USEC") == ["1000000"]
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_restarts_are_told_in_the_status(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
     words = ground.words(variant)
     flags = ("--restart=on-failure:1",)
@@ -246,7 +246,7 @@ def test_a_start_that_is_refused_says_why(ground: Ground, image: str, tmp_path: 
         assert host.heard[-1].pid == running.process.pid
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_pod_that_is_asked_to_end_ends_like_its_app(variant: Variant, ground: Ground, number: signal.Signals) -> None:
     words = ground.words(variant)
@@ -257,7 +257,7 @@ def test_a_pod_that_is_asked_to_end_ends_like_its_app(variant: Variant, ground: 
         assert running.process.wait(timeout=flavours.DEADLINE) == -number, "a death by signal, and no exit status"
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 @pytest.mark.parametrize("offset", [3, 4, 5, 6, signal.SIGINT - signal.SIGRTMIN])
 def test_what_machined_sends_to_the_leader_ends_the_pod(
     variant: Variant, ground: Ground, image: str, offset: int
@@ -268,7 +268,7 @@ def test_what_machined_sends_to_the_leader_ends_the_pod(
         assert servicemanager.status(running.process) == 0
 
 
-@every()
+@every(QUICK)
 def test_kill_signals_apps(variant: Variant, ground: Ground, image: str) -> None:
     with service(ground, ground.words(variant), [app(image, "print:up")]) as running:
         assert running.line() == "up"
@@ -280,7 +280,7 @@ def test_kill_signals_apps(variant: Variant, ground: Ground, image: str) -> None
         assert servicemanager.status(running.process) == 0
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_kill_signals_one_app(variant: Variant, ground: Ground, image: str) -> None:
     apps = [app(image, "print:up", flags=(f"--name={name}",)) for name in ("one", "two")]
     with service(ground, ground.words(variant, "--exit-policy=until-all"), apps) as running:
@@ -293,7 +293,7 @@ def test_kill_signals_one_app(variant: Variant, ground: Ground, image: str) -> N
         assert servicemanager.status(running.process) == 137
 
 
-@every()
+@every(QUICK)
 def test_kill_ends_the_pod(variant: Variant, ground: Ground) -> None:
     with service(ground, ground.words(variant), [ground.app("sleep 1000", "--restart=always")]) as running:
         ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
@@ -342,7 +342,7 @@ class Published:
         handler.wfile.write(self.content[sent:])
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_slow_fetch_asks_for_more_time(variant: Variant, ground: Ground, host: Manager, published: Published) -> None:
     published.dripping.set()
     words = ground.words(variant, "--no-store")
@@ -396,7 +396,7 @@ def health(ground: Ground, uuid: str, app: str = "app") -> str:
     return ground.status(uuid).get(f"app-{app}-health", "")
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_pod_is_ready_once_its_apps_are_healthy(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
@@ -412,7 +412,7 @@ def test_a_pod_is_ready_once_its_apps_are_healthy(
         assert health(ground, running.uuid) == "healthy"
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_an_app_becomes_unhealthy_and_well_again(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
@@ -432,7 +432,7 @@ def test_an_app_becomes_unhealthy_and_well_again(
     assert not [key for key in ground.status(running.uuid) if "health" in key], "it does not run any more"
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_check_that_takes_too_long_is_killed(variant: Variant, ground: Ground, image: str) -> None:
     flags = (
         '--health-cmd=["/bin/inspect", "sleep", "1000"]', "--health-timeout=200ms", "--health-interval=100ms",
@@ -443,7 +443,7 @@ def test_a_check_that_takes_too_long_is_killed(variant: Variant, ground: Ground,
         assert ground.status(running.uuid)["app-app-health-reason"] == "took longer than 0.2 s"
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_check_that_never_stops_writing_is_bounded(variant: Variant, ground: Ground, image: str) -> None:
     flags = (
         '--health-cmd=["/bin/service", "every:0:x"]', "--health-timeout=500ms", "--health-interval=100ms",
@@ -457,7 +457,7 @@ def test_a_check_that_never_stops_writing_is_bounded(variant: Variant, ground: G
         assert len(reason) < 600
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 @pytest.mark.parametrize(
     ("action", "restart", "restarts"), [("kill", "on-failure:1", "1"), ("restart", "no", "1"), ("stop", "always", "")]
 )
@@ -482,7 +482,7 @@ def test_what_follows_when_an_app_becomes_unhealthy(
             assert servicemanager.status(running.process) == 0
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_the_health_check_of_an_oci_image(variant: Variant, ground: Ground, program: bytes) -> None:
     made = ground.oci(
         "--healthcheck=CMD /bin/service exit:0", "--healthcheck-interval=1s",
@@ -563,7 +563,7 @@ def test_under_fly_nobody_could_look(variant: Variant, ground: Ground, image: st
     assert "fly ignores the health check" in done.err
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_the_watchdog_hears_of_a_supervisor_that_is_alive(
     variant: Variant, ground: Ground, image: str, host: Manager
 ) -> None:
@@ -586,7 +586,7 @@ def test_the_watchdog_hears_of_a_supervisor_that_is_alive(
         until(lambda: len(host.values("WATCHDOG")) > before)
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_the_watchdog_hears_of_apps_that_tell(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:
@@ -609,7 +609,7 @@ def test_the_watchdog_hears_of_apps_that_tell(
         until(lambda: len(host.values("WATCHDOG")) > before + 3)
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_an_app_can_have_the_watchdog_bite(variant: Variant, ground: Ground, image: str, host: Manager) -> None:
     steps = ("say:READY=1", "say:WATCHDOG=trigger")
     with service(
@@ -674,7 +674,7 @@ def test_apps_that_are_added_tell_and_are_looked_at(ground: Ground, image: str, 
         assert not (ground.rkpy.data / f"pods/run/{running.uuid}/sockets/more").exists()
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_an_app_that_is_being_stopped_is_left_alone(
     variant: Variant, ground: Ground, image: str, tmp_path: Path
 ) -> None:
@@ -696,7 +696,7 @@ def test_an_app_that_is_being_stopped_is_left_alone(
         assert servicemanager.status(running.process) == 0
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_pod_that_rkpy_stops_says_so_while_it_ends(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:

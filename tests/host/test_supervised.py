@@ -23,6 +23,7 @@ from tests.host.flavours import (
     DEADLINE,
     FLY,
     NAMESPACES,
+    QUICK,
     SEVERAL,
     SUPERVISED,
     TERMINAL,
@@ -72,7 +73,7 @@ def is_over(ground: Ground, uuid: str) -> None:
 # --- exit policies
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_several_apps_share_what_a_pod_shares(ground: Ground, variant: Variant) -> None:
     """Network, hostname and processes are the pod's, the root is each app's own."""
     one = ground.app("listen 127.0.0.1:7000 + write /only-here x + accept", "--name=one")
@@ -81,13 +82,13 @@ def test_several_apps_share_what_a_pod_shares(ground: Ground, variant: Variant) 
     )
     result = ground.pod(variant, one, two, pod=("--hostname=both",))
     assert result.status == 0, result
-    assert _by_app(result.lines) == {
+    assert by_app(result.lines) == {
         "one": ["127.0.0.1:7000: ok 7000", "hello"],
         "two": ["127.0.0.1:7000: ok", "/only-here: No such file or directory", "both"],
     }
 
 
-def _by_app(lines: list[str]) -> dict[str, list[str]]:
+def by_app(lines: list[str]) -> dict[str, list[str]]:
     """Lines of a pod of several apps by the app that stands before them: `NAME[PID]: TEXT`."""
     found: dict[str, list[str]] = {}
     for line in lines:
@@ -104,7 +105,7 @@ def test_one_app_that_fails_ends_the_pod(ground: Ground, variant: Variant) -> No
     assert recorded(ground, newest(ground)) == {"failing": 3, "other": 128 + signal.SIGTERM}
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_the_pod_goes_on_when_an_app_ends_well(ground: Ground, variant: Variant, notes: Path) -> None:
     done = ground.app("say done", "--name=done")
     other = ground.app("wait-for /notes/go + append /notes/end x + exit 0", "--name=other")
@@ -115,14 +116,14 @@ def test_the_pod_goes_on_when_an_app_ends_well(ground: Ground, variant: Variant,
     assert (notes / "end").exists()
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_policy_on_any(ground: Ground, variant: Variant) -> None:
     done = ground.app("exit 0", "--name=done")
     other = ground.app("sleep", "--name=other")
     assert ground.pod(variant, done, other, pod=("--exit-policy=on-any",)).status == 0
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_policy_until_all(ground: Ground, variant: Variant, notes: Path) -> None:
     failing = ground.app("say gone + exit 5", "--name=failing")
     other = ground.app("wait-for /notes/go + append /notes/end x + exit 0", "--name=other")
@@ -134,15 +135,15 @@ def test_policy_until_all(ground: Ground, variant: Variant, notes: Path) -> None
     assert recorded(ground, newest(ground)) == {"failing": 5, "other": 0}
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_many_apps(ground: Ground, variant: Variant) -> None:
     apps = [ground.app(f"say {number}", f"--name=app{number}") for number in range(20)]
     result = ground.pod(variant, *apps)
     assert result.status == 0, result
-    assert _by_app(result.lines) == {f"app{number}": [str(number)] for number in range(20)}
+    assert by_app(result.lines) == {f"app{number}": [str(number)] for number in range(20)}
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 @pytest.mark.parametrize("policy", ["sometimes", ""])
 def test_unknown_policies(ground: Ground, variant: Variant, policy: str) -> None:
     assert ground.run(variant, "id", pod=(f"--exit-policy={policy}",)).status == 254
@@ -152,7 +153,7 @@ def test_unknown_policies(ground: Ground, variant: Variant, policy: str) -> None
 # --- restart
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_restart_on_failure_to_a_limit(ground: Ground, variant: Variant, notes: Path) -> None:
     ask = "append /notes/starts x + exit 6"
     assert ground.run(variant, ask, "--restart=on-failure:2", pod=noting(notes)).status == 6
@@ -160,7 +161,7 @@ def test_restart_on_failure_to_a_limit(ground: Ground, variant: Variant, notes: 
     assert recorded(ground, newest(ground)) == {"app": 6}
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_restart_until_it_succeeds(ground: Ground, variant: Variant, notes: Path) -> None:
     """`wait-for` would wait; an app that finds its mark succeeds."""
     ask = "append /notes/starts x + read /notes/go + exit 0"
@@ -170,7 +171,7 @@ def test_restart_until_it_succeeds(ground: Ground, variant: Variant, notes: Path
         assert running.wait().status == 0
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_no_restart_after_success_or_a_stop(ground: Ground, variant: Variant, notes: Path) -> None:
     ask = "append /notes/starts x + exit 0"
     assert ground.run(variant, ask, "--restart=on-failure", pod=noting(notes)).status == 0
@@ -183,7 +184,7 @@ def test_no_restart_after_success_or_a_stop(ground: Ground, variant: Variant, no
     assert (notes / "always").read_text() == "x"
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_restart_always(ground: Ground, variant: Variant, notes: Path) -> None:
     ask = "append /notes/starts x + exit 0"
     with ground.running(variant, ground.app(ask, "--restart=always"), pod=noting(notes)) as running:
@@ -201,7 +202,7 @@ def handlers(**commands: str) -> list[dict[str, Any]]:
     ]
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_handlers_run_around_the_app(ground: Ground, variant: Variant, notes: Path) -> None:
     image = ground.image(
         user="web",
@@ -218,13 +219,13 @@ def test_handlers_run_around_the_app(ground: Ground, variant: Variant, notes: Pa
     assert (notes / "log").read_text() == "preapppost"
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_what_a_handler_says_afterwards_is_kept(ground: Ground, variant: Variant) -> None:
     image = ground.image(eventHandlers=handlers(pre_start="say first", post_stop="say last"))
     assert ground.run(variant, "say app", image=image).lines == ["first", "app", "last"]
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_the_app_does_not_start_when_its_handler_fails(ground: Ground, variant: Variant, notes: Path) -> None:
     image = ground.image(
         eventHandlers=handlers(pre_start="say-error trouble + exit 9", post_stop="append /notes/log post")
@@ -238,7 +239,7 @@ def test_the_app_does_not_start_when_its_handler_fails(ground: Ground, variant: 
 # --- stopping
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_stop_asks_by_signal(ground: Ground, variant: Variant) -> None:
     with ground.running(variant, ground.app("say up + sleep")) as running:
         assert running.line() == "up"
@@ -248,7 +249,7 @@ def test_stop_asks_by_signal(ground: Ground, variant: Variant) -> None:
         assert recorded(ground, running.uuid) == {"app": 128 + signal.SIGTERM}
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 @pytest.mark.parametrize(("flag", "number"), [("SIGUSR1", 10), ("INT", 2), ("9", 9)])
 def test_stop_asks_by_the_apps_own_signal(ground: Ground, variant: Variant, flag: str, number: int) -> None:
     with ground.running(variant, ground.app("say up + sleep", f"--stop-signal={flag}")) as running:
@@ -259,7 +260,7 @@ def test_stop_asks_by_the_apps_own_signal(ground: Ground, variant: Variant, flag
         assert recorded(ground, running.uuid) == {"app": 128 + number}
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 @pytest.mark.parametrize("deaf", ["ignore-term + say up + sleep", "say up + stop"])
 def test_who_does_not_listen_is_killed(ground: Ground, variant: Variant, deaf: str) -> None:
     """One that ignores SIGTERM, and one that is stopped and cannot even look."""
@@ -273,7 +274,7 @@ def test_who_does_not_listen_is_killed(ground: Ground, variant: Variant, deaf: s
         assert "ignore" not in deaf or status == 128 + signal.SIGKILL
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_a_signal_to_the_command_stops_the_pod(ground: Ground, variant: Variant) -> None:
     """As a service manager does it, or ^C."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -323,7 +324,7 @@ def _processes_naming(uuid: str) -> list[str]:
 # --- processes
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_orphans_are_reaped(ground: Ground, variant: Variant) -> None:
     with ground.running(variant, ground.app("zombies 5 + say up + sleep")) as running:
         assert running.line() == "up"
@@ -335,7 +336,7 @@ def test_orphans_are_reaped(ground: Ground, variant: Variant) -> None:
         until(lambda: "Z" not in states(), states)
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_the_pod_ends_with_its_app_whoever_is_left(ground: Ground, variant: Variant) -> None:
     """A daemon, and a child that keeps the app's output open."""
     result = ground.run(variant, "daemon + hold + say done + exit 3")
@@ -345,20 +346,20 @@ def test_the_pod_ends_with_its_app_whoever_is_left(ground: Ground, variant: Vari
 # --- output
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_streams_go_where_they_belong(ground: Ground, variant: Variant) -> None:
     result = ground.run(variant, "say out + say-error err + bytes 5")
     assert (result.out, result.err) == ("out\nxxxxx", "err\n"), result
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_much_output_arrives_whole(ground: Ground, variant: Variant) -> None:
     result = ground.run(variant, "lines 50000 out + error-lines 50000 err")
     assert result.lines == [f"out {number}" for number in range(50000)]
     assert result.err.splitlines() == [f"err {number}" for number in range(50000)]
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_an_app_does_not_die_of_a_reader_that_left(ground: Ground, variant: Variant, notes: Path) -> None:
     ask = "say first + wait-for /notes/go + lines 20000 more + append /notes/end x + exit 7"
     with ground.running(variant, ground.app(ask), pod=noting(notes)) as running:
@@ -374,21 +375,21 @@ def test_an_app_does_not_die_of_a_reader_that_left(ground: Ground, variant: Vari
         running.process.stdout = running.process.stderr = None
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_logs_stay_after_the_end(ground: Ground, variant: Variant) -> None:
     assert ground.run(variant, "say remember + say-error me").status == 0
     log = ground.rkpy.ok("logs", newest(ground))
     assert "remember" in log and "me" in log
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_streams_that_lead_nowhere(ground: Ground, variant: Variant) -> None:
     result = ground.run(variant, "say lost + say-error seen", "--stdout=null")
     assert (result.out, result.err) == ("", "seen\n"), result
     assert "lost" not in ground.rkpy.ok("logs", newest(ground))
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_input_is_nobodys(ground: Ground, variant: Variant) -> None:
     command = ground.rkpy.command(*ground.words(variant), *ground.app("device /dev/stdin + echo + say end"))
     done = subprocess.run(
@@ -466,7 +467,7 @@ def test_interactive_gives_a_terminal_of_its_own(ground: Ground, variant: Varian
     assert termios.tcgetattr(terminal.slave) == terminal.before
 
 
-@every(TERMINAL)
+@every(TERMINAL, QUICK)
 def test_keys_become_signals_in_the_pod(ground: Ground, variant: Variant, terminals: list[Terminal]) -> None:
     app = ground.app("say up + sleep")
     terminals.append(terminal := Terminal(ground, [*ground.words(variant, "--interactive"), *app]))
@@ -476,7 +477,7 @@ def test_keys_become_signals_in_the_pod(ground: Ground, variant: Variant, termin
     assert termios.tcgetattr(terminal.slave) == terminal.before
 
 
-@every(TERMINAL)
+@every(TERMINAL, QUICK)
 def test_the_terminals_size_follows(ground: Ground, variant: Variant, terminals: list[Terminal], notes: Path) -> None:
     app = ground.app("say up + wait-for /notes/go + tty")
     words = [*ground.words(variant, "--interactive", *noting(notes)), *app]
@@ -515,7 +516,7 @@ def entered(ground: Ground, request: pytest.FixtureRequest) -> Iterator[Running]
         yield running
 
 
-@every()
+@every(QUICK)
 def test_a_running_pod_can_be_entered(ground: Ground, variant: Variant) -> None:
     image = ground.image(user="web", group="web", workingDirectory="/srv/www")
     with ground.running(variant, ground.app("say up + sleep", image=image)) as running:
@@ -527,7 +528,7 @@ def test_a_running_pod_can_be_entered(ground: Ground, variant: Variant) -> None:
         assert ground.rkpy("enter", running.uuid, "nowhere").status == 127
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, QUICK)
 def test_enter_is_as_restricted_as_the_app(ground: Ground, variant: Variant, entered: Running) -> None:
     ask = "caps + nnp + seccomp + ns + signals + umask + hostname + limits nofile"
     app = Path(f"/proc/{_app_pid(ground, entered)}")
@@ -556,7 +557,7 @@ def _app_pid(ground: Ground, running: Running) -> int:
     return found[0]
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, QUICK)
 def test_enter_as_somebody_else(ground: Ground, variant: Variant, entered: Running) -> None:
     def enter(*words: str) -> list[str]:
         return ground.rkpy.ok("enter", *words).splitlines()
@@ -570,7 +571,7 @@ def test_enter_as_somebody_else(ground: Ground, variant: Variant, entered: Runni
     assert (done.status, done.out) == (254, "")
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, QUICK)
 def test_privileged_enter(ground: Ground, variant: Variant, entered: Running) -> None:
     """As root with every capability, but still inside."""
     lines = ground.rkpy.ok(
@@ -584,7 +585,7 @@ def test_privileged_enter(ground: Ground, variant: Variant, entered: Running) ->
     assert int(bounding.split()[1], 16) & 1 << 21, "no CAP_SYS_ADMIN"
 
 
-@every(NAMESPACES)
+@every(NAMESPACES, QUICK)
 def test_enter_streams_and_signals(ground: Ground, variant: Variant, entered: Running) -> None:
     command = ground.rkpy.command("enter", entered.uuid, "/bin/inspect", "echo", "+", "say-error", "err")
     done = subprocess.run(
@@ -608,7 +609,7 @@ def test_prepare_and_run(ground: Ground, variant: Variant) -> None:
     assert ground.rkpy("run-prepared", *net, uuid).status == 254
 
 
-@every()
+@every(QUICK)
 def test_many_pods_at_once(ground: Ground, variant: Variant) -> None:
     app = ground.app("say up + sleep 1 + exit 2")
     started = [ground.rkpy.start(*ground.words(variant), *app) for _ in range(20)]
@@ -617,7 +618,7 @@ def test_many_pods_at_once(ground: Ground, variant: Variant) -> None:
     assert {out for out, _ in results} == {"up\n"}
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_what_is_recorded(ground: Ground, variant: Variant) -> None:
     with ground.running(variant, ground.app("say up + sleep"), pod=("--pod-name=known",)) as running:
         assert running.line() == "up"

@@ -16,6 +16,7 @@ from stage0.options import Values
 from stage1.flavour import Device
 from stage1.plan import Restart
 from stage1.streams import Streams
+from stage1.vm.machine import MachineOptions
 
 IMAGE = RuntimeImage("sha512-" + "0" * 128, "", ())
 FLAGS = options.table(options.PREPARE, options.APP)
@@ -67,6 +68,13 @@ def test_flags_come_back_as_typed() -> None:
     assert [pod(f"--log-driver={name}").log_driver for name in ("auto", "journald", "file", "k8s-file")] == [
         "auto", "journald", "file", "file",
     ]  # fmt: skip
+
+
+def test_what_was_said_about_the_machine_comes_back_and_nothing_otherwise() -> None:
+    found = pod("--kvm-accel=tcg", "--kvm-kernel=/boot/vmlinuz", "--kvm-params=loglevel=7 nosmp").machine
+    assert found == MachineOptions("tcg", "/boot/vmlinuz", "loglevel=7 nosmp")
+    assert pod("--kvm-kernel=6.1.0").machine == MachineOptions(kernel="6.1.0")
+    assert pod().machine == MachineOptions()
 
 
 def test_the_names_of_rkt_are_kept() -> None:
@@ -124,6 +132,8 @@ def test_bad_values_of_apps(word: str) -> None:
         "--pod-name=", "--pod-name=a--b", "--pod-name=-a", "--pod-name=A", "--pod-name=" + "x" * 64,
         "--pod-name=deadbeef", "--pod-name=deadbeef-web",
         "--log-driver=", "--log-driver=none", "--log-driver=syslog",
+        "--kvm-accel=", "--kvm-accel=hvf", "--kvm-kernel=", "--kvm-kernel=boot/vmlinuz", "--kvm-kernel=a\nb",
+        "--kvm-params=a\nb", "--kvm-params=\N{SNOWMAN}", "--kvm-params=quiet -- x", "--kvm-params=" + "x" * 1025,
         "--exit-policy=", "--stop-timeout=-1s", "--stop-timeout=", "--stop-timeout=99999999999",
     ],
 )  # fmt: skip

@@ -52,7 +52,7 @@ def test_a_flag_that_may_come_again_is_offered_again() -> None:
 
 @pytest.mark.parametrize("line", [("run", "--stage1="), ("run", "--stage1", ""), ("--stage1", "")])
 def test_values_of_flags(line: tuple[str, ...]) -> None:
-    assert [word.removeprefix("--stage1=") for word in offered(*line)] == ["nspawn", "fly"]
+    assert [word.removeprefix("--stage1=") for word in offered(*line)] == ["nspawn", "kvm", "fly"]
 
 
 def test_values_of_flags_that_click_knows() -> None:

@@ -10,6 +10,7 @@ import pytest
 from common.errors import ConfigError, UsageError
 from stage0 import config
 from stage0.options import GLOBAL, Values, table
+from stage1.vm.machine import MachineOptions
 
 
 def flags(**given: str) -> Values:
@@ -55,6 +56,36 @@ def test_the_flag_beats_the_files(tmp_path: Path, directories: dict[str, str]) -
 def test_stage1_is_configurable(tmp_path: Path, directories: dict[str, str]) -> None:
     write(tmp_path / "local_config", "stage1.d", "a.json", rktKind="stage1", rktVersion="v1", name="fly", version="1")
     assert config.load(flags(**directories)).stage1 == "fly"
+
+
+def test_machines_are_configurable_key_by_key(tmp_path: Path, directories: dict[str, str]) -> None:
+    stage1 = {"rktKind": "stage1", "rktVersion": "v1"}
+    assert config.load(flags(**directories)).machine == MachineOptions()
+    general = {"acceleration": "tcg", "kernel": "6.1.0", "parameters": "loglevel=7", "memory": "1Gi"}
+    write(tmp_path / "system_config", "stage1.d", "a.json", **stage1, kvm=general)
+    write(tmp_path / "local_config", "stage1.d", "a.json", **stage1, kvm={"acceleration": "auto", "kernel": ""})
+    found = config.load(flags(**directories)).machine
+    assert found == MachineOptions("auto", "", "loglevel=7", 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("kvm", "message"),
+    [
+        ([], "has to be an object of strings"),
+        ({"memory": 1}, "has to be an object of strings"),
+        ({"memory": "much"}, '"much" is not a quantity'),
+        ({"acceleration": "fast"}, "not one of auto, kvm, tcg"),
+        ({"kernel": "boot/vmlinuz"}, "neither an absolute path nor a version"),
+        ({"parameters": "a\nb"}, "not a line of at most"),
+        ({"cpus": "4"}, "cpus is not known"),
+    ],
+)
+def test_bad_words_about_machines_are_named(
+    kvm: object, message: str, tmp_path: Path, directories: dict[str, str]
+) -> None:
+    write(tmp_path / "local_config", "stage1.d", "bad.json", rktKind="stage1", rktVersion="v1", kvm=kvm)
+    with pytest.raises(ConfigError, match=rf"bad\.json: kvm: .*{message}"):
+        config.load(flags(**directories))
 
 
 def test_two_files_of_one_kind_in_one_directory_are_an_error(tmp_path: Path, directories: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from stage1 import fly
 from stage1.flavour import Mount, PreparedApp, PreparedPod
 from stage1.mounts import Bind, HostFile, ReadOnlyRoot, Tmpfs, normalize
 from stage1.rootfs import CopiedRoot, OverlayRoot
+from stage1.vm.machine import MachineOptions
 
 DEFAULTS = (
     Bind("/dev", "/dev", read_only=False, recursive=True, about="/dev"),
@@ -123,6 +124,7 @@ WARNINGS: dict[str, tuple[PreparedPod, list[str]]] = {
     "nothing": (pod(), []),
     "host network": (pod(net=("host",)), []),
     "network": (pod(net=("default", "lan")), [f'fly ignores network "{name}"' for name in ("default", "lan")]),
+    "machine": (pod(machine=MachineOptions("kvm")), ["fly ignores --kvm-accel=kvm"]),
     "hostname": (pod(hostname="box"), ['fly ignores hostname "box"']),
     "published ports": (pod(ports=("http", "ssh")), [f'fly ignores --port of "{name}"' for name in ("http", "ssh")]),
     "names": (pod(name_options=("--dns", "--hosts-entry")), ["fly ignores --dns:", "fly ignores --hosts-entry:"]),

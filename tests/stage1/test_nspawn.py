@@ -12,6 +12,7 @@ from common.errors import UsageError
 from stage1 import compiling, nspawn
 from stage1.flavour import PreparedApp, PreparedPod
 from stage1.plan import PodPlan, dumps, loads
+from stage1.vm.machine import MachineOptions
 
 
 def app(name: str = "web", **fields: Any) -> PreparedApp:
@@ -40,6 +41,10 @@ WARNINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "bandwidth without a network": (
         {"isolators": (Isolator("resource/network-bandwidth", {}),)},
         ['nspawn ignores isolator "resource/network-bandwidth" of the pod'],
+    ),
+    "a machine": (
+        {"machine": MachineOptions("tcg", "6.1.0", "quiet", 1)},
+        [f"nspawn ignores --kvm-{flag}" for flag in ("accel=tcg", "kernel=6.1.0", "params=quiet")],
     ),
     "ports": ({"apps": (app(ports=(Port("plain", "tcp", 80, 1, False), Port("http", "tcp", 81, 1, True))),)}, []),
 }

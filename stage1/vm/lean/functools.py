@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _functools import partial, reduce
+from _functools import partial, reduce  # type: ignore[import-not-found]
 from collections.abc import Callable
 from typing import Any
 

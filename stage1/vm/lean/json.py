@@ -1,4 +1,4 @@
-"""https://docs.python.org/3/library/json.html by its parts in C alone, for what the host and the guest tell each other."""
+"""https://docs.python.org/3/library/json.html by its parts in C alone."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ class _Context:
     memo: dict[str, str] = {}  # noqa: RUF012  # It is emptied each time.
 
 
+_scan = make_scanner(_Context)  # type: ignore[arg-type]
+
+
 def loads(data: bytes | str) -> Any:
     """A value without whitespace around it. Raises ValueError."""
     text = data if isinstance(data, str) else data.decode("utf-8")
     try:
-        value, end = make_scanner(_Context)(text, 0)
+        value, end = _scan(text, 0)
     except (StopIteration, ImportError) as error:  # whose own error is in Python
         raise ValueError("not JSON") from error
     if end != len(text):

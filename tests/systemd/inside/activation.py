@@ -16,7 +16,7 @@ import pytest
 
 from tests.host import flavours
 from tests.host.conftest import inspector
-from tests.host.flavours import DEADLINE, SEVERAL, SUPERVISED, Ground, Variant, every, until
+from tests.host.flavours import DEADLINE, HERE, SEVERAL, SUPERVISED, Ground, Variant, every, until
 
 __all__ = ["inspector"]
 
@@ -88,7 +88,7 @@ def connect(port: int) -> str:
         return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
 
 
-@every()
+@every(HERE)
 def test_a_socket_unit_starts_the_pod(ground: Ground, name: str, variant: Variant) -> None:
     command = [*ground.words(variant), *ground.app("env + pid + fdlinks + answer 3 hello")]
     with units(
@@ -110,7 +110,7 @@ def test_a_socket_unit_starts_the_pod(ground: Ground, name: str, variant: Varian
         assert len(links) == (2 if variant.name == "fly" else 1), lines
 
 
-@every(SEVERAL)
+@every(SEVERAL, HERE)
 def test_two_apps_and_two_ports(ground: Ground, name: str, variant: Variant) -> None:
     """One by its name, one by the port of the host that is published for it."""
     web = ground.app("answer 3 web", "--name=web", image=ground.image(ports=[HTTP]))
@@ -129,7 +129,7 @@ def test_two_apps_and_two_ports(ground: Ground, name: str, variant: Variant) -> 
         assert (connect(7002), connect(7003)) == ("admin", "web")
 
 
-@every(SEVERAL)
+@every(SEVERAL, HERE)
 def test_a_socket_that_is_nobodys(ground: Ground, name: str, variant: Variant) -> None:
     apps = [*ground.app("say a", "--name=a"), "---", *ground.app("say b", "--name=b")]
     with units(
@@ -145,7 +145,7 @@ def test_a_socket_that_is_nobodys(ground: Ground, name: str, variant: Variant) -
         until(lambda: "ExecMainStatus=254" in systemctl("show", f"{name}.service"))
 
 
-@every()
+@every(HERE)
 def test_no_connection_is_lost_while_the_service_restarts(ground: Ground, name: str, variant: Variant) -> None:
     """Clients come without pause; the socket is systemd's all the time."""
     command = [*ground.words(variant), *ground.app("answer 3 served")]
@@ -187,7 +187,7 @@ def test_no_connection_is_lost_while_the_service_restarts(ground: Ground, name: 
     assert answers.count("served") > 9
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, HERE)
 def test_the_supervisor_restarts_an_app_with_its_sockets(ground: Ground, name: str, variant: Variant) -> None:
     command = [*ground.words(variant), *ground.app("answer 3 once 1 + exit 1", "--restart=always")]
     with units(
@@ -200,7 +200,7 @@ def test_the_supervisor_restarts_an_app_with_its_sockets(ground: Ground, name: s
         assert [connect(7005) for _ in range(4)] == ["once"] * 4
 
 
-@every()
+@every(HERE)
 def test_one_pod_for_each_connection(ground: Ground, name: str, variant: Variant) -> None:
     """Accept=yes: the app is given the connection, which systemd holds until the service ends."""
     command = [*ground.words(variant), *ground.app("env + tell 3 mine")]
@@ -215,7 +215,7 @@ def test_one_pod_for_each_connection(ground: Ground, name: str, variant: Variant
         until(lambda: said(f"{name}@*").count("LISTEN_FDNAMES=connection") == 2)
 
 
-@every()
+@every(HERE)
 def test_sockets_of_every_kind(ground: Ground, name: str, variant: Variant) -> None:
     command = [
         *ground.words(variant),
@@ -244,7 +244,7 @@ def test_sockets_of_every_kind(ground: Ground, name: str, variant: Variant) -> N
         assert f"{name}.fifo" in links["6"], lines
 
 
-@every()
+@every(HERE)
 def test_credentials_of_a_service(ground: Ground, name: str, variant: Variant, tmp_path: Path) -> None:
     (tmp_path / "file").write_text(SECRET)
     ask = f"env + list {PLACE} + stat {PLACE}/set + read {PLACE}/set + read {PLACE}/file + say  + mounts"
@@ -260,7 +260,7 @@ def test_credentials_of_a_service(ground: Ground, name: str, variant: Variant, t
         assert "noswap" in mount or "- ramfs" in mount
 
 
-@every()
+@every(HERE)
 def test_credentials_are_not_for_other_users(ground: Ground, name: str, variant: Variant) -> None:
     ask = f"become 44 44 + try list {PLACE} + try read {PLACE}/set"
     body = service(ground, [*ground.words(variant), *ground.app(ask)], f"SetCredential=set:{SECRET}", "Type=oneshot")
