@@ -21,7 +21,7 @@ from common.records import NamedTuple
 from stage1.vm.decompress import decompress
 from stage1.vm.guestmodules import LATER, NETWORK, ORDER
 from stage1.vm.kernel import Kernel
-from stage1.vm.runtime import LEAN, MAIN, PLACE, Runtime, code, program
+from stage1.vm.runtime import FIRST, MAIN, Runtime, code, program
 
 REQUIRED = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "virtio_net")
 """Modules without which there is no pod in a machine."""
@@ -83,7 +83,7 @@ def _init(runtime: Runtime) -> bytes:
     lines = [
         f"#!{runtime.interpreter} -ISXutf8",
         "import sys",
-        f"sys.path[:0] = {PLACE + LEAN!r}, {PLACE!r}",
+        f"sys.path[:0] = {FIRST!r}",
         f"if {PROBE!r} in sys.argv:",
         f"    sys.exit(print({ALIVE!r}, flush=True))",
         f"from {MAIN} import main",

@@ -22,6 +22,8 @@ PLACE = "/rkpy"
 """Where rkpy's own modules are in the guest."""
 LEAN = "/stage1/vm/lean"
 """Where among them those are that stand in for some of the standard library's."""
+FIRST = (PLACE + LEAN, PLACE)
+"""What comes first on the guest's sys.path."""
 MAIN = "stage1.vm.guest"
 """The module whose `main` is the guest's first process."""
 MODULES = (
