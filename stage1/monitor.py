@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask the pod to end."""
+_OF_MACHINED = tuple(signal.SIGRTMIN + offset for offset in range(3, 7))
+"""The same, as machined sends them to a leader (`supervisor.ENDING`)."""
 _PATIENCE = 1.0
 """Seconds in which the signal that ended the pod may come again, as when several send it to all there is."""
 _KILLED = 128 + signal.SIGKILL
@@ -49,6 +51,8 @@ class _App:
         self.plan = plan
         self.streams: AppStreams | None = None
         self.state = CREATED
+        self.executed = False
+        """Whether it ran, this time."""
         self.restarts = 0
 
 
@@ -134,7 +138,7 @@ class Monitor:
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
         poddir.write_leader(self._plan.directory, self._enclosure.leader)
         self._enclosure.listen(self._loop, self._hear)
-        for number in _ENDING:
+        for number in (*_ENDING, *_OF_MACHINED):
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
@@ -254,7 +258,7 @@ class Monitor:
             self._enclosure.start(plan, streams.child_fds(), sockets)
         finally:
             streams.close_child_ends()
-        app.state = RUNNING
+        app.state, app.executed = RUNNING, False
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         if not self._plan.interactive or "tty" in plan.streams:
@@ -306,6 +310,7 @@ class Monitor:
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:
             app.streams.started(int(rest))
+        app.executed = True
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
         if self._journal is not None:
@@ -491,9 +496,7 @@ class Monitor:
             if app.streams is not None:
                 app.streams.drain()
             if killed and app.state == RUNNING:
-                self._write_status(app, [str(_KILLED), "signal", str(int(signal.SIGKILL)), "stopped"])
-                if self._journal is not None:
-                    self._journal.app_ended(app.plan, _KILLED, int(signal.SIGKILL), oom=False, asked=True)
+                self._write_killed(app, asked=error is None)
             if app.streams is not None:
                 app.streams.close()
         for name in (poddir.STARTING, poddir.CONTROL):
@@ -513,6 +516,16 @@ class Monitor:
                 self._journal.pod_ended(error.exit_status, error.message)
             else:
                 self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
+
+    def _write_killed(self, app: _App, *, asked: bool) -> None:
+        """How an app has ended that nobody tells of any more."""
+        if not app.executed:
+            self._write_status(app, [str(EXIT_FAILURE)])
+            return
+        number = int(signal.SIGKILL)
+        self._write_status(app, [str(_KILLED), "signal", str(number), *(["stopped"] if asked else [])])
+        if self._journal is not None:
+            self._journal.app_ended(app.plan, _KILLED, number, oom=False, asked=asked)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,

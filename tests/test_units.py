@@ -11,6 +11,7 @@ import pytest
 from stage0 import grammar, main, podservice
 from stage0.commands import gc, image, run
 from stage1.systemd import units
+from stage1.vm import programs
 
 UNITS = pathlib.Path(__file__).parent.parent / "systemd-units"
 COMMANDS = {"gc": gc.command, "image gc": image.gc}
@@ -31,6 +32,11 @@ def test_systemd_accepts_the_units(tmp_path: pathlib.Path) -> None:
     made = sorted(tmp_path.iterdir())
     done = subprocess.run([analyze, "verify", "--man=no", *made], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_there_is_a_user_for_virtual_machines() -> None:
+    lines = (UNITS / "rkpy.sysusers.conf").read_text().splitlines()
+    assert [line for line in lines if line.startswith(f"u {programs.USER} ")]
 
 
 _SWITCHES = ("--mark-only", "--quiet")

@@ -32,6 +32,7 @@ _FLUSH = 1 << 16
 )
 @click.option("--tail", default=-1, metavar="LINES", help="only the last lines")
 @click.option("--timestamps", is_flag=True, help="show when each line was written")
+@click.option("--console", is_flag=True, help="instead, what the kernel of the pod's virtual machine has said")
 @click.option("--uuid-file", metavar="FILE", help="read pod UUID from file instead of argument")
 @click.argument("uuid", nargs=-1)
 @click.pass_obj
@@ -44,11 +45,18 @@ def command(
     since: str,
     tail: int,
     timestamps: bool,
+    console: bool,
 ) -> None:
     """Show what the apps of a rkpy pod have written: to standard output what they wrote there, to standard error what
     they wrote there. With several apps each line begins with the name of its app."""
     start = _parse_since(since) if since else ""
     wanted = one_uuid(uuid, uuid_file)
+    if console:
+        if app or follow or since or timestamps:
+            raise UsageError("--console goes with --tail only", hint="the machine's console is none of an app's logs")
+        with Pods(config.pods).find(wanted) as pod:
+            _show_console(pod, tail)
+        return
     try:
         pod = Pods(config.pods).find(wanted)
     except NoSuchPodError as error:
@@ -57,6 +65,21 @@ def command(
         return
     with pod:
         _show(_log(pod), app, follow=follow, since=start, tail=tail, timestamps=timestamps)
+
+
+def _show_console(pod: Pod, tail: int) -> None:
+    """Whoever controls the machine controls what is in there, so it is shown without control characters."""
+    from stage1.vm import console
+
+    if pod.flavour() != "kvm":
+        raise PodError(f'pod "{pod.uuid}" has no console', hint="only pods of the flavour kvm are virtual machines")
+    try:
+        lines = console.read(pod.base)
+    except FileNotFoundError:
+        raise PodError(f'pod "{pod.uuid}" has no console: it has not been started') from None
+    except OSError as error:
+        raise PodError(f'cannot read the console of pod "{pod.uuid}": {reason(error)}') from error
+    click.echo("".join(f"{line}\n" for line in (lines if tail < 0 else lines[max(0, len(lines) - tail) :])), nl=False)
 
 
 class _Log(NamedTuple):

@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from common import syscalls
@@ -261,8 +262,8 @@ class Agent:
                 self._places.discard(place)
 
     def _cleared(self, words: list[str], _blob: bytes) -> None:
-        app = self._apps[words[0]]
-        if not app.known:
+        app = self._apps.get(words[0])
+        if app is None or not app.known:
             return
         cgroup, app.cgroup = app.cgroup, -1
         fd = cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY)
@@ -273,7 +274,8 @@ class Agent:
         stream, rows, columns = map(int, words)
         fd = self._traffic.terminal_fd(stream)
         if fd >= 0:
-            terminal.set_size(fd, rows, columns)
+            with suppress(OSError):  # It is gone.
+                terminal.set_size(fd, rows, columns)
         elif self._traffic.has_source(stream):
             self._sizes[stream] = rows, columns
 
@@ -385,23 +387,32 @@ class Agent:
     def _enter(self, words: list[str], blob: bytes) -> None:
         number, name, streams = int(words[0]), words[1], list(map(int, words[2:5]))
         app = self._apps.get(name)
-        if app is None or app.pidfd < 0:
-            for stream in {*streams} - {0}:
-                self._say_end(stream)
-            self._say(f'refused {number} {EXIT_FAILURE} app "{name}" is not running')
-            return
+        try:
+            if app is None or app.pidfd < 0:
+                raise LaunchError(f'app "{name}" is not running')
+            self._begin_command(number, app, streams, blob)
+        except (LaunchError, OSError) as error:
+            why = str(error) if isinstance(error, LaunchError) else f'cannot enter app "{name}": {reason(error)}'
+            self._say_ends(streams)
+            self._say(f"refused {number} {EXIT_FAILURE} {why}")
+
+    def _begin_command(self, number: int, app: _App, streams: list[int], blob: bytes) -> None:
         from stage1 import entrance  # noqa: F401  # While nothing of an app's is near.
 
-        is_terminal = streams[0] == streams[1] == streams[2] != 0
-        if is_terminal:
-            self._traffic.terminal(streams[0])
-        stdio = [] if is_terminal else [self._pipe(stream, place) for place, stream in enumerate(streams)]
+        stdio: list[int] = []
+        procs = self._open_procs(app.plan.name)
         ours, theirs = channel.pair()
         try:
-            procs = self._open_procs(name)
+            if streams[0] == streams[1] == streams[2] != 0:
+                self._traffic.terminal(streams[0])
+            else:
+                stdio += (self._pipe(stream, place) for place, stream in enumerate(streams))
             usher = os.fork()
             if usher == 0:
                 _usher(theirs, app.pidfd, procs, stdio, blob)
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
             for fd in (*stdio, procs):
@@ -410,8 +421,11 @@ class Agent:
         command = self._commands[number] = _Command(usher, ours, streams)
         self._loop.add(ours.fileno(), READ, lambda _events: self._hear_usher(number, command))
 
-    def _say_end(self, stream: int) -> None:
-        self._wire.send(frames.encode(frames.END, stream))
+    def _say_ends(self, streams: list[int]) -> None:
+        """Of streams that were not opened, perhaps: the host has opened them."""
+        for stream in {*streams} - {0}:
+            self._traffic.forget(stream)
+            self._wire.send(frames.encode(frames.END, stream))
 
     def _open_procs(self, name: str) -> int:
         return os.open(f"{self._cgroup.path}/{name}/cgroup.procs", os.O_WRONLY) if self._cgroup.path else -1
@@ -452,10 +466,8 @@ class Agent:
     def _signal_entered(self, words: list[str], _blob: bytes) -> None:
         command = self._commands.get(int(words[0]))
         if command is not None and command.pidfd >= 0:
-            try:
+            with suppress(OSError):  # It has ended, or there is no such signal.
                 signal.pidfd_send_signal(command.pidfd, int(words[1]))
-            except ProcessLookupError:
-                pass
 
     # --- processes
 

@@ -132,8 +132,10 @@ class Bridge:
         self._traffic.when_written(callback)
 
     def close(self) -> None:
-        """Hang up. What was not written is lost. Nothing is called back any more."""
+        """Hang up. What has come for apps' pipes is in them then; what others do not take is lost. Nothing is called
+        back any more."""
         self._wire.close()
+        self._traffic.hung_up()
         self._traffic.close()
 
     def _resize(self, stream: int, rows: int, columns: int) -> None:

@@ -81,8 +81,17 @@ class Console:
         return next((line for line in lines if "warning:" not in line and not line.startswith(_CHATTER)), "")
 
 
+def read(directory: str) -> list[str]:
+    """All lines that are kept of the console of the pod in `directory`, fit to be shown. Raises OSError."""
+    fd = os.open(f"{directory}/{NAME}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _lines(os.pread(fd, LIMIT, 0))
+    finally:
+        os.close(fd)
+
+
 def _lines(text: bytes) -> list[str]:
-    found = (_shown(line).strip() for line in text.replace(b"\r", b"\n").split(b"\n"))
+    found = (_shown(line).rstrip() for line in text.replace(b"\r", b"\n").split(b"\n"))
     return [line for line in found if line]
 
 

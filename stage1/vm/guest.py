@@ -24,6 +24,10 @@ _PORTS = "/sys/class/virtio-ports"
 _PATIENCE = 30.0
 """Seconds for the port to appear: the host gives up earlier."""
 _POLL = 0.002
+_FILES = (1024, 1 << 19)
+"""How many descriptors a process has, and how many it may ask for: what systemd gives processes of a host
+(systemd-system.conf(5), DefaultLimitNOFILE=). The kernel's own first process may have 4096."""
+_RLIMIT_NOFILE = 7
 _QUIET = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 _MOUNTS = (
     ("proc", "/proc", "proc", _QUIET, None),
@@ -57,6 +61,7 @@ def main() -> NoReturn:
 def _boot() -> int:
     """The open port."""
     loading = _load_beside()
+    syscalls.setrlimit(_RLIMIT_NOFILE, *_FILES)
     _leave_initramfs()
     for source, target, kind, flags, data in _MOUNTS:
         _mount(source, target, kind, flags, data)

@@ -12,7 +12,8 @@ _PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec")
 _VIRTIOFSD = (
     "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/local/libexec/virtiofsd",
 )  # fmt: skip
-_USER = "rkpy-kvm"
+USER = "rkpy-kvm"
+"""Whom QEMU is, where there is such a user (systemd-units/rkpy.sysusers.conf)."""
 _NOBODY = 65534
 
 
@@ -38,7 +39,7 @@ def user() -> tuple[int, int]:
     import pwd
 
     try:
-        found = pwd.getpwnam(_USER)
+        found = pwd.getpwnam(USER)
     except KeyError:
         return _NOBODY, _NOBODY
     return found.pw_uid, found.pw_gid

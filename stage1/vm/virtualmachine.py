@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.errors import LaunchError, PodError
-from stage1 import appsockets, apptree, channel, supervisor
+from stage1 import appsockets, apptree, channel
 from stage1.cgroup import PodCgroup, Report
 from stage1.channel import Channel
 from stage1.enclosure import Hear
@@ -33,10 +33,10 @@ _CONSOLE = 64
 """Pieces of it that are read at most when the machine has ended."""
 _GRACE = 2.0
 """Seconds in which a machine that has hung up should be gone."""
+_PATIENCE = 120.0
+"""Seconds beyond those that apps and their handlers have to end, until a pod is given up that is asked to stop."""
 _OF_HOST = ("io_bandwidth", "io_operations")
 """Limits that are kept on the host: files are not of any disk in the guest."""
-_SIGNALS = [number for number in supervisor.ENDING if number >= signal.SIGRTMIN]
-"""Those by which machined asks a leader to end, of which the monitor has no handlers else."""
 
 
 class VirtualMachine:
@@ -57,6 +57,7 @@ class VirtualMachine:
         self._status: int | None = None
         """QEMU's wait status, once it is gone."""
         self._is_over = False
+        self._is_ending = False
         self._switched_off = False
 
     @property
@@ -100,8 +101,6 @@ class VirtualMachine:
         self._deadline = loop.call_later(self._machine.boot_timeout, self._is_late)
         if self._virtiofsd is not None:
             loop.add(self._virtiofsd.pidfd, READ, lambda _events: self._miss_virtiofsd())
-        for number in _SIGNALS:
-            loop.on_signal(number, lambda: self.tell("terminate"))
 
     # --- what the agent says
 
@@ -166,8 +165,19 @@ class VirtualMachine:
     # --- what the monitor says
 
     def tell(self, text: str, fds: Sequence[int] = ()) -> None:
+        if text == "terminate":
+            self._await_end()
         if self._bridge is not None:
             self._bridge.tell(text)
+
+    def _await_end(self) -> None:
+        if not self._is_ending and self._loop is not None:
+            self._is_ending = True
+            time = 2 * self._plan.stop_timeout + _PATIENCE
+            self._loop.call_later(time, lambda: self._does_not_end(time))
+
+    def _does_not_end(self, time: float) -> None:
+        self._monitor(f"broken the virtual machine did not stop within {time:.0f} s{self._last()}", [])
 
     def attached(self, fds: Sequence[int]) -> None:
         for fd in fds:

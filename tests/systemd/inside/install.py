@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,8 @@ def test_the_generator_makes_services_that_run_this_program(installed: list[str]
 
 def test_members_of_the_group_may_look_and_nothing_else(installed: list[str], tmp_path: Path) -> None:
     units.run("systemd-sysusers")
+    # Whom QEMU is (stage1/vm/programs.py).
+    assert pwd.getpwnam("rkpy-kvm").pw_shell == "/usr/sbin/nologin"
     units.run("systemd-tmpfiles", "--create", "rkpy.conf")
     assert Path("/var/lib/rkpy").group() == "rkpy"
     assert Path("/var/lib/rkpy").stat().st_mode & 0o7777 == 0o2750

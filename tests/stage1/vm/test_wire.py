@@ -347,12 +347,16 @@ def test_a_terminal_of_an_app_without_one(guest: Guest) -> None:
     assert not guest.masters
 
 
-def test_all_that_was_sent_is_written_when_the_guest_hangs_up(guest: Guest) -> None:
+@pytest.mark.parametrize("who", ["guest", "host"])
+def test_all_that_was_sent_is_written_whoever_hangs_up(guest: Guest, who: str) -> None:
     typed, out, (_, stream, _) = start(guest)
     guest.send(frames.encode(DATA, stream, bytes(WINDOW)))
-    guest.wire.close()
-    guest.settle()
-    assert guest.said == [""]
+    if who == "guest":
+        guest.wire.close()
+        guest.settle()
+    else:
+        guest.bridge.close()
+    assert guest.said == [""][: who == "guest"]
     found = 0
     while data := os.read(out, 1 << 20):
         found += len(data)
@@ -403,3 +407,20 @@ def test_any_words_are_heard_well_formed_or_not_at_all(said: list[tuple[str, lis
         assert sum(text == "ready" for text in guest.said) <= 1
     finally:
         guest.close()
+
+
+def test_nothing_stays_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    guest = Guest()
+    typed, out, (stdin, stdout, _) = start(guest)
+    guest.bridge.start("two", (-1, -1, -1), b"x")
+    pair = socket.socketpair()
+    guest.bridge.enter("one", (pair[0].fileno(),), b"x")
+    for end in pair:
+        end.close()
+    guest.say("terminal two", "terminal two", "terminal one")
+    guest.send(frames.encode(DATA, stdout, bytes(WINDOW)), frames.encode(END, stdout), frames.encode(END, stdin))
+    for fd in (typed, out):
+        os.close(fd)
+    guest.close()
+    assert len(os.listdir("/proc/self/fd")) == before
