@@ -19,13 +19,13 @@ from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, located, reason
 from common.imports import seal
 from common.journal import SEALS
-from stage1 import apptree, boot, channel, namespaces, supervisor, terminal
+from stage1 import apptree, boot, channel, footprint, namespaces, supervisor, terminal
 from stage1.appsockets import AppSocket, weight
 from stage1.cgroup import PodCgroup
 from stage1.channel import Channel
 from stage1.loop import READ, Loop
 from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.vm import frames
+from stage1.vm import frames, guestmodules
 from stage1.vm.frames import MESSAGE, FrameError
 from stage1.vm.traffic import Traffic, Wire
 
@@ -179,6 +179,7 @@ class Agent:
     def _network(self, _words: list[str], blob: bytes) -> None:
         from stage1.vm import guestnet
 
+        guestmodules.load(guestmodules.NETWORK)
         guestnet.apply(blob)
 
     def _start(self, words: list[str], blob: bytes) -> None:
@@ -304,6 +305,7 @@ class Agent:
             else:
                 if verb == "ready":
                     gc.enable()
+                    self._loop.call_later(footprint.DELAY, self._load_rest)
                 app = self._apps.get(name)
                 if verb == "terminal" and app is not None:
                     self._attach(app.terminal, fds.pop())
@@ -315,6 +317,13 @@ class Agent:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _load_rest(self) -> None:
+        try:
+            guestmodules.load(guestmodules.LATER)
+        except (LaunchError, OSError) as error:
+            # The pod does without what they would have been for.
+            os.write(2, f"rkpy: {error}\n".encode("utf-8", "backslashreplace"))
 
     def _ended(self, app: _App, text: str) -> None:
         """See that nothing the app started outlives it, and pass it on after all that it wrote."""

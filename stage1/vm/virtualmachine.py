@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.errors import LaunchError, PodError
-from stage1 import appsockets, apptree, channel
+from stage1 import appsockets, apptree, channel, footprint
 from stage1.cgroup import PodCgroup, Report
 from stage1.channel import Channel
 from stage1.enclosure import Hear
@@ -111,6 +111,10 @@ class VirtualMachine:
     def _is_up(self, _kernel: str) -> None:
         self._deadline.cancel()
         self.is_up = True
+        if self._loop is not None:
+            # Of the kernel and the initramfs the guest has copies, and of QEMU most was for the start. Not at once: the
+            # next machine boots from the same.
+            self._loop.call_later(footprint.INTERVAL, lambda: footprint.page_out(self.pid, self._qemu.pidfd))
         self._monitor("up", [])
 
     def _is_late(self) -> None:
