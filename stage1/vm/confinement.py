@@ -15,6 +15,7 @@ import select
 import signal
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -194,8 +195,9 @@ def settle() -> None:
     OSError."""
     os.setsid()
     # 1 byte is less than any dump, and the one limit that keeps the kernel from piping it to a program (core(5),
-    # fs/coredump.c).
-    syscalls.setrlimit(_RLIMIT_CORE, 1, 1)
+    # fs/coredump.c). Where there are to be no dumps at all, it may not be possible to allow that one.
+    with suppress(PermissionError):
+        syscalls.setrlimit(_RLIMIT_CORE, 1, 1)
     for number in signal.valid_signals():
         if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.errors import LaunchError, PodError
-from stage1 import appsockets, apptree, channel
+from stage1 import appsockets, apptree, channel, footprint
 from stage1.cgroup import PodCgroup, Report
 from stage1.channel import Channel
 from stage1.enclosure import Hear
@@ -31,6 +31,8 @@ _LINES = 64
 """Of the console, among which a reason is looked for."""
 _CONSOLE = 64
 """Pieces of it that are read at most when the machine has ended."""
+_HEARD = 1 << 16
+"""Of a socket's datagrams, how much is dealt with before the guest is told so."""
 _GRACE = 2.0
 """Seconds in which a machine that has hung up should be gone."""
 _PATIENCE = 120.0
@@ -51,6 +53,8 @@ class VirtualMachine:
         self._places: dict[str, Place] = {}
         """Where in the share each app has its files."""
         self._reports: list[Report] = []
+        self._unsaid: dict[tuple[str, str], int] = {}
+        """What of each socket of an app was heard, and the guest not told."""
         self._bridge: Bridge | None = None
         self._loop: Loop | None = None
         self._virtiofsd: Served | None = None
@@ -107,6 +111,10 @@ class VirtualMachine:
     def _is_up(self, _kernel: str) -> None:
         self._deadline.cancel()
         self.is_up = True
+        if self._loop is not None:
+            # Of the kernel and the initramfs the guest has copies, and of QEMU most was for the start. Not at once: the
+            # next machine boots from the same.
+            self._loop.call_later(footprint.INTERVAL, lambda: footprint.page_out(self.pid, self._qemu.pidfd))
         self._monitor("up", [])
 
     def _is_late(self) -> None:
@@ -114,6 +122,11 @@ class VirtualMachine:
 
     def _hear(self, text: str, fds: list[int]) -> None:
         self._is_over = self._is_over or text.startswith(("over ", "broken "))
+        verb, _, rest = text.partition(" ")
+        if verb == "again":
+            self._visits.expect(rest)
+        elif verb in ("started", "ended", "idle"):
+            self._visits.admit(rest.partition(" ")[0])
         if text or self._is_over or self._switched_off:
             self._monitor(text, fds)
         else:
@@ -130,7 +143,9 @@ class VirtualMachine:
             return f"the virtual machine has hung up{self._last()}"
         if os.WIFSIGNALED(status):
             return f"QEMU was killed by signal {os.WTERMSIG(status)}{self._last()}"
-        return f"the virtual machine has switched itself off{self._last(of_qemu=status != 0)}"
+        if status:
+            return f"QEMU has ended with status {os.WEXITSTATUS(status)}{self._last()}"
+        return f"the virtual machine has switched itself off{self._last(of_qemu=False)}"
 
     def _read_console(self, fd: int) -> None:
         if not self._console.take(fd, complaints=fd == self._qemu.errors) and self._loop is not None:
@@ -160,7 +175,15 @@ class VirtualMachine:
         self._monitor("limits", [])
 
     def _relay(self, app: str, socket: str, data: bytes) -> None:
-        appsockets.deliver(self._plan.directory, app, socket, data)
+        weight = appsockets.weight(data)
+        appsockets.deliver(self._plan.directory, app, socket, data, lambda: self._heard(app, socket, weight))
+
+    def _heard(self, app: str, socket: str, weight: int) -> None:
+        heard = self._unsaid.get((app, socket), 0) + weight
+        if heard >= _HEARD:
+            self.tell(f"heard {app} {socket} {heard}")
+            heard = 0
+        self._unsaid[app, socket] = heard
 
     # --- what the monitor says
 
@@ -199,6 +222,7 @@ class VirtualMachine:
         self._places[plan.name] = place
         if self._bridge is not None:
             self._bridge.start(plan.name, stdio, dumps(guestplan.app_for_guest(plan, place)))
+            self._visits.expect(plan.name)
 
     def resize(self, name: str, rows: int, columns: int) -> bool:
         if self._bridge is not None:
