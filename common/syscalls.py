@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import struct
+from collections.abc import Sequence
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -78,6 +79,7 @@ RENAME_EXCHANGE = 2
 CLOSE_RANGE_CLOEXEC = 4
 
 MADV_DONTNEED = 4
+MADV_PAGEOUT = 21
 
 RB_AUTOBOOT = 0x01234567
 
@@ -88,6 +90,7 @@ _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
 _NR_CLOSE_RANGE = 436
+_NR_PROCESS_MADVISE = 440
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
@@ -302,6 +305,14 @@ def madvise(start: int, length: int, advice: int) -> None:
     """madvise(2) about this process's memory from the address `start` on."""
     result = _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(advice))
     _check(result, "madvise", hex(start))
+
+
+def process_madvise(pidfd: int, ranges: Sequence[tuple[int, int]], advice: int) -> int:
+    """process_madvise(2) (Linux 5.10) about up to 1024 `ranges` (addresses of start and end) of another process's
+    memory; how many bytes it was about."""
+    vectors = struct.pack(f"{2 * len(ranges)}N", *(part for start, end in ranges for part in (start, end - start)))
+    arguments = (_long(pidfd), ctypes.c_char_p(vectors), _long(len(ranges)), _long(advice), _long(0))
+    return _check(_syscall(_long(_NR_PROCESS_MADVISE), *arguments), "process_madvise", str(pidfd))
 
 
 def finit_module(fd: int, path: str) -> None:

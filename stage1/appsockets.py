@@ -37,8 +37,10 @@ _LAST_FD = 2**31 - 1
 _PAUSE = 1.0
 """Seconds until the next attempt where there could be no process for that."""
 
-_PENDING = 1 << 20
-"""Bytes delivered that are kept for a socket that is paused."""
+_PENDING = 1 << 21
+"""What of messages delivered is kept for a socket that is paused (`weight`)."""
+_EACH = 256
+"""Bytes that keeping a message takes beside it."""
 _listening: dict[str, AppSocket] = {}
 """All there are, by their paths."""
 
@@ -49,6 +51,11 @@ Receive = Callable[[bytes, list[int]], None]
 def directory(pod: str, app: str) -> str:
     """Of the sockets of an app, in the pod directory."""
     return f"{pod}/sockets/{app}"
+
+
+def weight(data: bytes) -> int:
+    """What it takes to keep a message, in bytes."""
+    return len(data) + _EACH
 
 
 class AppSocket:
@@ -80,17 +87,23 @@ class AppSocket:
             self._socket.close()
             raise LaunchError(f"cannot listen on {path}: {reason(error)}") from error
         self._watched = False
-        self._delivered: list[bytes] = []
+        self._delivered: list[tuple[bytes, Callable[[], None]]] = []
+        self._kept = 0
         self._path = path
         _listening[path] = self
         self.resume()
 
-    def deliver(self, data: bytes) -> None:
-        """Take a message that came another way. While this is paused it is kept, up to a limit."""
+    def deliver(self, data: bytes, done: Callable[[], None]) -> None:
+        """Take a message that came another way. While this is paused it is kept, up to a limit. `done` is called when
+        it is not kept any more."""
         if self._watched:
             self._receive(data, [])
-        elif sum(map(len, self._delivered)) + len(data) <= _PENDING:
-            self._delivered.append(data)
+            done()
+        elif self._kept + weight(data) <= _PENDING:
+            self._kept += weight(data)
+            self._delivered.append((data, done))
+        else:
+            done()
 
     def pause(self) -> None:
         """Take nothing for now: who writes waits."""
@@ -104,12 +117,19 @@ class AppSocket:
         if not self._watched:
             self._loop.add(self._socket.fileno(), select.EPOLLIN, lambda _events: self._serve())
             self._watched = True
-            delivered, self._delivered = self._delivered, []
-            for data in delivered:
-                self.deliver(data)
+        while self._watched and self._delivered:
+            self._take_delivered()
+
+    def _take_delivered(self) -> None:
+        data, done = self._delivered.pop(0)
+        self._kept -= weight(data)
+        self._receive(data, [])
+        done()
 
     def take(self) -> None:
         """Receive what is waiting."""
+        while self._delivered:
+            self._take_delivered()
         for _ in range(_AT_ONCE):
             if not self._take_one():
                 break
@@ -162,15 +182,20 @@ class AppSocket:
             self._socket.shutdown(SHUT_RD)
         while self._take_one():
             pass
+        while self._delivered:
+            self._take_delivered()
         self._let_go()
         self._socket.close()
 
 
-def deliver(pod: str, app: str, name: str, data: bytes) -> None:
-    """What was written in a virtual machine to the socket `name` of an app. Harmless when nobody listens."""
+def deliver(pod: str, app: str, name: str, data: bytes, done: Callable[[], None]) -> None:
+    """What was written in a virtual machine to the socket `name` of an app; harmless when nobody listens. `done` is
+    called once it has been dealt with."""
     socket = _listening.get(f"{directory(pod, app)}/{name}")
-    if socket is not None:
-        socket.deliver(data)
+    if socket is None:
+        done()
+    else:
+        socket.deliver(data, done)
 
 
 def _ignore(_data: bytes, _fds: list[int]) -> None:

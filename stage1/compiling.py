@@ -15,6 +15,7 @@ from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
 from stage1.systemd.given import booted
 from stage1.terminal import get_size
+from stage2 import capabilities
 from stage2.launch import LaunchSpec
 
 
@@ -168,4 +169,6 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
         owns_streams=not pod.interactive or "tty" in _streams(pod, app),
     )
     cache = f"{pod.data_directory}/cache/seccomp"
-    return restrictions.restrict(spec, section.isolators, insecure=pod.insecure, cache=cache)
+    # Root of a kernel of its own has all that this one may lack.
+    have = frozenset(range(len(capabilities.NAMES))) if pod.own_kernel else None
+    return restrictions.restrict(spec, section.isolators, insecure=pod.insecure, cache=cache, have=have)

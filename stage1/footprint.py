@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from common import syscalls
 from stage1.loop import Loop
@@ -13,6 +14,8 @@ INTERVAL = 30.0
 """Seconds until it is looked at again what has come back since."""
 WORTHWHILE = 0.02
 """Seconds of processor time after which something will have."""
+_RANGES = 1024
+"""At most for process_madvise(2)."""
 
 
 def keep_small(loop: Loop) -> None:
@@ -39,6 +42,19 @@ def shrink() -> None:
         return
     for start, end in found:
         syscalls.madvise(start, end - start, syscalls.MADV_DONTNEED)
+
+
+def page_out(pid: int, pidfd: int) -> None:
+    """Have another process let go of the pages of files that it has mapped, and the page cache of those that nobody
+    else has mapped: what it needs again is read again. Where that is not possible everything stays as it is."""
+    with suppress(OSError):
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            mappings = [line.split(None, 5) for line in file]
+        # Private ones: in a shared one are the guest's memory and what others see.
+        wanted = [words[0].split(b"-") for words in mappings if words[1][3:4] == b"p" and words[4] != b"0"]
+        for at in range(0, len(wanted), _RANGES):
+            ranges = [(int(start, 16), int(end, 16)) for start, end in wanted[at : at + _RANGES]]
+            syscalls.process_madvise(pidfd, ranges, syscalls.MADV_PAGEOUT)
 
 
 def _unwritten(smaps: bytes) -> list[tuple[int, int]]:

@@ -117,6 +117,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits]:
         host_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         host_cpus=len(os.sched_getaffinity(0)),
         memory=options.memory,
+        volumes=sum({mount.volume: mount.size for app in pod.apps for mount in app.mounts}.values()),
     )
     user, group = programs.user()
     machine = Machine(

@@ -34,17 +34,24 @@ class _Sets(NamedTuple):
 
 
 def restrict(
-    spec: LaunchSpec, isolators: tuple[Isolator, ...], *, insecure: tuple[str, ...], cache: str
+    spec: LaunchSpec,
+    isolators: tuple[Isolator, ...],
+    *,
+    insecure: tuple[str, ...],
+    cache: str,
+    have: frozenset[int] | None = None,
 ) -> tuple[LaunchSpec, list[str]]:
     """`spec` under the app's `isolators`, and a warning for each that says too much. `insecure` may have "capabilities"
     (the app gets all there are) and "seccomp" (no filter); `cache` is a directory for compiled filters, made if needed.
+    `have`: the capabilities there are to give; left out, those of this process.
 
     UsageError for words that mean nothing, LaunchError for what cannot be enforced."""
     found = _by_name(isolators)
     if known.APPARMOR_PROFILE in found:
         profile = found[known.APPARMOR_PROFILE][-1]["profile"]
         raise LaunchError(f'cannot apply the AppArmor profile "{profile}" to app "{spec.app_name}"')
-    sets, warnings = _capabilities(spec.app_name, found, everything=CAPABILITIES in insecure)
+    have = capabilities.available() if have is None else have
+    sets, warnings = _capabilities(spec.app_name, found, have, everything=CAPABILITIES in insecure)
     # Without CAP_SYS_RESOURCE a limit once lowered is not to be raised again, so each is set once: the last one given.
     limits = {limit[0]: limit for limit in map(known.rlimit, found.get(known.RLIMIT, ()))}
     adjustments = found.get(known.OOM_SCORE_ADJ, [None])
@@ -77,8 +84,9 @@ def _words(found: dict[str, list[Any]], name: str) -> list[str] | None:
     return [word for value in found[name] for word in value["set"]] if name in found else None
 
 
-def _capabilities(app: str, found: dict[str, list[Any]], *, everything: bool) -> tuple[_Sets, list[str]]:
-    have = capabilities.available()
+def _capabilities(
+    app: str, found: dict[str, list[Any]], have: frozenset[int], *, everything: bool
+) -> tuple[_Sets, list[str]]:
     retain, remove = _words(found, known.CAPABILITIES_RETAIN), _words(found, known.CAPABILITIES_REMOVE)
     if retain is not None and remove is not None:
         raise UsageError(f'the capabilities of app "{app}" are either retained or removed, not both')

@@ -25,7 +25,10 @@ Q35, MICROVM = "q35", "microvm"
 CPU = {KVM: "host", TCG: "Nehalem,+rdrand"}
 """Models for -cpu. Emulating what a newer one can do takes the guest longer than doing without, since libraries use it
 wherever it is there; rdrand gives the kernel randomness, for which everything would wait otherwise."""
-PARAMETERS = "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests quiet panic=-1 console=ttyS0"
+PARAMETERS = (
+    "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 cryptomgr.notests random.trust_cpu=1 "
+    "quiet panic=-1 console=ttyS0"
+)
 """The kernel's: what a guest need not find out or wait for (Documentation/admin-guide/kernel-parameters.txt), and that
 its end is the machine's."""
 DEVICE = "/dev/kvm"

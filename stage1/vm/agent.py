@@ -19,13 +19,13 @@ from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, located, reason
 from common.imports import seal
 from common.journal import SEALS
-from stage1 import apptree, boot, channel, namespaces, supervisor, terminal
-from stage1.appsockets import AppSocket
+from stage1 import apptree, boot, channel, footprint, namespaces, supervisor, terminal
+from stage1.appsockets import AppSocket, weight
 from stage1.cgroup import PodCgroup
 from stage1.channel import Channel
 from stage1.loop import READ, Loop
 from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.vm import frames
+from stage1.vm import frames, guestmodules
 from stage1.vm.frames import MESSAGE, FrameError
 from stage1.vm.traffic import Traffic, Wire
 
@@ -91,6 +91,9 @@ class Agent:
         self._places: set[str] = set()
         """Where in the share there were files of apps, as far as is known still."""
         self._paused = False
+        """Whether nothing is taken from any app, because the wire is full."""
+        self._unheard: dict[tuple[str, str], int] = {}
+        """What of each socket of an app the host has not dealt with."""
         self._supervisor: Channel | None = None
         self._pid = 0
         """The supervisor's."""
@@ -176,6 +179,7 @@ class Agent:
     def _network(self, _words: list[str], blob: bytes) -> None:
         from stage1.vm import guestnet
 
+        guestmodules.load(guestmodules.NETWORK)
         guestnet.apply(blob)
 
     def _start(self, words: list[str], blob: bytes) -> None:
@@ -301,6 +305,7 @@ class Agent:
             else:
                 if verb == "ready":
                     gc.enable()
+                    self._loop.call_later(footprint.DELAY, self._load_rest)
                 app = self._apps.get(name)
                 if verb == "terminal" and app is not None:
                     self._attach(app.terminal, fds.pop())
@@ -312,6 +317,13 @@ class Agent:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _load_rest(self) -> None:
+        try:
+            guestmodules.load(guestmodules.LATER)
+        except (LaunchError, OSError) as error:
+            # The pod does without what they would have been for.
+            os.write(2, f"rkpy: {error}\n".encode("utf-8", "backslashreplace"))
 
     def _ended(self, app: _App, text: str) -> None:
         """See that nothing the app started outlives it, and pass it on after all that it wrote."""
@@ -352,26 +364,43 @@ class Agent:
         def heard(name: str) -> Callable[[bytes, list[int]], None]:
             return lambda data, fds: self._pass_on(plan.name, name, data, fds)
 
-        return [AppSocket(self._loop, _PLACE, plan.name, name, heard(name)) for name in plan.sockets]
+        made = [AppSocket(self._loop, _PLACE, plan.name, name, heard(name)) for name in plan.sockets]
+        for socket, name in zip(made, plan.sockets, strict=True):
+            if not self._may_take(plan.name, name):
+                socket.pause()
+        return made
 
     def _pass_on(self, app: str, name: str, data: bytes, fds: list[int]) -> None:
         if len(fds) == 1 and not data:
             data = _read_sealed(fds[0])
-        if data:
-            self._say(f"datagram {app} {name}", data)
+        if not data:
+            return
+        self._say(f"datagram {app} {name}", data)
+        self._unheard[app, name] = self._unheard.get((app, name), 0) + weight(data)
         if self._wire.full and not self._paused:
             self._paused = True
-            self._each_socket(AppSocket.pause)
             self._wire.when_room(self._resume)
+            self._review_sockets()
+        elif not self._may_take(app, name):
+            self._review_sockets(app)
 
     def _resume(self) -> None:
         self._paused = False
-        self._each_socket(AppSocket.resume)
+        self._review_sockets()
 
-    def _each_socket(self, call: Callable[[AppSocket], None]) -> None:
-        for app in self._apps.values():
-            for socket in app.sockets:
-                call(socket)
+    def _heard(self, words: list[str], _blob: bytes) -> None:
+        app, name, count = words
+        self._unheard[app, name] = self._unheard.get((app, name), 0) - int(count)
+        self._review_sockets(app)
+
+    def _may_take(self, app: str, name: str) -> bool:
+        return not self._paused and self._unheard.get((app, name), 0) <= frames.UNHEARD
+
+    def _review_sockets(self, only: str = "") -> None:
+        """Take from those that may be taken from, and no others."""
+        for app in self._apps.values() if not only else filter(None, (self._apps.get(only),)):
+            for socket, name in zip(app.sockets, app.plan.sockets, strict=True):
+                (AppSocket.resume if self._may_take(app.plan.name, name) else AppSocket.pause)(socket)
 
     # --- commands beside apps
 
@@ -478,6 +507,7 @@ _HOST: dict[str, Callable[[Agent, list[str], bytes], None]] = {
     "remove": Agent._remove,
     "cleared": Agent._cleared,
     "resize": Agent._resize,
+    "heard": Agent._heard,
     "enter": Agent._enter,
     "signal-entered": Agent._signal_entered,
 }

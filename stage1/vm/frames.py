@@ -22,6 +22,8 @@ The host says (what is in [] is the blob; NAME of an app):
     resize STREAM ROWS COLUMNS         of a terminal
     enter ID NAME IN OUT ERR [LaunchSpec]    a command beside the app NAME; ID is a number chosen by the host
     signal-entered ID NUMBER
+    heard NAME SOCKET COUNT            so much of this socket's datagrams has been dealt with (`appsockets.weight`);
+                                       when more than UNHEARD has not, nothing more is taken from it
 The agent says:
     up KERNEL                          the kernel's release: it is there, and waits for the pod
     started NAME PID, failed …, ended NAME STATUS SIGNAL STOPPED AGAIN OOM, again NAME, idle NAME, ready, health …,
@@ -48,6 +50,9 @@ LARGEST = 1 << 24
 """Bytes of a payload."""
 FROM_GUEST = 1 << 21
 """Bytes of a message that the host takes: a datagram of an app's is the largest."""
+UNHEARD = 1 << 19
+"""What the agent sends of the datagrams of a socket beyond what it has heard of (`appsockets.weight`), at most; and the
+last of them."""
 PORT = "rkpy"
 """The name of the port in /sys/class/virtio-ports/*/name."""
 SHARE = "/share"

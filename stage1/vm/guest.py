@@ -14,10 +14,8 @@ from typing import NoReturn
 
 from common import syscalls
 from common.errors import LaunchError, located, reason
-from stage1.vm import frames
+from stage1.vm import frames, guestmodules
 
-ORDER = "/modules/order"
-"""The kernel modules to load, one path a line, each after those it needs."""
 TAG = "rkpy"
 """Of the file system that the host shares (virtiofs)."""
 _ROOT = "/root"
@@ -116,7 +114,7 @@ class _Loading:
 
 def _load_beside() -> _Loading:
     if len(os.sched_getaffinity(0)) == 1:
-        _load()
+        guestmodules.load(guestmodules.ORDER)
         return _Loading(0, -1)
     reading, writing = os.pipe()
     pid = os.fork()
@@ -124,27 +122,11 @@ def _load_beside() -> _Loading:
         os.close(writing)
         return _Loading(pid, reading)
     try:
-        _load()
+        guestmodules.load(guestmodules.ORDER)
     except BaseException as error:
         os.write(writing, str(error).encode("utf-8", "backslashreplace"))
     finally:
         os._exit(0)
-
-
-def _load() -> None:
-    with open(ORDER, encoding="utf-8") as file:
-        paths = file.read().splitlines()
-    for path in paths:
-        try:
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                syscalls.finit_module(fd, path)
-            finally:
-                os.close(fd)
-        except FileExistsError:
-            pass  # It is there already.
-        except OSError as error:
-            raise LaunchError(f"cannot load the kernel module {path}: {reason(error)}") from error
 
 
 def _open_port() -> int:

@@ -1,7 +1,7 @@
 """The guest's first file system: an archive that the kernel unpacks into memory.
 
     /init                the first process, a script that goes on in `runtime.MAIN`
-    /modules/order       paths of the kernel's modules in the order they are to be loaded, one a line
+    /modules/order, …    paths of the kernel's modules in the order they are to be loaded, one a line (`guestmodules`)
     /modules/NAME.ko     each of them, not compressed
     /dev/console, …      what it has for standard streams, and what Python takes its randomness from
     /rkpy, PYTHON        see `runtime`
@@ -19,13 +19,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from common.errors import LaunchError, reason
 from common.records import NamedTuple
 from stage1.vm.decompress import decompress
+from stage1.vm.guestmodules import LATER, NETWORK, ORDER
 from stage1.vm.kernel import Kernel
-from stage1.vm.runtime import MAIN, PLACE, Runtime, code, program
+from stage1.vm.runtime import FIRST, MAIN, Runtime, code, program
 
 REQUIRED = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "virtio_net")
 """Modules without which there is no pod in a machine."""
-WELCOME = ("virtio_balloon", "virtio_rng", "virtio_mmio")
+WELCOME = ("virtio_mmio", "virtio_balloon", "virtio_rng")
 """Those that are loaded where there are some."""
+_LISTS = {"virtio_net": NETWORK, "virtio_balloon": LATER, "virtio_rng": LATER}
+"""In which list modules are, with those they need. In ORDER if nothing else is said."""
 PROBE = "rkpy_probe"
 """Among the kernel's parameters: the first process says ALIVE on the console and ends, and with it the machine."""
 ALIVE = "rkpy: the machine works"
@@ -50,6 +53,8 @@ class Entry(NamedTuple):
 class Module(NamedTuple):
     name: str
     path: str
+    among: str = ORDER
+    """The list it is in, by its path in the guest."""
 
 
 def entries(runtime: Runtime, modules: Sequence[Module]) -> Iterator[Entry]:
@@ -59,8 +64,9 @@ def entries(runtime: Runtime, modules: Sequence[Module]) -> Iterator[Entry]:
     for name, number in _DEVICES.items():
         yield Entry(f"dev/{name}", stat.S_IFCHR | 0o600, device=os.makedev(*number))
     yield Entry("init", stat.S_IFREG | 0o755, _init(runtime))
-    order = "".join(f"/modules/{module.name}.ko\n" for module in modules)
-    yield Entry("modules/order", stat.S_IFREG | 0o644, order.encode())
+    for path in (ORDER, NETWORK, LATER):
+        order = "".join(f"/modules/{module.name}.ko\n" for module in modules if module.among == path)
+        yield Entry(path.lstrip("/"), stat.S_IFREG | 0o644, order.encode())
     for module in modules:
         yield Entry(f"modules/{module.name}.ko", stat.S_IFREG | 0o644, _plain(module.path))
     for file in runtime.files:
@@ -77,7 +83,7 @@ def _init(runtime: Runtime) -> bytes:
     lines = [
         f"#!{runtime.interpreter} -ISXutf8",
         "import sys",
-        f"sys.path.append({PLACE!r})",
+        f"sys.path[:0] = {FIRST!r}",
         f"if {PROBE!r} in sys.argv:",
         f"    sys.exit(print({ALIVE!r}, flush=True))",
         f"from {MAIN} import main",
@@ -131,7 +137,8 @@ def modules(kernel: Kernel) -> list[Module]:
                 hint="install a kernel for virtual machines, such as Debian's linux-image-cloud-amd64",
             )
         for name in (*reversed(needs[wanted]), wanted):
-            found.setdefault(name, Module(name, os.path.join(kernel.modules, paths[name])))
+            path = os.path.join(kernel.modules, paths[name])
+            found.setdefault(name, Module(name, path, _LISTS.get(wanted, ORDER)))
     return list(found.values())
 
 

@@ -33,8 +33,9 @@ TAG = "rkpy"
 KERNEL, INITRAMFS = "/kernel", "/initramfs"
 """Where QEMU has them."""
 KVM = "/dev/kvm"
-TRANSLATED = 24
-"""MiB of translated code that QEMU keeps (tcg's tb-size): it would take a GiB."""
+TRANSLATED = 64
+"""MiB of translated code that QEMU keeps (tcg's tb-size): it would take a GiB. What starts an app fits; with half of
+that everything is translated anew each time, and takes twice as long."""
 _KIB = 1 << 10
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 MACHINES = {
@@ -173,7 +174,8 @@ def argv(machine: Machine, uuid: str) -> list[str]:
     words += ["-chardev", f"socket,id=port,fd={_PORT_FD}", "-device", f"virtio-serial{bus},max_ports=2"]
     words += ["-device", f"virtserialport,chardev=port,name={PORT}"]
     words += ["-chardev", f"socket,id=share,fd={_SHARE_FD}", "-device", f"vhost-user-fs{bus},chardev=share,tag={TAG}"]
-    words += ["-device", f"virtio-rng{bus}"]
+    if machine.acceleration != "tcg":  # whose processor gives the kernel randomness
+        words += ["-device", f"virtio-rng{bus}"]
     words += ["-device", f"virtio-balloon{bus},free-page-reporting=on"]
     for number in range(machine.interfaces):
         words += ["-netdev", f"tap,id=net{number},fd={_FIRST_TAP + number}"]

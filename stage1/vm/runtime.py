@@ -2,7 +2,8 @@
 
 An interpreter is asked what it has loaded once the guest's modules are imported; of the host nothing else comes along.
 Everything keeps its path, by which the interpreter finds it again (https://docs.python.org/3/library/sys_path_init.html);
-only shared libraries come to lie beside the C library, under the names they are asked for by (ld.so(8)).
+only shared libraries come to lie beside the C library, under the names they are asked for by (ld.so(8)). Some modules
+of the library are ours instead (`stage1.vm.lean`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from common.records import NamedTuple
 
 PLACE = "/rkpy"
 """Where rkpy's own modules are in the guest."""
+LEAN = "/stage1/vm/lean"
+"""Where among them those are that stand in for some of the standard library's."""
+FIRST = (PLACE + LEAN, PLACE)
+"""What comes first on the guest's sys.path."""
 MAIN = "stage1.vm.guest"
 """The module whose `main` is the guest's first process."""
 MODULES = (
@@ -34,8 +39,8 @@ _PATIENCE = 60
 
 _ASK = """
 import sys
-root, *names = sys.argv[1:]
-sys.path.append(root)
+root, first, *names = sys.argv[1:]
+sys.path[:] = [*filter(None, [first]), *sys.path, root]
 for name in names:
     __import__(name)
 modules = dict(sys.modules)
@@ -53,7 +58,8 @@ with open("/proc/self/maps") as file:
     fields = [line.rstrip("\\n").split(None, 5) for line in file]
 maps = {found[5] for found in fields if len(found) == 6 and found[5].startswith("/") and not found[5].endswith(")")}
 import posix
-print(json.dumps([posix.readlink("/proc/self/exe"), sys.path, sorted(set(files)), sorted(maps)]))
+said = [posix.readlink("/proc/self/exe"), sys.path, sorted(set(files)), sorted(maps)]
+print(json.dumps(said, separators=(",", ":")))
 """
 
 
@@ -76,7 +82,11 @@ class Runtime(NamedTuple):
 
 def collect(modules: Sequence[str] = MODULES) -> Runtime:
     """What it takes to run `modules`. Raises LaunchError."""
-    interpreter, path, files, maps = _ask(modules)
+    try:
+        interpreter, path, files, maps = _ask(modules, ROOT + LEAN)
+    except LaunchError:
+        # A library of another version may want what the stand-ins do not have. It takes longer without them.
+        interpreter, path, files, maps = _ask(modules)
     try:
         return _collect(interpreter, path, files, maps)
     except (OSError, ValueError, struct.error) as error:
@@ -94,15 +104,17 @@ def _collect(interpreter: str, path: list[str], files: list[str], maps: list[str
     found += [_module(file, file) for file in others]
     found.append(File(interpreter, interpreter))
     found += _libraries([interpreter, *extensions], maps)
-    places = tuple(directory for directory in path if directory.startswith("/") and directory != ROOT)
+    ours = (ROOT, ROOT + LEAN)
+    places = tuple(directory for directory in path if directory.startswith("/") and directory not in ours)
     unique = {file.target: file for file in found}
     return Runtime(interpreter, tuple(unique[target] for target in sorted(unique)), places)
 
 
-def _ask(modules: Sequence[str]) -> tuple[str, list[str], list[str], list[str]]:
+def _ask(modules: Sequence[str], first: str = "") -> tuple[str, list[str], list[str], list[str]]:
+    """`first`: a directory to look for modules in before any other."""
     import subprocess
 
-    words = [sys.executable, "-I", "-S", "-c", _ASK, ROOT, *modules]
+    words = [sys.executable, "-I", "-S", "-c", _ASK, ROOT, first, *modules]
     try:
         # Nothing of the environment but what it may take to start, which says where libraries are.
         kept = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}

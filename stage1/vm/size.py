@@ -40,15 +40,17 @@ def of(
     host_memory: int,
     host_cpus: int,
     memory: int = 0,
+    volumes: int = 0,
 ) -> Size:
     """The size for a pod with the limits `pod` and apps with the limits `apps`. `host_memory`: bytes the host has,
-    `host_cpus`: processors we may use; the guest gets no more of either. `memory`: bytes it was told to have, or 0."""
+    `host_cpus`: processors we may use; the guest gets no more of either. `memory`: bytes it was told to have, or 0.
+    `volumes`: bytes of volumes in memory, which is the host's and counts as virtiofsd's."""
     asked = memory or _memory(pod, apps)
     guest = _whole(max(LEAST, min(asked, host_memory)))
     cpus = max(1, min(-(-_cpu(pod, apps) // 1000), host_cpus))
     around = OUTSIDE + (TRANSLATED if acceleration == "tcg" else 0)
     outside = Limits(
-        memory=guest + around,
+        memory=guest + around + volumes,
         cpu=pod.cpu,
         cpu_weight=pod.cpu_weight,
         pids=PROCESSES,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.errors import LaunchError, PodError
-from stage1 import appsockets, apptree, channel
+from stage1 import appsockets, apptree, channel, footprint
 from stage1.cgroup import PodCgroup, Report
 from stage1.channel import Channel
 from stage1.enclosure import Hear
@@ -31,6 +31,8 @@ _LINES = 64
 """Of the console, among which a reason is looked for."""
 _CONSOLE = 64
 """Pieces of it that are read at most when the machine has ended."""
+_HEARD = 1 << 16
+"""Of a socket's datagrams, how much is dealt with before the guest is told so."""
 _GRACE = 2.0
 """Seconds in which all of a machine should be gone once a part of it is."""
 _PATIENCE = 120.0
@@ -51,6 +53,8 @@ class VirtualMachine:
         self._places: dict[str, Place] = {}
         """Where in the share each app has its files."""
         self._reports: list[Report] = []
+        self._unsaid: dict[tuple[str, str], int] = {}
+        """What of each socket of an app was heard, and the guest not told."""
         self._bridge: Bridge | None = None
         self._loop: Loop | None = None
         self._virtiofsd: Served | None = None
@@ -107,6 +111,10 @@ class VirtualMachine:
     def _is_up(self, _kernel: str) -> None:
         self._deadline.cancel()
         self.is_up = True
+        if self._loop is not None:
+            # Of the kernel and the initramfs the guest has copies, and of QEMU most was for the start. Not at once: the
+            # next machine boots from the same.
+            self._loop.call_later(footprint.INTERVAL, lambda: footprint.page_out(self.pid, self._qemu.pidfd))
         self._monitor("up", [])
 
     def _is_late(self) -> None:
@@ -171,7 +179,15 @@ class VirtualMachine:
         self._monitor("limits", [])
 
     def _relay(self, app: str, socket: str, data: bytes) -> None:
-        appsockets.deliver(self._plan.directory, app, socket, data)
+        weight = appsockets.weight(data)
+        appsockets.deliver(self._plan.directory, app, socket, data, lambda: self._heard(app, socket, weight))
+
+    def _heard(self, app: str, socket: str, weight: int) -> None:
+        heard = self._unsaid.get((app, socket), 0) + weight
+        if heard >= _HEARD:
+            self.tell(f"heard {app} {socket} {heard}")
+            heard = 0
+        self._unsaid[app, socket] = heard
 
     # --- what the monitor says
 
@@ -243,6 +259,8 @@ class VirtualMachine:
         if op == "enter":
             if self._bridge is None:
                 raise PodError("the pod's virtual machine is not up yet")
+            if asked["app"] not in self._places:
+                raise PodError(f'app "{asked["app"]}" is not running')
             self._visits.begin(asked["app"], fds)
             return {}
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 from _socket import socket as Socket  # noqa: N812
 
 from common.errors import PodError
@@ -44,8 +45,8 @@ class Visits:
 
     def begin(self, app: str, fds: list[int]) -> None:
         """`fds`: the command's LaunchSpec, a memory file; the link; the far ends of its streams, three, or one for a
-        terminal. Takes them out of the list. Raises PodError."""
-        if len(fds) not in (3, 5):
+        terminal. Takes out of the list what it keeps. Raises PodError."""
+        if len(fds) not in (3, 5) or not stat.S_ISSOCK(os.fstat(fds[1]).st_mode):
             raise PodError("the monitor does not understand the request")
         plan, link, *streams = fds
         fds.clear()

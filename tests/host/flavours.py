@@ -196,7 +196,7 @@ class Shared:
         file = place / "uuid"
         self._rkpy = rkpy
         self._count = 0
-        self._removing: subprocess.Popen[str] | None = None
+        self._removals: list[subprocess.Popen[str]] = []
         self._said = place / "stderr"
         with self._said.open("w") as said:
             words = ("--insecure-options=image", "app", "sandbox", *variant.words, f"--uuid-file-save={file}")
@@ -205,14 +205,14 @@ class Shared:
         self.directory = str(rkpy.data / "pods/run" / self.uuid)
         rkpy.ok("status", "--wait-ready", self.uuid)
 
-    def run(self, words: Sequence[str]) -> Result:
-        """An app, to its end; `words` are what `rkpy app add` takes."""
+    def run(self, words: Sequence[str], pod: Sequence[object] = ()) -> Result:
+        """An app, to its end; `words` are what `rkpy app add` takes, `pod` flags of `rkpy run` (see `possible`)."""
         self._count += 1
         name = f"a{self._count}"
-        self._wait_removed()
         before = self._said.stat().st_size
         image, *rest = words
-        added = self._rkpy("--insecure-options=image", "app", "add", self.uuid, image, f"--name={name}", *rest)
+        flags = [f"--name={name}", *_as_added(pod, name)]
+        added = self._rkpy("--insecure-options=image", "app", "add", self.uuid, image, *flags, *rest)
         if added.status:
             return Result(shell_status(added.status), added.out, added.err)
         self._rkpy.ok("app", "start", f"--app={name}", self.uuid)
@@ -222,44 +222,53 @@ class Shared:
         texts = {"stdout": b"", "stderr": added.err.encode() + self._told(before).encode()}
         for entry in logreader.read(self.directory, [name]):
             texts[entry.stream] += entry.data
-        self._removing = self._rkpy.start("app", "rm", f"--app={name}", self.uuid)
+        self._remove(name)
         return Result(ending.status, texts["stdout"].decode(), texts["stderr"].decode())
+
+    @staticmethod
+    def possible(pod: Sequence[object]) -> bool:
+        """Whether an app can be given what these flags give a pod: volumes, and nothing else."""
+        return all(str(flag).startswith(("--volume=", "--mount=")) for flag in pod)
 
     def _told(self, start: int) -> str:
         """What the command itself has said since, and not its apps."""
-        lines = self._said.read_text()[start:].splitlines(keepends=True)
-        return "".join(line for line in lines if line.startswith("rkpy: "))
+        with self._said.open("rb") as file:
+            file.seek(start)
+            return "".join(line.decode() for line in file if line.startswith(b"rkpy: "))
 
-    def _wait_removed(self) -> None:
-        removing, self._removing = self._removing, None
-        if removing is not None:
-            told = removing.communicate(timeout=DEADLINE)
-            assert removing.returncode == 0, told
+    def _remove(self, name: str) -> None:
+        """While the next test begins."""
+        self._removals.append(self._rkpy.start("app", "rm", f"--app={name}", self.uuid))
+        while len(self._removals) > 1 and self._removals[0].poll() is not None:
+            self._collect()
+
+    def _collect(self) -> None:
+        removal = self._removals.pop(0)
+        told = removal.communicate(timeout=DEADLINE)
+        assert removal.returncode == 0, told
 
     def end(self) -> None:
-        self._wait_removed()
+        while self._removals:
+            self._collect()
         self._rkpy("stop", "--force", self.uuid)
         self._process.wait(timeout=DEADLINE)
 
 
-def _as_added(pod: Sequence[object]) -> list[str] | None:
-    """Flags of a pod as those of an app that is added to one; None where that is not possible."""
-    volumes = {}
-    targets = []
+def _as_added(pod: Sequence[object], app: str) -> list[str]:
+    """Volumes of a pod as those of an app that is added to one, under names that no other has."""
+    volumes: dict[str, str] = {}
+    found = []
     for flag in map(str, pod):
-        name, _, text = flag.partition("=")
-        if name == "--volume":
-            volume, _, options = text.partition(",")
-            volumes[volume] = options
-        elif name == "--mount":
-            fields = dict(field.split("=", 1) for field in text.split(","))
-            targets.append((fields.pop("volume"), fields.pop("target")))
-            assert not fields, flag
+        kind, _, text = flag.partition("=")
+        if kind == "--volume":
+            name, _, options = text.partition(",")
+            volumes[name] = options
         else:
-            return None
-    if sorted(volumes) != sorted(volume for volume, _ in targets):
-        return None
-    return [f"--mnt-volume=name={volume},target={target},{volumes[volume]}" for volume, target in targets]
+            fields = dict(field.split("=", 1) for field in text.split(","))
+            found.append(f"--mnt-volume=name={app}-{fields['volume']},target={fields['target']}")
+            found[-1] += f",{volumes.pop(fields['volume'])}"
+    assert not volumes, pod
+    return found
 
 
 Files = Mapping[str, bytes | str]
@@ -350,9 +359,8 @@ class Ground:
     ) -> Result:
         """A pod of one app, to its end; `flags` are the app's. Where a variant's pods are shared the app is added to
         one, unless it wants more of its pod than volumes."""
-        added = _as_added(pod) if variant.shares else None
-        if added is not None:
-            return self.shared(variant).run(self.app(ask, *flags, *added, image=image))
+        if variant.shares and Shared.possible(pod):
+            return self.shared(variant).run(self.app(ask, *flags, image=image), pod)
         done = self.rkpy(*self.words(variant, *pod), *self.app(ask, *flags, image=image))
         return Result(shell_status(done.status), done.out, done.err)
 

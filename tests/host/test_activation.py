@@ -13,7 +13,7 @@ import pytest
 
 from tests.host import activating, flavours
 from tests.host.activating import Handed, ask, listening, port
-from tests.host.flavours import HERE, SEVERAL, SUPERVISED, Ground, Variant, every
+from tests.host.flavours import HERE, MACHINE, SEVERAL, SUPERVISED, Ground, Variant, every
 from tests.host.networked import Site, connected, until
 from tests.netlab import Lab
 
@@ -45,6 +45,16 @@ def test_the_only_app_gets_all_in_order(ground: Ground, variant: Variant) -> Non
     own = next(line.split()[1] for line in result.lines if line.startswith("pid "))
     assert variables(result.lines) == {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "one.socket:other", "LISTEN_PID": own}
     assert "ignores" not in result.err
+
+
+@every(MACHINE)
+def test_a_machine_cannot_have_them(ground: Ground, variant: Variant) -> None:
+    before = ground.rkpy.pods()
+    with listening() as made:
+        result = activating.run(ground, Handed([("one", made)]), *ground.words(variant), *ground.app("say hello"))
+    assert (result.status, result.out) == (254, ""), result
+    assert "kvm cannot hand the service manager's sockets to an app" in result.err
+    assert ground.rkpy.pods() == before
 
 
 @every(HERE)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stage1 import kernelfs
+from stage2 import capabilities as names_of_capabilities
 from stage2.environment import DEFAULT_PATH
 from tests.host import flavours
 from tests.host.flavours import (
@@ -175,7 +176,6 @@ def test_what_only_this_kernel_has_is_refused(ground: Ground, variant: Variant, 
     for flags, text in (
         (["--ipc=parent"], "--ipc=parent: a virtual machine shares no memory with the host"),
         (["--net=host"], "--net=host: a virtual machine has a kernel and a network of its own"),
-        (["--net=ns:/proc/self/ns/net"], "a virtual machine cannot live in a network namespace of this kernel"),
         (volume(host / "pipe"), "pipe is neither a directory nor a file"),
         (volume(Path("/dev/zero")), "/dev/zero is neither a directory nor a file"),
     ):
@@ -299,6 +299,13 @@ RETAIN = {"name": "os/linux/capabilities-retain-set", "value": {"set": ["CAP_KIL
 )  # fmt: skip
 def test_capabilities(ground: Ground, variant: Variant, case: Case) -> None:
     ground.check(variant, case)
+
+
+@every(MACHINE)
+def test_capabilities_that_rkpy_itself_may_lack(ground: Ground, variant: Variant) -> None:
+    """The pod's kernel has them all."""
+    names = ",".join(f"CAP_{name}" for name in names_of_capabilities.NAMES)
+    assert ground.ask(variant, "caps", f"--caps-retain={names}") == [*root_with((1 << 41) - 1)]
 
 
 @every(CAPABILITIES)

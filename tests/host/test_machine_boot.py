@@ -17,19 +17,18 @@ from stage1.vm.bootfiles import BootFiles
 from stage1.vm.initramfs import Entry
 
 PATIENCE = 240.0
-_INIT = """\
+_INIT = f"""\
 import sys
-sys.path.append("/rkpy")
-import ctypes, os
+sys.path[:0] = {runtime.FIRST!r}
+import os
 import stage1.supervisor, stage1.entrance, stage2.launch
 from common import syscalls
 syscalls.mount("proc", "/proc", "proc", 0)
-with open("/modules/order") as file:
-    for path in file.read().split():
-        if ctypes.CDLL(None).syscall(313, os.open(path, os.O_RDONLY), b"", 0):  # finit_module(2)
-            sys.exit(path)
+from stage1.vm import guestmodules
+for name in (guestmodules.ORDER, guestmodules.NETWORK, guestmodules.LATER):
+    guestmodules.load(name)
 with open("/proc/modules") as file:
-    loaded = {line.split()[0] for line in file}
+    loaded = {{line.split()[0] for line in file}}
 print("release", os.uname().release, "modules", sorted(loaded), "done", flush=True)
 """
 
@@ -80,7 +79,7 @@ def test_python_needs_nothing_but_what_is_in_there(tmp_path: Path) -> None:
     root.mkdir()
     archive = initramfs.archive(initramfs.entries(python, []))
     subprocess.run(["cpio", "--quiet", "-idm", "--no-absolute-filenames"], input=archive, cwd=root, check=True)
-    code = "import sys; sys.path.append('/rkpy'); import stage1.supervisor, stage1.entrance; print(sys.flags.utf8_mode)"
+    code = f"import sys; sys.path[:0] = {runtime.FIRST!r}; import stage1.supervisor; print(sys.flags.utf8_mode)"
     said = subprocess.run(
         [python.interpreter, "-ISXutf8", "-c", code],
         capture_output=True,

@@ -132,3 +132,43 @@ def lingering() -> tuple[socket.socket, socket.socket]:
         ours.setblocking(True)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, SECONDS))
     return ours, theirs
+
+
+# --- what comes from a virtual machine
+
+
+def test_what_is_delivered_while_nothing_is_taken_comes_later_and_in_order(ground: Ground) -> None:
+    done: list[int] = []
+    ground.socket.deliver(b"0", lambda: done.append(0))
+    ground.socket.pause()
+    for number in (1, 2, 3):
+        ground.socket.deliver(b"%d" % number, lambda number=number: done.append(number))  # type: ignore[misc]
+    assert (ground.heard, done) == ([(b"0", 0)], [0])
+    ground.socket.resume()
+    assert [data for data, _ in ground.heard] == [b"0", b"1", b"2", b"3"]
+    assert done == [0, 1, 2, 3]
+
+
+def test_what_is_kept_is_bounded_and_nothing_is_owed_for_the_rest(ground: Ground) -> None:
+    done: list[bytes] = []
+    ground.socket.pause()
+    for data in (b"a" * (1 << 20), b"b" * (1 << 20), *([b"c"] * 10000)):
+        ground.socket.deliver(data, lambda data=data: done.append(data))  # type: ignore[misc]
+    assert done[0].startswith(b"b")
+    ground.socket.take()
+    assert len(ground.heard) < 5000
+    assert len(done) == 10002
+
+
+def test_who_is_not_listened_to_is_not_kept_waiting(tmp_path: Path) -> None:
+    done: list[int] = []
+    appsockets.deliver(str(tmp_path), "web", NOTIFY, b"x", lambda: done.append(1))
+    assert done == [1]
+
+
+def test_what_was_delivered_before_the_end_is_dealt_with(ground: Ground) -> None:
+    done: list[int] = []
+    ground.socket.pause()
+    ground.socket.deliver(b"x", lambda: done.append(1))
+    ground.socket.close()
+    assert (ground.heard, done) == ([], [1])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from stage1 import footprint
 
@@ -45,3 +49,39 @@ print(json.dumps([before, after, str(decimal.Decimal(1) / 3)]))
     before, after, third = eval(said)
     assert after < before - 1000
     assert third.startswith("0.3333")
+
+
+def test_another_process_lets_go_of_a_file_it_has_read(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("needs root: another process's memory")
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    os.sync()  # Only clean pages can be had again.
+    code = """
+import mmap, sys
+opened = open(sys.argv[1], "rb")
+file = mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+read = sum(file[::4096])
+print("read", flush=True)
+sys.stdin.read(1)
+print(sum(file[::4096]))
+"""
+    words = [sys.executable, "-c", code, f"{tmp_path}/file"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "read\n"
+        before = resident(child.pid, f"{tmp_path}/file")
+        pidfd = os.pidfd_open(child.pid)
+        footprint.page_out(child.pid, pidfd)
+        os.close(pidfd)
+        assert resident(child.pid, f"{tmp_path}/file") < before
+        assert child.communicate("x")[0] == "0\n"
+
+
+def resident(pid: int, path: str) -> int:
+    """KiB of the file at `path` that the process has in memory."""
+    mapping, total = "", 0
+    with open(f"/proc/{pid}/smaps") as file:
+        for line in file:
+            words = line.split()
+            mapping = mapping if words[0].endswith(":") else words[-1]
+            total += int(words[1]) if words[0] == "Rss:" and mapping == path else 0
+    return total

@@ -29,6 +29,17 @@ def rlimit(name: str, soft: int | str, hard: int | str) -> Isolator:
     return Isolator(isolators.RLIMIT, {"name": name, "soft": soft, "hard": hard})
 
 
+@pytest.mark.parametrize("insecure", [(), ("capabilities",)])
+def test_what_there_is_to_give_can_be_somebody_elses(insecure: tuple[str, ...]) -> None:
+    """Of a machine of its own, whatever this process has."""
+    have = frozenset({capabilities.SYS_ADMIN})
+    retain = Isolator(isolators.CAPABILITIES_RETAIN, {"set": ["CAP_SYS_ADMIN"]})
+    spec, warnings = restrict(SPEC, (retain,), insecure=("seccomp", *insecure), cache="/proc/nowhere", have=have)
+    assert (spec.capabilities, warnings) == ((capabilities.SYS_ADMIN,), [])
+    with pytest.raises(LaunchError, match="rkpy itself has not got it"):
+        restrict(SPEC, (retain,), insecure=("seccomp",), cache="/proc/nowhere", have=frozenset())
+
+
 def test_limits_are_set_once_each_by_their_numbers() -> None:
     spec, warnings = restricted(
         rlimit("NOFILE", 1, 2),

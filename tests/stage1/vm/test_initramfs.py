@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from common.errors import LaunchError
-from stage1.vm import initramfs, kernel, runtime
+from stage1.vm import guestmodules, initramfs, kernel, runtime
 from stage1.vm.initramfs import Entry, Module
 from stage1.vm.runtime import Runtime
 from tests.stage1.vm import kernels
@@ -87,7 +87,7 @@ def test_only_what_is_expected_is_in_it(python: Runtime, found: dict[str, Entry]
     """Of rkpy what guests run, of Python its library, and shared libraries of the system."""
     library = os.path.dirname(os.__file__).lstrip("/")
     expected = re.compile(
-        r"init|modules/order|dev/(console|null|urandom)|rkpy/(common|stage1|stage2)/[a-z0-9_/]+\.pyc"
+        r"init|modules/(order|network|later)|dev/(console|null|urandom)|rkpy/(common|stage1|stage2)/[a-z0-9_/]+\.pyc"
         rf"|{re.escape(library)}/[A-Za-z0-9_/]+\.pyc|{re.escape(library)}/lib-dynload/[A-Za-z0-9_.-]+\.so"
         rf"|{re.escape(python.interpreter.lstrip('/'))}|([a-z0-9_-]+/)+(ld-|lib)[A-Za-z0-9_.+-]+\.so(\.[0-9]+)*"
     )
@@ -153,10 +153,11 @@ def chosen(host: Host) -> kernel.Kernel:
 def test_modules_come_after_those_they_need(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.install("6.1.0")
-    names = [module.name for module in initramfs.modules(chosen(host))]
-    assert names == [
+    made = initramfs.modules(chosen(host))
+    assert [module.name for module in made] == [
         "virtio_ring", "virtio", "virtio_pci", "virtio_console", "fuse", "virtiofs", "overlay", "virtio_rng",
     ]  # fmt: skip
+    assert [module.name for module in made if module.among != guestmodules.ORDER] == ["virtio_rng"]
 
 
 def test_a_module_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -179,9 +180,11 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 def test_modules_are_not_compressed_in_there(ending: str, tmp_path: Path, python: Runtime) -> None:
     path = tmp_path / f"x.ko{ending}"
     path.write_bytes(PACKERS[ending](b"\x7fELF module"))
-    made = {e.path: e for e in initramfs.entries(python._replace(files=()), [Module("x", str(path))])}
+    modules = [Module("x", str(path)), Module("y", str(path), guestmodules.LATER)]
+    made = {e.path: e for e in initramfs.entries(python._replace(files=()), modules)}
     assert made["modules/x.ko"].data == b"\x7fELF module"
     assert made["modules/order"].data == b"/modules/x.ko\n"
+    assert made["modules/later"].data == b"/modules/y.ko\n"
 
 
 def test_a_damaged_module_is_named(tmp_path: Path, python: Runtime) -> None:

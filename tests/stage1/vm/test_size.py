@@ -12,8 +12,17 @@ from stage1.vm.size import Size
 HOST = 64 << 30
 
 
-def of(*apps: Limits, pod: Limits = Limits(), acceleration: str = "kvm", cpus: int = 8, memory: int = 0) -> Size:  # noqa: B008
-    return size.of(pod, apps, acceleration=acceleration, host_memory=HOST, host_cpus=cpus, memory=memory)
+def of(
+    *apps: Limits,
+    pod: Limits = Limits(),  # noqa: B008
+    acceleration: str = "kvm",
+    cpus: int = 8,
+    memory: int = 0,
+    volumes: int = 0,
+) -> Size:
+    return size.of(
+        pod, apps, acceleration=acceleration, host_memory=HOST, host_cpus=cpus, memory=memory, volumes=volumes
+    )
 
 
 def mebibytes(value: int) -> int:
@@ -63,6 +72,12 @@ def test_outside_there_is_room_for_qemu() -> None:
     inside, emulated = of(limited(512)), of(limited(512), acceleration="tcg")
     assert inside.outside.memory == inside.memory + size.OUTSIDE
     assert emulated.outside.memory == inside.outside.memory + size.TRANSLATED
+
+
+def test_outside_there_is_room_for_volumes_in_memory() -> None:
+    plain, with_volumes = of(limited(1)), of(limited(1), volumes=7 * MEBIBYTE)
+    assert with_volumes.outside.memory == plain.outside.memory + 7 * MEBIBYTE
+    assert with_volumes.memory == plain.memory
 
 
 def test_outside_the_pods_own_limits_are_kept_but_that_of_its_processes() -> None:

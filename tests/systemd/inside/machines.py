@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -208,6 +209,27 @@ def test_a_service_whose_app_tells_how_it_fares(rkpy: Rkpy, tmp_path: Path) -> N
     end = units.journal("RKPY_POD_NAME=serving", "RKPY_APP=app", f"MESSAGE_ID={protocol.EXITED}")[-1]
     assert end["RKPY_EXIT_STATUS"] == "0"
     until(lambda: "serving" not in machines())
+
+
+def test_who_writes_more_than_the_journal_takes_waits(rkpy: Rkpy) -> None:
+    """As without a machine in between: the agent takes no more than it is told has been dealt with."""
+    journald = int(units.show("systemd-journald.service", "MainPID")["MainPID"])
+    script = "big=$(printf %050000d 0); echo up; for i in $(busybox seq 80); do say MESSAGE=$i BIG=$big; done; echo end"
+    saved = rkpy.directory / "many"
+    words = (*RUN, f"--uuid-file-save={saved}", NAME, "--name=app", "--exec=/bin/sh", "--", "-c", script)
+    process = subprocess.Popen(units.in_scope(*rkpy.command(*words)), stdout=subprocess.PIPE, env=rkpy.environment())
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == b"up\n"
+        os.kill(journald, signal.SIGSTOP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(5)
+    finally:
+        os.kill(journald, signal.SIGCONT)
+        output, _ = process.communicate(timeout=units.TIMEOUT)
+    assert (process.returncode, output) == (0, b"end\n")
+    found = units.journal(f"RKPY_POD_UUID={saved.read_text().strip()}", "RKPY_STREAM=journal")
+    assert units.messages(found) == [str(number) for number in range(1, 81)]
 
 
 def test_a_machine_may_take_long_to_start_and_need_not_be_awaited(rkpy: Rkpy) -> None:

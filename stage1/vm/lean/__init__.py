@@ -1,0 +1,7 @@
+"""Modules of the standard library as far as the guest needs them, which it has instead (`stage1.vm.runtime`).
+
+They are imported by the names they have in the library, here and there. Half of what the guest's first process would
+otherwise do until it can be spoken to is to define classes that nobody uses, such as those in `enum`, and to compile
+regular expressions. What a module here does not have is not found when the initramfs is made; that goes without them
+then.
+"""

@@ -1,0 +1,3 @@
+"""https://docs.python.org/3/library/collections.abc.html"""
+
+from _collections_abc import *  # noqa: F403
