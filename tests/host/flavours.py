@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import tarfile
 import time
@@ -51,7 +52,7 @@ HERE = "this kernel"
 """The pod's kernel is the host's, so its devices, IPC, special files and namespaces can be had, and told apart."""
 QUICK = "quick"
 """A pod costs next to nothing, so a test may start as many as it likes. A machine takes seconds to boot: what the same
-supervisor does in there is asked of few of them, in test_machine_apps.py."""
+supervisor does in there is asked of few of them, in test_machine_apps.py, test_kvm_life.py and test_kvm_failures.py."""
 MACHINE = "machine"
 """What only kvm does, because the pod has a kernel of its own."""
 
@@ -250,8 +251,8 @@ class Shared:
     def end(self) -> None:
         while self._removals:
             self._collect()
-        self._rkpy("stop", "--force", self.uuid)
-        self._process.wait(timeout=DEADLINE)
+        self._rkpy.ok("stop", "--force", self.uuid)
+        assert shell_status(self._process.wait(timeout=DEADLINE)) == 128 + signal.SIGKILL
 
 
 def _as_added(pod: Sequence[object], app: str) -> list[str]:

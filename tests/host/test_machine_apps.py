@@ -1,6 +1,6 @@
 """The supervisor does in a virtual machine what it does in namespaces: what the neighbours of this module ask of many
 pods (test_supervised, test_service, test_credentials, test_robust, test_escape), asked of few, since a machine takes
-seconds to boot. Cases of theirs that run for machines as well claim no QUICK."""
+seconds to boot. How such pods start, are used and end is in test_kvm_life, what can go wrong in test_kvm_failures."""
 
 from __future__ import annotations
 
@@ -116,16 +116,6 @@ def test_apps_end_as_they_do_anywhere(ground: Ground, notes: Path) -> None:
     loud = ground.rkpy("logs", "--app=loud", uuid)
     for name, text in (("out", loud.out), ("err", loud.err)):
         assert text.splitlines() == [f"{name} {number}" for number in range(20000)]
-
-
-def test_a_stop_is_not_lost_while_the_machine_boots(ground: Ground) -> None:
-    with ground.running(KVM, ground.app("sleep")) as running:
-        place = directory(ground, running.uuid)
-        while (leader := poddir.read_leader(place)) is None:
-            assert running.process.poll() is None
-        os.kill(leader.pid, signal.SIGTERM)
-        result = running.wait()
-        assert (result.err, result.status in (0, 128 + signal.SIGTERM)) == ("", True), result
 
 
 # --- commands beside an app, and callers that talk nonsense

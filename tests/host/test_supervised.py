@@ -97,7 +97,7 @@ def by_app(lines: list[str]) -> dict[str, list[str]]:
     return found
 
 
-@every(SEVERAL)
+@every(SEVERAL, QUICK)
 def test_one_app_that_fails_ends_the_pod(ground: Ground, variant: Variant) -> None:
     failing = ground.app("exit 3", "--name=failing")
     other = ground.app("sleep", "--name=other")
@@ -285,7 +285,7 @@ def test_a_signal_to_the_command_stops_the_pod(ground: Ground, variant: Variant)
             is_over(ground, running.uuid)
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_stop_by_force(ground: Ground, variant: Variant) -> None:
     ask = "ignore-term + hold + daemon + say up + sleep"
     with ground.running(variant, ground.app(ask), pod=("--stop-timeout=1000s",)) as running:
@@ -295,7 +295,7 @@ def test_stop_by_force(ground: Ground, variant: Variant) -> None:
         is_over(ground, running.uuid)
 
 
-@every(SUPERVISED)
+@every(SUPERVISED, QUICK)
 def test_nothing_outlives_the_monitor(ground: Ground, variant: Variant) -> None:
     """kill -9 of the command: the pod ends with it, and gc removes what is left."""
     with ground.running(variant, ground.app("ignore-term + daemon + hold + say up + sleep")) as running:
@@ -454,7 +454,7 @@ def terminals() -> Iterator[list[Terminal]]:
         terminal.close()
 
 
-@every(TERMINAL)
+@every(TERMINAL, QUICK)
 def test_interactive_gives_a_terminal_of_its_own(ground: Ground, variant: Variant, terminals: list[Terminal]) -> None:
     app = ground.app("tty + fdlinks + echo + say end + exit 6")
     terminals.append(terminal := Terminal(ground, [*ground.words(variant, "--interactive"), *app]))
@@ -490,7 +490,7 @@ def test_the_terminals_size_follows(ground: Ground, variant: Variant, terminals:
     assert terminal.end() == 0
 
 
-@every(TERMINAL)
+@every(TERMINAL, QUICK)
 def test_interactive_without_a_terminal(ground: Ground, variant: Variant) -> None:
     """The caller's streams are the app's, so that it can stand in a pipeline."""
     command = ground.rkpy.command(*ground.words(variant, "--interactive"), *ground.app("echo + exit 3"))
@@ -598,7 +598,7 @@ def test_enter_streams_and_signals(ground: Ground, variant: Variant, entered: Ru
 # --- prepared pods and many of them
 
 
-@every()
+@every(QUICK)
 def test_prepare_and_run(ground: Ground, variant: Variant) -> None:
     stage1 = [word for word in variant.words if not word.startswith("--net")]
     net = [word for word in variant.words if word.startswith("--net")]
