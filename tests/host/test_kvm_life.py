@@ -330,10 +330,11 @@ def test_the_callers_terminal(ground: Ground) -> None:
         typed.resize(44, 111)
         typed.ask("stty size", "44 111")
         typed.interrupt()
-        typed.type("echo wai''ting; exec sleep 1000\n")
-        typed.expect("waiting\r\n")
+        # Not to the shell, which ignores it when it is interactive.
+        typed.type("""exec sh -c 'trap "exit 8" TERM; echo trap""ped; while :; do sleep 0.1; done'\n""")
+        typed.expect("trapped\r\n")
         typed.type("\x1d\x1d\x1d")
-        assert typed.wait() == 143
+        assert typed.wait() == 8
 
 
 def test_the_callers_pipes(ground: Ground) -> None:
