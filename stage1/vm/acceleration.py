@@ -31,6 +31,10 @@ PARAMETERS = (
 )
 """The kernel's: what a guest need not find out or wait for (Documentation/admin-guide/kernel-parameters.txt), and that
 its end is the machine's."""
+EMULATED = "noreplace-smp mitigations=off"
+"""More of them for an emulated machine, where every byte of code that the kernel changes is translated anew. What makes
+a processor safe that speculates is not what is run there, but a translation of it; against that of the guest's it is
+the host's kernel that protects the host."""
 DEVICE = "/dev/kvm"
 STATE = "/run/rkpy/kvm"
 PATIENCE = 10
@@ -48,6 +52,11 @@ class Chosen(NamedTuple):
     """KVM or TCG."""
     kind: str
     """The type of the machine, MICROVM or Q35."""
+
+
+def parameters(acceleration: str) -> str:
+    """The kernel's, for a machine that is accelerated so."""
+    return f"{PARAMETERS} {EMULATED}" if acceleration == TCG else PARAMETERS
 
 
 def choose(
