@@ -14,6 +14,8 @@ NAME = "console.log"
 LIMIT = 64 << 10
 """Bytes of the file at most. When they are full, the older half goes."""
 _AT_ONCE = 4096
+_WORDS = 16 << 10
+"""Bytes of what the guest says that are kept for messages: its last, a panic with all that it calls for."""
 _CHATTER = ("fv_", "virtio_loop:", "virtio_session_mount:")
 """How lines of QEMU's own virtiofsd begin that say what it is doing."""
 _COMPLAINTS = 4096
