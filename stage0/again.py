@@ -13,7 +13,7 @@ from stage1.flavour import PreparedPod
 
 _RECORDS = (
     "status", "started", "restarts", "credentials", "health", "sockets", poddir.LIMITS, poddir.UNIT, poddir.MACHINE,
-    poddir.STARTING, poddir.PID,
+    poddir.HARDWARE, poddir.STARTING, poddir.PID,
 )  # fmt: skip
 """What a run leaves behind, the leader last: until it is gone the pod is one that has exited."""
 

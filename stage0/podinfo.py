@@ -10,7 +10,7 @@ from stage0 import behaviour, podnets
 from stage0.podnets import NetworkInfo
 from stage0.pods import Pod, State
 from stage1 import poddir
-from stage1.poddir import Ending, LimitReport
+from stage1.poddir import Ending, Hardware, LimitReport
 
 _SECOND = 1_000_000_000
 _UNKNOWN = Ending(-1)
@@ -71,6 +71,8 @@ class PodInfo(NamedTuple):
     """The unit of systemd that it is in, or was."""
     machine: str = ""
     """Its name with machined."""
+    hardware: Hardware | None = None
+    """Of a pod that is a virtual machine."""
 
 
 def read(pod: Pod) -> PodInfo:
@@ -94,6 +96,7 @@ def read(pod: Pod) -> PodInfo:
         networks=podnets.read(pod.base) if state.started else (),
         unit=poddir.read_word(pod.base, poddir.UNIT),
         machine=poddir.read_word(pod.base, poddir.MACHINE),
+        hardware=poddir.read_hardware(pod.base),
     )
 
 
@@ -157,6 +160,7 @@ def to_json(pod: PodInfo) -> dict[str, Any]:
         "started_at": None if pod.started_at is None else pod.started_at // _SECOND,
         "unit": pod.unit or None,
         "machine": pod.machine or None,
+        "hardware": None if pod.hardware is None else pod.hardware._asdict(),
         "limits": [limit._asdict() for limit in pod.limits],
         "user_annotations": dict(pod.user_annotations),
         "user_labels": dict(pod.user_labels),

@@ -97,14 +97,15 @@ def _for_machine(pod: PreparedPod) -> PreparedPod:
 
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
-    machine, outside = _machine(pod)
+    machine, outside, kernel = _machine(pod)
+    poddir.write_hardware(pod.directory, poddir.Hardware(machine.acceleration, machine.cpus, machine.memory, kernel))
     supervised.announce(pod, "vm", outside)
     made = compiling.compile_pod(_for_machine(pod))
     supervised.run(pod, made._replace(machine=machine, limits=outside))
 
 
-def _machine(pod: PreparedPod) -> tuple[Machine, Limits]:
-    """The pod's, and the limits of the processes that are it. Raises LaunchError."""
+def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
+    """The pod's, the limits of the processes that are it, and the release of its kernel. Raises LaunchError."""
     options = pod.machine
     qemu, virtiofsd = programs.qemu(), programs.virtiofsd()
     boots = boot_files(options.kernel, f"{pod.data_directory}/cache/kvm")
@@ -137,7 +138,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits]:
         user=user,
         group=group,
     )
-    return machine, size.outside
+    return machine, size.outside, boots.release
 
 
 def app_add(pod: PreparedPod, app: PreparedApp) -> None:

@@ -56,6 +56,7 @@ APPS_LOCK = "apps-lock"
 LOG_DRIVER = "log-driver"
 UNIT = "unit"
 MACHINE = "machine"
+HARDWARE = "hardware"
 
 
 def make_place(path: str) -> None:
@@ -259,6 +260,29 @@ def read_word(pod: str, name: str) -> str:
     """What one of the files UNIT and MACHINE says; empty when it is not there."""
     words = _words(f"{pod}/{name}")
     return words[0] if words else ""
+
+
+class Hardware(NamedTuple):
+    """What a pod's virtual machine is made of."""
+
+    acceleration: str
+    cpus: int
+    memory: int
+    """Bytes."""
+    kernel: str
+    """Its release."""
+
+
+def write_hardware(pod: str, hardware: Hardware) -> None:
+    _write_text(f"{pod}/{HARDWARE}", " ".join(map(str, hardware)))
+
+
+def read_hardware(pod: str) -> Hardware | None:
+    """None for a pod that is no machine, or has not been started."""
+    words = _words(f"{pod}/{HARDWARE}")
+    if len(words) != 4 or not all(word.isascii() and word.isdigit() for word in words[1:3]):
+        return None
+    return Hardware(words[0], int(words[1]), int(words[2]), words[3])
 
 
 class Ending(NamedTuple):

@@ -121,6 +121,11 @@ def _lines(pod: PodInfo) -> list[tuple[str, object]]:
         lines.append(("unit", pod.unit))
     if pod.machine:
         lines.append(("machine", pod.machine))
+    if pod.hardware is not None:
+        lines.append(("hardware-acceleration", pod.hardware.acceleration))
+        lines.append(("hardware-cpus", pod.hardware.cpus))
+        lines.append(("hardware-memory", f"{pod.hardware.memory >> 20}Mi"))
+        lines.append(("hardware-kernel", pod.hardware.kernel))
     for app in pod.apps:
         if app.health:
             lines.append((f"app-{app.name}-health", app.health))

@@ -14,6 +14,8 @@ NAME = "console.log"
 LIMIT = 64 << 10
 """Bytes of the file at most. When they are full, the older half goes."""
 _AT_ONCE = 4096
+_WORDS = 16 << 10
+"""Bytes of what the guest says that are kept for messages: its last, a panic with all that it calls for."""
 _CHATTER = ("fv_", "virtio_loop:", "virtio_session_mount:")
 """How lines of QEMU's own virtiofsd begin that say what it is doing."""
 _COMPLAINTS = 4096
@@ -32,6 +34,8 @@ class Console:
         except OSError as error:
             raise LaunchError(f"cannot open {path}: {reason(error)}") from error
         self._size = 0
+        self._guest = b""
+        """The last of what the guest has said."""
         self._complaints = b""
 
     def close(self) -> None:
@@ -48,6 +52,8 @@ class Console:
             return False
         if complaints:
             self._complaints = (self._complaints + data)[:_COMPLAINTS]
+        else:
+            self._guest = (self._guest + data)[-_WORDS:]
         self.write(data)
         return bool(data)
 
@@ -67,12 +73,8 @@ class Console:
         self._size = len(kept)
 
     def last_lines(self, count: int) -> list[str]:
-        """Of all that was said, without empty ones; fit to be shown."""
-        try:
-            text = os.pread(self._fd, _AT_ONCE, max(0, self._size - _AT_ONCE))
-        except OSError:
-            return []
-        return _lines(text)[-count:]
+        """Of all that the guest said, without empty ones; fit to be shown."""
+        return _lines(self._guest)[-count:]
 
     def complaint(self) -> str:
         """What QEMU or virtiofsd have said is wrong, in a line fit to be shown; empty when they have not. The first

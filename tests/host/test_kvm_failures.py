@@ -23,8 +23,8 @@ from tests.host.commands import ROOT
 from tests.host.flavours import Ground, Result, Running, Variant, shell_status, until
 
 KVM = Variant("kvm", ("--stage1=kvm", "--kvm-accel=tcg", "--net=none"), frozenset())
-HUNG = "--kvm-params=mem=16M"
-"""A guest that never gets anywhere: it has not enough memory to say so."""
+HUNG = "--kvm-params=mem=16M panic=0"
+"""A guest that never gets anywhere: it has not enough memory, not even to say so."""
 
 
 @pytest.fixture(scope="module")
