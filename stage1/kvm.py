@@ -125,7 +125,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits]:
         virtiofsd=virtiofsd,
         kernel=boots.kernel,
         initramfs=boots.initramfs,
-        parameters=" ".join(filter(None, (acceleration.parameters(accelerated), options.parameters))),
+        parameters=" ".join(filter(None, (acceleration.parameters(accelerated, size.cpus), options.parameters))),
         acceleration=accelerated,
         kind=kind,
         cpu=acceleration.CPU[accelerated],
