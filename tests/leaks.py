@@ -8,6 +8,7 @@ the machine belongs to the tests, every difference counts.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -62,13 +63,21 @@ def leaked(before: Snapshot, after: Snapshot, *, marks: tuple[str, ...], strict:
 
 
 def children(deadline: float = 5.0) -> list[str]:
-    """Living children of this process; those about to end are given `deadline` seconds."""
+    """Living children of this process; those about to end are given `deadline` seconds. Orphans that have ended are
+    collected, as init would: the first process of a PID namespace cannot end before all others in it are gone."""
     end = time.monotonic() + deadline
     while True:
+        _collect_ended()
         found = living_children()
         if not found or time.monotonic() > end:
             return [f"process {pid}: {command}" for pid, command in found.items()]
         time.sleep(0.05)
+
+
+def _collect_ended() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def living_children() -> dict[int, str]:

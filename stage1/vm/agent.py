@@ -73,6 +73,20 @@ class _Command:
         self.report = report
         self.streams = streams
         self.pidfd = -1
+        self.signals: list[int] = []
+        """Those that came before it was known to run."""
+
+    def send(self, number: int) -> None:
+        if self.pidfd < 0:
+            self.signals.append(number)
+            return
+        with suppress(OSError):  # It has ended, or there is no such signal.
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def runs(self, pidfd: int) -> None:
+        self.pidfd = pidfd
+        for number in self.signals:
+            self.send(number)
 
 
 class Agent:
@@ -454,7 +468,7 @@ class Agent:
         text, fds = command.report.receive()
         verb, _, rest = text.partition(" ")
         if verb == "running":
-            command.pidfd = fds.pop()
+            command.runs(fds.pop())
         elif verb == "terminal":
             self._attach(command.streams[0], fds.pop())
         elif verb in ("entered", "refused"):
@@ -485,9 +499,8 @@ class Agent:
 
     def _signal_entered(self, words: list[str], _blob: bytes) -> None:
         command = self._commands.get(int(words[0]))
-        if command is not None and command.pidfd >= 0:
-            with suppress(OSError):  # It has ended, or there is no such signal.
-                signal.pidfd_send_signal(command.pidfd, int(words[1]))
+        if command is not None:
+            command.send(int(words[1]))
 
     # --- processes
 

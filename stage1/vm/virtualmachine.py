@@ -34,7 +34,7 @@ _CONSOLE = 64
 _HEARD = 1 << 16
 """Of a socket's datagrams, how much is dealt with before the guest is told so."""
 _GRACE = 2.0
-"""Seconds in which a machine that has hung up should be gone."""
+"""Seconds in which all of a machine should be gone once a part of it is."""
 _PATIENCE = 120.0
 """Seconds beyond those that apps and their handlers have to end, until a pod is given up that is asked to stop."""
 _OF_HOST = ("io_bandwidth", "io_operations")
@@ -118,7 +118,7 @@ class VirtualMachine:
         self._monitor("up", [])
 
     def _is_late(self) -> None:
-        self._monitor(f"broken the virtual machine was not up after {self._machine.boot_timeout} s{self._last()}", [])
+        self._fail(f"the virtual machine was not up after {self._machine.boot_timeout} s")
 
     def _hear(self, text: str, fds: list[int]) -> None:
         self._is_over = self._is_over or text.startswith(("over ", "broken "))
@@ -162,13 +162,17 @@ class VirtualMachine:
         return f": {line}" if line else ""
 
     def _miss_virtiofsd(self) -> None:
-        """Without it no file can be had any more. When QEMU ends so does it, and that is heard of by the bridge."""
-        poll = select.poll()
-        poll.register(self._qemu.port, 0)
-        if poll.poll(0):
-            return
+        """Without it no file can be had any more. It ends as well when QEMU does, which is heard of by the bridge, soon
+        after virtiofsd has been collected at the latest."""
         self._collect_virtiofsd()
-        self._monitor(f"broken virtiofsd has ended, which the virtual machine has its files from{self._last()}", [])
+        text = "virtiofsd has ended, which the virtual machine has its files from"
+        if self._loop is not None:
+            self._loop.call_later(_GRACE, lambda: self._fail(text))
+
+    def _fail(self, text: str) -> None:
+        """The machine cannot go on, unless it has ended already."""
+        if self._status is None:
+            self._monitor(f"broken {text}{self._last()}", [])
 
     def _set_limits(self, reports: list[Report]) -> None:
         self._reports = reports
@@ -197,10 +201,8 @@ class VirtualMachine:
         if not self._is_ending and self._loop is not None:
             self._is_ending = True
             time = 2 * self._plan.stop_timeout + _PATIENCE
-            self._loop.call_later(time, lambda: self._does_not_end(time))
-
-    def _does_not_end(self, time: float) -> None:
-        self._monitor(f"broken the virtual machine did not stop within {time:.0f} s{self._last()}", [])
+            text = f"the virtual machine did not stop within {time:.0f} s"
+            self._loop.call_later(time, lambda: self._fail(text))
 
     def attached(self, fds: Sequence[int]) -> None:
         for fd in fds:

@@ -205,14 +205,14 @@ class Shared:
         self.directory = str(rkpy.data / "pods/run" / self.uuid)
         rkpy.ok("status", "--wait-ready", self.uuid)
 
-    def run(self, words: Sequence[str], pod: Sequence[object] = ()) -> Result:
+    def run(self, words: Sequence[str], pod: Sequence[object] = (), insecure: str = "image") -> Result:
         """An app, to its end; `words` are what `rkpy app add` takes, `pod` flags of `rkpy run` (see `possible`)."""
         self._count += 1
         name = f"a{self._count}"
         before = self._said.stat().st_size
         image, *rest = words
         flags = [f"--name={name}", *_as_added(pod, name)]
-        added = self._rkpy("--insecure-options=image", "app", "add", self.uuid, image, *flags, *rest)
+        added = self._rkpy(f"--insecure-options={insecure}", "app", "add", self.uuid, image, *flags, *rest)
         if added.status:
             return Result(shell_status(added.status), added.out, added.err)
         self._rkpy.ok("app", "start", f"--app={name}", self.uuid)
@@ -341,8 +341,8 @@ class Ground:
 
     # Pods
 
-    def words(self, variant: Variant, *pod: object) -> list[object]:
-        return ["--insecure-options=image", "run", *variant.words, *pod]
+    def words(self, variant: Variant, *pod: object, insecure: str = "image") -> list[object]:
+        return [f"--insecure-options={insecure}", "run", *variant.words, *pod]
 
     def app(self, ask: str | Sequence[str], *flags: str, image: str = "") -> list[str]:
         """The words of a command line for one app; without an `ask` it does what its image says."""
@@ -356,12 +356,13 @@ class Ground:
         *flags: str,
         image: str = "",
         pod: Sequence[object] = (),
+        insecure: str = "image",
     ) -> Result:
         """A pod of one app, to its end; `flags` are the app's. Where a variant's pods are shared the app is added to
         one, unless it wants more of its pod than volumes."""
         if variant.shares and Shared.possible(pod):
-            return self.shared(variant).run(self.app(ask, *flags, image=image), pod)
-        done = self.rkpy(*self.words(variant, *pod), *self.app(ask, *flags, image=image))
+            return self.shared(variant).run(self.app(ask, *flags, image=image), pod, insecure)
+        done = self.rkpy(*self.words(variant, *pod, insecure=insecure), *self.app(ask, *flags, image=image))
         return Result(shell_status(done.status), done.out, done.err)
 
     def shared(self, variant: Variant) -> Shared:

@@ -23,6 +23,7 @@ from tests.host.flavours import (
     LIMITS,
     MACHINE,
     NAMESPACES,
+    QUICK,
     SECCOMP,
     Case,
     Ground,
@@ -128,35 +129,26 @@ def test_working_directory(ground: Ground, variant: Variant, case: Case) -> None
 
 
 @every()
-def test_descriptors(ground: Ground, variant: Variant) -> None:
-    """Standard streams; fly adds the pod's lock, which nobody can write to. Not what the caller left open."""
+def test_nothing_of_the_callers_process_comes_along(ground: Ground, variant: Variant) -> None:
+    """Ignored and blocked signals, umask, and what the caller left open. There are standard streams; fly adds the
+    pod's lock, which nobody can write to."""
     leak = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-    command = ground.rkpy.command(*ground.words(variant), *ground.app("fds + fdlinks"))
+    command = ground.rkpy.command(*ground.words(variant), *ground.app("signals + umask + fds + fdlinks"))
+    block = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK, {10, 17, 64}); os.umask(0o077)"
+    ignore = "signal.signal(1, signal.SIG_IGN); signal.signal(12, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=[leak], check=True,
-        env=ground.rkpy.environment(),
+        [command[0], "-c", f"{block}; {ignore}", *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        check=False, timeout=flavours.DEADLINE, env=ground.rkpy.environment(), pass_fds=[leak],
     )  # fmt: skip
     os.close(leak)
-    lines = done.stdout.splitlines()
+    attributes, lines = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
+    assert attributes == ["SigBlk:\t" + "0" * 16, "SigIgn:\t" + "0" * 16, "0022"], done
     found, links = lines[: len(lines) // 2], lines[len(lines) // 2 :]
     assert [line.split()[0] for line in found[:3]] == ["0", "1", "2"], done
     assert found[0].startswith("0 character "), done
     extra = [line.partition(" ")[2] for line in found[3:]]
     assert extra == (["file read"] if FLY in variant.claims else []), done
     assert not [line for line in links[:3] if str(ground.directory) in line], done
-
-
-@every()
-def test_nothing_of_the_callers_process_attributes_comes_along(ground: Ground, variant: Variant) -> None:
-    """Ignored and blocked signals, umask."""
-    command = ground.rkpy.command(*ground.words(variant), *ground.app("signals + umask"))
-    block = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK, {10, 17, 64}); os.umask(0o077)"
-    ignore = "signal.signal(1, signal.SIG_IGN); signal.signal(12, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
-    done = subprocess.run(
-        [command[0], "-c", f"{block}; {ignore}", *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        check=False, timeout=60, env=ground.rkpy.environment(),
-    )  # fmt: skip
-    assert done.stdout.splitlines() == ["SigBlk:\t" + "0" * 16, "SigIgn:\t" + "0" * 16, "0022"], done
 
 
 @every(MACHINE)
@@ -214,8 +206,12 @@ def test_hostname(ground: Ground, variant: Variant) -> None:
     host = os.uname().nodename
     assert ground.ask(variant, "hostname")[0] not in ("", host)
     assert ground.ask(variant, "hostname", pod=("--hostname=box",)) == ["box"]
-    assert ground.ask(variant, "hostname", pod=("--pod-name=first",)) == ["first"]
     assert os.uname().nodename == host
+
+
+@every(NAMESPACES, QUICK)
+def test_the_pods_name_is_one_for_the_host(ground: Ground, variant: Variant) -> None:
+    assert ground.ask(variant, "hostname", pod=("--pod-name=first",)) == ["first"]
 
 
 @every(NAMESPACES)
@@ -468,8 +464,7 @@ def test_read_only_paths(ground: Ground, variant: Variant) -> None:
 @every(NAMESPACES)
 def test_the_paths_are_what_the_option_uncovers(ground: Ground, variant: Variant) -> None:
     """The control: without it the tests above would pass on a kernel that has none of these."""
-    words = ["--insecure-options=image,paths", "run", *variant.words, *ground.app("list /sys/fs + list /sys/module")]
-    assert "cgroup" in ground.rkpy.ok(*words).splitlines()
+    assert "cgroup" in ground.ask(variant, "list /sys/fs + list /sys/module", insecure="image,paths")
 
 
 # --- the root
@@ -686,15 +681,23 @@ def test_an_oci_image(ground: Ground, variant: Variant) -> None:
 
 
 @every()
-@pytest.mark.parametrize("copied", [False, True])
-def test_nobody_but_root_reaches_what_apps_write(ground: Ground, variant: Variant, copied: bool) -> None:
+def test_nobody_but_root_reaches_what_apps_write(ground: Ground, variant: Variant) -> None:
     """Though a group may look at the pod's directory: a setuid program of an app's would make its members root."""
-    flags = ("--volume=kept,kind=empty", "--mount=volume=kept,target=/kept", *(["--no-overlay"] if copied else []))
+    _only_root_reaches(ground, variant, ())
+
+
+@every(QUICK)
+def test_nobody_but_root_reaches_what_is_written_to_copies(ground: Ground, variant: Variant) -> None:
+    _only_root_reaches(ground, variant, ("--no-overlay",))
+
+
+def _only_root_reaches(ground: Ground, variant: Variant, how: tuple[str, ...]) -> None:
+    flags = ("--volume=kept,kind=empty", "--mount=volume=kept,target=/kept", *how)
     app = ground.app("write /program x + write /kept/program x + say up + sleep")
     with ground.running(variant, app, pod=flags) as pod:
         assert pod.line() == "up"
         directory = ground.rkpy.data / "pods/run" / pod.uuid
         found = {path.relative_to(directory).parts[0] for path in directory.rglob("program")}
-        assert found >= {"rootfs" if copied else "overlay", "volumes"}
+        assert found >= {"rootfs" if how else "overlay", "volumes"}
         for name in ("rootfs", "overlay", "volumes"):
             assert not (directory / name).exists() or (directory / name).stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,110 @@
+"""What kvm ignores, and says so, and what it refuses; needs no root and no machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aci.image_manifest import Isolator
+from common.errors import LaunchError, UsageError
+from stage1 import compiling, kvm
+from stage1.flavour import Device, Mount, PreparedApp, PreparedPod
+from stage1.systemd.given import Given
+from stage2 import capabilities
+from tests.stage1.test_nspawn import app, pod
+
+BY_THE_SUPERVISOR = {
+    "PreparedPod": "hostname interactive mutable exit_policy stop_timeout isolators",
+    "PreparedApp": "name app streams restart stop_signal health notifies",
+}
+"""What goes to the guest in the plan, and is done there as anywhere."""
+BY_THE_HOST = {
+    "PreparedPod": "uuid directory lock_fd apps name data_directory insecure networks plugin_path published names ready"
+    " credentials register keep_unit starts log_driver debug bandwidth ports name_options net asked",
+    "PreparedApp": "image_id layers read_only_root mounts from_oci image_name",
+}
+"""What the engine or the monitor does; of `net` and `mounts` a part is refused, of `mounts` a part is ignored."""
+REFUSED = {"PreparedPod": "ipc join given", "PreparedApp": "devices listening"}
+"""Of `given` the sockets, which `listening` are some of. The rest of it is the monitor's."""
+IGNORED = {"PreparedPod": "private_users private_range"}
+OWN = {"PreparedPod": "own_kernel machine"}
+
+
+@pytest.mark.parametrize("record", [PreparedPod, PreparedApp])
+def test_something_becomes_of_every_field(record: type[PreparedPod | PreparedApp]) -> None:
+    """Who adds one has to say here what kvm does with it."""
+    known = [
+        field
+        for fields in (BY_THE_SUPERVISOR, BY_THE_HOST, REFUSED, IGNORED, OWN)
+        for field in fields.get(record.__name__, "").split()
+    ]
+    assert sorted(known) == sorted(record._fields)
+
+
+def mounting(source: str, **fields: Any) -> PreparedApp:
+    return app()._replace(mounts=(Mount(source, "/data", False, None, "v", **fields),))
+
+
+def test_nothing_is_said_of_what_is_done(tmp_path: Path) -> None:
+    limited = app(isolators=(Isolator("os/linux/oom-score-adj", -1000), Isolator("resource/pids", {"limit": 5})))
+    assert kvm.check(pod(tmp_path, apps=(limited,))) == []
+    assert kvm.check(pod(tmp_path, apps=(mounting(str(tmp_path), propagation="private"),))) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"private_users": True, "private_range": (65536, 65536)}, "kvm ignores --private-users"),
+        (
+            {"apps": (app(isolators=(Isolator("example.com/own", 1),)),)},
+            'kvm ignores isolator "example.com/own" of app "web"',
+        ),
+        ({"isolators": (Isolator("os/linux/no-new-privileges", True),)}, "kvm ignores isolator"),
+    ],
+)
+def test_one_warning_per_ignored_field(tmp_path: Path, fields: dict[str, Any], expected: str) -> None:
+    (found,) = kvm.check(pod(tmp_path, **fields))
+    assert found.startswith(expected)
+
+
+@pytest.mark.parametrize("word", ["slave", "shared"])
+def test_propagation_is_ignored(tmp_path: Path, word: str) -> None:
+    made = pod(tmp_path, apps=(mounting(str(tmp_path), propagation=word),))
+    assert kvm.check(made) == [f'kvm ignores propagation={word} of volume "v"']
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"ipc": "parent"}, "--ipc=parent: a virtual machine shares no memory"),
+        ({"given": Given(sockets=("one",))}, "kvm cannot hand the service manager's sockets"),
+        ({"apps": (app()._replace(devices=(Device("/dev/null", "/dev/x"),)),)}, "has no device /dev/null of the host"),
+        ({"apps": (mounting("/dev/null"),)}, "/dev/null is neither a directory nor a file"),
+        ({"net": ("host",)}, "--net=host"),
+        ({"join": "/run/netns/x"}, "--net=ns:/run/netns/x"),
+        ({"apps": (app(exec=()),)}, "nothing to execute"),
+        ({"interactive": True, "apps": (app(), app("other"))}, "--interactive takes exactly one app"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, fields: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        kvm.check(pod(tmp_path, **fields))
+
+
+def test_special_files_are_no_volumes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"pipe is neither a directory nor a file"):
+        kvm.check(pod(tmp_path, apps=(mounting(f"{tmp_path}/pipe"),)))
+    with pytest.raises(LaunchError, match="does not exist"):
+        kvm.check(pod(tmp_path, apps=(mounting(f"{tmp_path}/none"),)))
+
+
+def test_root_of_a_kernel_of_its_own_has_every_capability(tmp_path: Path) -> None:
+    """Whatever this process has."""
+    names = [f"CAP_{name}" for name in capabilities.NAMES]
+    every = app(isolators=(Isolator("os/linux/capabilities-retain-set", {"set": names}),))
+    made = compiling.compile_pod(kvm._for_machine(pod(tmp_path, apps=(every,))))
+    assert made.apps[0].launch.capabilities == tuple(range(len(names)))
