@@ -126,7 +126,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
         virtiofsd=virtiofsd,
         kernel=boots.kernel,
         initramfs=boots.initramfs,
-        parameters=" ".join(filter(None, (acceleration.parameters(accelerated), options.parameters))),
+        parameters=" ".join(filter(None, (acceleration.parameters(accelerated, size.cpus), options.parameters))),
         acceleration=accelerated,
         kind=kind,
         cpu=acceleration.CPU[accelerated],

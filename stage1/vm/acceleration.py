@@ -35,6 +35,9 @@ EMULATED = "noreplace-smp mitigations=off"
 """More of them for an emulated machine, where every byte of code that the kernel changes is translated anew. What makes
 a processor safe that speculates is not what is run there, but a translation of it; against that of the guest's it is
 the host's kernel that protects the host."""
+ALONE = "nolapic_timer"
+"""And for one with a single processor: the timer that others need one each of takes a tenth of a second to measure,
+which an emulated one spends on waiting for it. It has another one."""
 DEVICE = "/dev/kvm"
 STATE = "/run/rkpy/kvm"
 PATIENCE = 10
@@ -54,9 +57,11 @@ class Chosen(NamedTuple):
     """The type of the machine, MICROVM or Q35."""
 
 
-def parameters(acceleration: str) -> str:
-    """The kernel's, for a machine that is accelerated so."""
-    return f"{PARAMETERS} {EMULATED}" if acceleration == TCG else PARAMETERS
+def parameters(acceleration: str, cpus: int) -> str:
+    """The kernel's, for a machine that is accelerated so and has so many processors."""
+    if acceleration == KVM:
+        return PARAMETERS
+    return f"{PARAMETERS} {EMULATED} {ALONE}" if cpus == 1 else f"{PARAMETERS} {EMULATED}"
 
 
 def choose(
