@@ -598,12 +598,7 @@ def _shed(plan: PodPlan, monitor: Channel) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
-    first = 3
-    for fd in sorted({monitor.fileno(), plan.lock_fd}):
-        if first < fd:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first, 2**31 - 1)
+    syscalls.close_all_but((monitor.fileno(), plan.lock_fd), first=3)
     os.set_inheritable(plan.lock_fd, False)
 
 

@@ -545,7 +545,8 @@ def _usher(report: Channel, pidfd: int, procs: int, stdio: list[int], spec: byte
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        report, pidfd, procs, stdio = _keep(report, pidfd, procs, stdio)
+        # But for the console: who holds an end of a pipe keeps others from seeing it closed.
+        syscalls.close_all_but((report.fileno(), pidfd, procs, *stdio), first=3)
         what = loads(spec)
         seal()
         syscalls.setns(pidfd, entrance.NAMESPACES)
@@ -573,17 +574,6 @@ def _usher(report: Channel, pidfd: int, procs: int, stdio: list[int], spec: byte
 def _take_streams(stdio: list[int]) -> None:
     for place, fd in enumerate(stdio):
         os.dup2(fd, place)
-
-
-def _keep(report: Channel, pidfd: int, procs: int, stdio: list[int]) -> tuple[Channel, int, int, list[int]]:
-    """Close everything but these and the console: who holds an end of a pipe keeps others from seeing it closed."""
-    kept = {fd for fd in (0, 1, 2, report.fileno(), pidfd, procs, *stdio) if fd >= 0}
-    start = 0
-    for fd in (*sorted(kept), 2**31 - 1):
-        if start < fd:
-            syscalls.close_range(start, fd - 1)
-        start = fd + 1
-    return report, pidfd, procs, stdio
 
 
 def _accompany(pid: int, command: Channel, report: Channel) -> str:

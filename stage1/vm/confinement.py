@@ -37,7 +37,6 @@ _SIZE = 64 << 10
 """Bytes at most of the root itself."""
 _PLACE = "/proc"
 """Where the root is attached before it becomes the root: a directory that every system has."""
-_MAX_FD = 2**31 - 1
 _RLIMIT_CORE = 4
 _ABOVE = 256
 """Descriptors are moved above this number on their way to where they belong."""
@@ -223,7 +222,7 @@ def execute(
         os.dup2(fd, number)
     last = len(fds)
     os.dup2(moved[-1], last, inheritable=False)
-    syscalls.close_range(last + 1, _MAX_FD)
+    syscalls.close_range(last + 1, syscalls.LAST_FD)
     try:
         os.execve(os.path.realpath(argv[0]), argv, environment)  # noqa: S606
     except OSError as error:
