@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from common.errors import PodError, UsageError
-from stage1 import compiling, control, logdriver, poddir, resources, supervised
+from stage1 import compiling, control, poddir, resources, supervised
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.limits import Limits
 from stage1.processes import send
@@ -81,12 +81,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     leader = poddir.read_leader(pod.directory)
     if leader is None or not leader.is_alive():
         return pod
-    return pod._replace(
-        networks=(),
-        names=supervised.recorded_names(pod.directory),
-        credentials=supervised.recorded_credentials(pod.directory),
-        log_driver=logdriver.of_pod(pod.directory),
-    )
+    return supervised.as_started(pod)
 
 
 def _for_machine(pod: PreparedPod) -> PreparedPod:
