@@ -56,7 +56,7 @@ class _App:
 
 
 class Monitor:
-    """One pod, from its namespaces to its exit status."""
+    """One pod, from its enclosure to its exit status."""
 
     def __init__(
         self,
