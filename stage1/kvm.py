@@ -146,7 +146,7 @@ def app_add(pod: PreparedPod, app: PreparedApp) -> None:
 
 def enter(request: EnterRequest) -> NoReturn:
     """Run the command beside the app, with its identity and restrictions unless the request says otherwise."""
-    from stage1.vm.visiting import visit
+    from stage1.vm.visitor import visit
 
     os._exit(visit(request.directory, request.app.name, supervised.launch_of(request)))
 
