@@ -406,6 +406,10 @@ class Ground:
                 process.communicate()
                 raise
 
+    def place(self, uuid: str) -> str:
+        """The directory of a pod that has run."""
+        return str(self.rkpy.data / "pods/run" / uuid)
+
     def state(self, uuid: str) -> str:
         """`state=` of `rkpy status`."""
         return self.status(uuid).get("state", "")

@@ -13,32 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import LaunchError
 from stage1 import control, poddir
 from stage1.poddir import Ending
 from stage1.vm import console, programs
 from tests import images
 from tests.host import flavours
 from tests.host.commands import ROOT
-from tests.host.flavours import Ground, Result, Running, Variant, shell_status, until
+from tests.host.flavours import KVM, Ground, Result, Running, Variant, shell_status, until
 
-KVM = Variant("kvm", ("--stage1=kvm", "--kvm-accel=tcg", "--net=none"), frozenset())
 HUNG = "--kvm-params=mem=16M panic=0"
 """A guest that never gets anywhere: it has not enough memory, not even to say so."""
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator[Ground]:
-    try:
-        programs.qemu()
-    except LaunchError as error:
-        pytest.skip(str(error))
     with flavours.ground(tmp_path_factory.mktemp("kvm"), inspector) as made:
         yield made
-
-
-def place(ground: Ground, uuid: str) -> str:
-    return str(ground.rkpy.data / "pods/run" / uuid)
 
 
 def children(pid: int) -> dict[str, int]:
@@ -130,7 +120,7 @@ def test_no_room_for_what_it_boots_from(tmp_path: Path, inspector: str) -> None:
     try:
         (disk / "ground").mkdir()
         with flavours.ground(disk / "ground", inspector) as ground:
-            result = ground.run(KVM, "say up")
+            result = ground.pod(KVM, ground.app("say up"))
             one_line(result, "cannot keep what virtual machines boot from", "no space left on device")
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -154,10 +144,10 @@ def test_a_kernel_without_a_first_process(ground: Ground) -> None:
     result = ground.run(KVM, "say up", pod=["--kvm-params=rdinit=/nope", f"--uuid-file-save={file}"])
     one_line(result, "the virtual machine has switched itself off", "Kernel panic")
     uuid = file.read_text().strip()
-    assert poddir.read_ending(place(ground, uuid), "app") == Ending(254)
+    assert poddir.read_ending(ground.place(uuid), "app") == Ending(254)
     assert "Kernel panic" in ground.rkpy.ok("logs", "--console", uuid)
     assert ground.rkpy.ok("logs", "--console", "--tail=1", uuid).count("\n") == 1
-    assert not os.path.exists(f"{place(ground, uuid)}/{poddir.CONTROL}")
+    assert not os.path.exists(f"{ground.place(uuid)}/{poddir.CONTROL}")
 
 
 IN_A_SECOND = (
@@ -188,7 +178,7 @@ def test_asked_to_end_while_it_boots(ground: Ground) -> None:
     for ask, status in ways:
         with ground.running(KVM, ground.app("say up"), pod=[HUNG]) as running:
             machine = in_machine(running)
-            until(lambda uuid=running.uuid: poddir.read_leader(place(ground, uuid)))  # type: ignore[misc]
+            until(lambda uuid=running.uuid: poddir.read_leader(ground.place(uuid)))  # type: ignore[misc]
             ask(running)
             result = running.wait()
             assert (result.status, result.out, result.err) == (status, "", ""), result
@@ -214,7 +204,7 @@ def test_a_part_of_it_is_killed(ground: Ground, name: str, line: str) -> None:
         os.kill(children(running.process.pid)[name], signal.SIGKILL)
         one_line(running.wait(), line)
         assert are_gone(machine)
-    assert poddir.read_ending(place(ground, uuid), "app") == Ending(137, signal=9)
+    assert poddir.read_ending(ground.place(uuid), "app") == Ending(137, signal=9)
     assert ground.rkpy.ok("logs", uuid) == "up\n"
     assert ground.status(uuid)["state"] == "exited"
 
@@ -228,7 +218,7 @@ def test_the_monitor_is_killed(ground: Ground) -> None:
         running.wait()
     assert ground.status(uuid)["state"] == "exited"
     ground.rkpy.ok("gc", "--grace-period=0s")
-    assert not os.path.exists(place(ground, uuid))
+    assert not os.path.exists(ground.place(uuid))
 
 
 def test_killed_while_it_boots(ground: Ground) -> None:
@@ -264,7 +254,7 @@ def test_a_guest_that_floods_its_console_and_panics(ground: Ground) -> None:
         assert running.line() == "x" * 300000
         assert running.line() == "flooded"
         uuid = running.uuid
-        log = f"{place(ground, uuid)}/{console.NAME}"
+        log = f"{ground.place(uuid)}/{console.NAME}"
         written: set[bytes] = set()
 
         def is_rotated() -> bool:
@@ -276,7 +266,7 @@ def test_a_guest_that_floods_its_console_and_panics(ground: Ground) -> None:
             return len(written) > 2
 
         until(is_rotated)
-        assert control.request(place(ground, uuid), {"op": "states"}) == {"states": {"app": "running"}}
+        assert control.request(ground.place(uuid), {"op": "states"}) == {"states": {"app": "running"}}
         shown = ground.rkpy.ok("logs", "--console", "--tail=50", uuid)
         assert "\x1b" not in shown
         assert "\\x1b[31mred" in shown
@@ -286,7 +276,7 @@ def test_a_guest_that_floods_its_console_and_panics(ground: Ground) -> None:
         )  # fmt: skip
         result = running.wait()
     one_line(result, "the virtual machine has switched itself off", "Kernel panic - not syncing: sysrq triggered crash")
-    assert poddir.read_ending(place(ground, uuid), "app") == Ending(137, signal=9)
+    assert poddir.read_ending(ground.place(uuid), "app") == Ending(137, signal=9)
 
 
 def test_only_machines_have_a_console(ground: Ground) -> None:

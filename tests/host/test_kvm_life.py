@@ -21,24 +21,19 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import LaunchError
 from stage1 import poddir
 from stage1.poddir import Ending
-from stage1.vm import programs
+from stage1.vm import initramfs, kernel
+from stage1.vm.guestmodules import NETWORK
 from tests import images
 from tests.host import flavours
-from tests.host.flavours import Ground, Running, Variant, shell_status, until
+from tests.host.flavours import KVM, Ground, Running, shell_status, until
 
-KVM = Variant("kvm", ("--stage1=kvm", "--kvm-accel=tcg", "--net=none"), frozenset())
 MORE = ("grep", "mkfifo", "stty", "tty", "dd", "ps", "free", "sed", "wc", "md5sum")
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator[Ground]:
-    try:
-        programs.qemu()
-    except LaunchError as error:
-        pytest.skip(str(error))
     with flavours.ground(tmp_path_factory.mktemp("kvm"), inspector) as made:
         yield made
 
@@ -52,10 +47,6 @@ def image_of(ground: Ground) -> str:
 def shell(ground: Ground, script: str, *flags: str) -> list[str]:
     """The words for an app that is a shell script."""
     return [image_of(ground), "--exec=/bin/sh", *flags, "--", "-c", script]
-
-
-def place(ground: Ground, uuid: str) -> str:
-    return str(ground.rkpy.data / "pods/run" / uuid)
 
 
 class Terminal:
@@ -304,6 +295,18 @@ def test_what_an_administrator_sees(ground: Ground, pod: Running) -> None:
     assert (listed["state"], listed["hardware"]["kernel"]) == ("running", found["hardware-kernel"])
 
 
+def test_the_kernel_has_its_modules(ground: Ground, pod: Running) -> None:
+    """Those too that are loaded when the pod runs already; without a network none for one."""
+    wanted = {module.name for module in initramfs.modules(kernel.choose()) if module.among != NETWORK}
+    assert wanted
+
+    def loaded() -> set[str]:
+        lines = enter(ground, pod, ["/bin/cat", "/proc/modules"])[1].splitlines()
+        return {line.split()[0] for line in lines}
+
+    until(lambda: wanted <= loaded())
+
+
 def test_the_end(ground: Ground, pod: Running) -> None:
     """The last of those that need the pod."""
     ground.rkpy.ok("kill", "--app=streams", "--signal=USR1", pod.uuid)
@@ -315,7 +318,7 @@ def test_the_end(ground: Ground, pod: Running) -> None:
     followed = follower.communicate(timeout=flavours.DEADLINE)[0]
     assert followed.splitlines()[-1] == "term"
     assert followed == ground.rkpy.ok("logs", "--app=streams", pod.uuid)
-    directory = place(ground, pod.uuid)
+    directory = ground.place(pod.uuid)
     assert poddir.read_ending(directory, "streams") == Ending(9, stopped=True)
     assert poddir.read_ending(directory, "typed") == Ending(137, signal=9)
 
@@ -390,7 +393,7 @@ def test_a_sandbox(ground: Ground) -> None:
         done = ground.rkpy("app", "exec", "--app=one", uuid, "/bin/sh", "-c", "cat /tmp/file; exit 6")
         assert (done.status, done.out) == (6, "file\n"), done
         app("restart", "--app=one")
-        until(lambda: poddir.read_restarts(place(ground, uuid), "one") == 1)
+        until(lambda: poddir.read_restarts(ground.place(uuid), "one") == 1)
         assert ground.rkpy.ok("app", "exec", "--app=one", uuid, "/bin/cat", "/tmp/file") == "file\n"
         assert "running" in ground.rkpy.refused("app", "rm", uuid, "--app=one")
         app("stop", "--app=one")
@@ -405,7 +408,7 @@ def test_a_sandbox(ground: Ground) -> None:
         ground.rkpy.ok("stop", uuid)
         result = running.wait()
         assert (result.status, result.err) == (0, ""), result
-    directory = place(ground, uuid)
+    directory = ground.place(uuid)
     assert poddir.read_ending(directory, "hog") == Ending(137, signal=9, oom=True)
     assert poddir.read_ending(directory, "bad") == Ending(3)
 
@@ -426,6 +429,6 @@ def test_several_apps(ground: Ground) -> None:
     result = ground.pod(KVM, first, second, pod=pod)
     assert (result.status, result.err) == (4, ""), result
     assert [line.partition(": ")[2] for line in result.lines] == ["3"]
-    directory = place(ground, file.read_text().strip())
+    directory = ground.place(file.read_text().strip())
     assert poddir.read_restarts(directory, "first") == 2
     assert poddir.read_ending(directory, "first") == Ending(143, signal=15, stopped=True)

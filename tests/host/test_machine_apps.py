@@ -43,10 +43,6 @@ def notes(tmp_path: Path) -> Path:
     return place
 
 
-def directory(ground: Ground, uuid: str) -> str:
-    return str(ground.rkpy.data / "pods/run" / uuid)
-
-
 def logged(ground: Ground, uuid: str, app: str) -> list[str]:
     """Lines of its standard output."""
     return ground.rkpy.ok("logs", f"--app={app}", uuid).splitlines()
@@ -92,7 +88,7 @@ def test_apps_end_as_they_do_anywhere(ground: Ground, notes: Path) -> None:
     staying = {"deaf", "other"}
     with ground.running(KVM, *apps, pod=["--exit-policy=until-all", "--stop-timeout=1s", *noting(notes)]) as running:
         uuid = running.uuid
-        place = directory(ground, uuid)
+        place = ground.place(uuid)
         ground.rkpy.ok("status", "--wait-ready=60s", uuid)
 
         def states() -> dict[str, str]:
@@ -171,7 +167,7 @@ def _enter(ground: Ground, running: Running, own: list[str]) -> None:
 
 def _talk_nonsense(ground: Ground, running: Running) -> None:
     """To the monitor, which serves more requests where there is a machine."""
-    place = directory(ground, running.uuid)
+    place = ground.place(running.uuid)
     mine = Path(f"/proc/{running.process.pid}/fd")
     before = len(os.listdir(mine))
     enter = (b'{"op": "enter"}', b'{"op": "enter", "app": "app"}', b'{"op": "enter", "app": "no", "terminal": 1}')
@@ -256,7 +252,7 @@ def test_credentials_reach_their_users_only(ground: Ground, tmp_path: Path) -> N
         uuid = running.uuid
         until(lambda: logged(ground, uuid, "again") == [SECRET] * 2)
         ended = ("user", "stranger")
-        until(lambda: all(poddir.read_ending(directory(ground, uuid), name) for name in ended))
+        until(lambda: all(poddir.read_ending(ground.place(uuid), name) for name in ended))
         user = logged(ground, uuid, "user")
         assert f"CREDENTIALS_DIRECTORY={place}" in user
         start = user.index("password")
@@ -269,7 +265,7 @@ def test_credentials_reach_their_users_only(ground: Ground, tmp_path: Path) -> N
         assert found == SECRET and "Permission denied" in refused.out
         processes = subprocess.run(["ps", "axwwe", "-o", "args"], capture_output=True, text=True, check=True).stdout
         told = ground.rkpy.ok("cat-manifest", uuid) + ground.rkpy.ok("status", uuid)
-        files = [f"{directory(ground, uuid)}/{name}" for name in os.listdir(directory(ground, uuid)) if name != "logs"]
+        files = [f"{ground.place(uuid)}/{name}" for name in os.listdir(ground.place(uuid)) if name != "logs"]
         kept = subprocess.run(["grep", "-rls", SECRET, *files], capture_output=True, text=True, check=False).stdout
     assert SECRET not in processes + told
     assert kept == ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,23 +13,8 @@ import pytest
 from common.errors import LaunchError
 from stage1.vm import acceleration, bootfiles, initramfs, kernel, runtime
 from stage1.vm.bootfiles import BootFiles
-from stage1.vm.initramfs import Entry
 
 PATIENCE = 240.0
-_INIT = f"""\
-import sys
-sys.path[:0] = {runtime.FIRST!r}
-import os
-import stage1.supervisor, stage1.entrance, stage2.launch
-from common import syscalls
-syscalls.mount("proc", "/proc", "proc", 0)
-from stage1.vm import guestmodules
-for name in (guestmodules.ORDER, guestmodules.NETWORK, guestmodules.LATER):
-    guestmodules.load(name)
-with open("/proc/modules") as file:
-    loaded = {{line.split()[0] for line in file}}
-print("release", os.uname().release, "modules", sorted(loaded), "done", flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +39,6 @@ def boots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootFiles]:
 def test_the_kernel_starts_python(qemu: str, boots: BootFiles) -> None:
     assert "vmlinux-" in boots.kernel
     assert acceleration.prove(qemu, boots, accelerator="tcg", kind="q35", patience=PATIENCE) == ""
-
-
-def test_python_has_what_guests_import_and_the_kernel_its_modules(qemu: str, boots: BootFiles, tmp_path: Path) -> None:
-    chosen, python = kernel.choose(), runtime.collect()
-    modules = initramfs.modules(chosen)
-    init = f"#!{python.interpreter} -ISXutf8\n{_INIT}".encode()
-    entries = [*initramfs.entries(python, modules), Entry("init", stat.S_IFREG | 0o755, init)]
-    (tmp_path / "initramfs").write_bytes(initramfs.archive(entries))
-    words = [
-        qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35,accel=tcg",
-        "-cpu", acceleration.CPU["tcg"], "-m", "256", "-kernel", boots.kernel, "-initrd", str(tmp_path / "initramfs"),
-        "-append", acceleration.PARAMETERS, "-serial", "stdio",
-    ]  # fmt: skip
-    said = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=True).stdout
-    names = sorted(module.name for module in modules)
-    assert f"release {boots.release} modules {names} done" in said.decode("ascii", "replace")
 
 
 def test_python_needs_nothing_but_what_is_in_there(tmp_path: Path) -> None:

@@ -27,10 +27,6 @@ def ground(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator
         yield made
 
 
-def directory(ground: Ground, uuid: str) -> str:
-    return str(ground.rkpy.data / "pods/run" / uuid)
-
-
 def monitor_of(running: Running) -> int:
     """`rkpy run` becomes it."""
     return running.process.pid
@@ -44,7 +40,7 @@ def test_a_stop_is_not_lost_while_the_pod_starts(ground: Ground, variant: Varian
     for _ in range(5):
         with ground.running(variant, ground.app("sleep")) as running:
             uuid = running.uuid
-            while (leader := poddir.read_leader(directory(ground, uuid))) is None:
+            while (leader := poddir.read_leader(ground.place(uuid))) is None:
                 assert running.process.poll() is None
             os.kill(leader.pid, signal.SIGTERM)
             result = running.wait()
@@ -70,7 +66,7 @@ def test_stopped_while_it_waits_for_its_next_start(ground: Ground, variant: Vari
     app = ground.app("exit 5", "--restart=always")
     with ground.running(variant, app) as running:
         uuid = running.uuid
-        place = directory(ground, uuid)
+        place = ground.place(uuid)
         until(lambda: poddir.read_restarts(place, "app") >= 2 and poddir.read_ending(place, "app"))
         ground.rkpy.ok("stop", uuid)
         assert running.wait().status == 5
@@ -84,7 +80,7 @@ def test_who_was_asked_to_end_is_known(ground: Ground, variant: Variant) -> None
         uuid = running.uuid
         ground.rkpy.ok("stop", uuid)
         running.wait()
-    assert poddir.read_ending(directory(ground, uuid), "app") == poddir.Ending(143, signal=15, stopped=True)
+    assert poddir.read_ending(ground.place(uuid), "app") == poddir.Ending(143, signal=15, stopped=True)
 
 
 # --- the control socket
@@ -113,7 +109,7 @@ def ask(place: str, message: bytes, fds: list[int]) -> dict[str, object]:
 def test_nonsense_does_the_pod_no_harm(ground: Ground, variant: Variant) -> None:
     app = ground.app("say up + sleep", "--stdout=stream")
     with ground.running(variant, app) as running, open(os.devnull) as null:
-        place = directory(ground, running.uuid)
+        place = ground.place(running.uuid)
         until(lambda: poddir.read_started(place, "app"))
         mine = Path(f"/proc/{monitor_of(running)}/fd")
         reader, writer = os.pipe()
@@ -134,7 +130,7 @@ def test_nonsense_does_the_pod_no_harm(ground: Ground, variant: Variant) -> None
 def test_more_callers_than_descriptors(ground: Ground, variant: Variant) -> None:
     with ground.running(variant, ground.app("say up + sleep")) as running:
         assert running.line() == "up"
-        place = directory(ground, running.uuid)
+        place = ground.place(running.uuid)
         used = len(os.listdir(f"/proc/{monitor_of(running)}/fd"))
         limits = resource.prlimit(monitor_of(running), resource.RLIMIT_NOFILE)
         resource.prlimit(monitor_of(running), resource.RLIMIT_NOFILE, (used + 4, limits[1]))
@@ -156,7 +152,7 @@ def test_what_cannot_be_entered(ground: Ground, variant: Variant, content: str) 
     """A damaged pod directory, or one a later version made."""
     with ground.running(variant, ground.app("say up + sleep")) as running:
         assert running.line() == "up"
-        Path(poddir.app_info(directory(ground, running.uuid), "app", "launch")).write_text(content)
+        Path(poddir.app_info(ground.place(running.uuid), "app", "launch")).write_text(content)
         assert "cannot tell how" in ground.rkpy.refused("enter", running.uuid, "/bin/inspect", "id")
 
 
@@ -194,7 +190,7 @@ def test_an_app_that_fills_the_disk_harms_only_itself(variant: Variant, tmp_path
 
 
 def app_pid(ground: Ground, uuid: str) -> int:
-    found = poddir.read_started(directory(ground, uuid), "app")
+    found = poddir.read_started(ground.place(uuid), "app")
     assert found is not None
     return found[0]
 
