@@ -165,6 +165,8 @@ class _Source:
         self._lasting = lasting
         self._credit = WINDOW
         self._watched = False
+        self._is_due = False
+        """Whether a regular file is about to be read."""
         self._waits = False
         """Whether the wire is to say when there is room."""
         self._left = 0
@@ -223,7 +225,13 @@ class _Source:
                 self._traffic.loop.add(self.fd, READ, self._on_ready)
                 self._watched = True
             except PermissionError:  # a regular file: always ready
-                self._traffic.loop.call_later(0, self._on_ready)
+                if not self._is_due:
+                    self._is_due = True
+                    self._traffic.loop.call_later(0, self._read_file)
+
+    def _read_file(self) -> None:
+        self._is_due = False
+        self._on_ready()
 
     def _has_room(self) -> None:
         self._waits = False
@@ -235,7 +243,7 @@ class _Source:
             self._watched = False
 
     def _on_ready(self, _events: int = 0) -> None:
-        if self.fd < 0:
+        if self.fd < 0 or not self._credit:  # To read nothing would look like the end.
             return
         try:
             data = os.read(self.fd, min(self._credit, _CHUNK))

@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -306,6 +307,26 @@ def test_input_is_sent_as_far_as_there_is_credit(guest: Guest) -> None:
     assert sum(len(payload) for kind, _, payload in got if kind == DATA) == sent
     assert got[-1] == (END, stream, b"")
     os.close(out)
+
+
+def test_a_file_is_sent_whole_however_its_credit_comes(guest: Guest, tmp_path: Path) -> None:
+    """It is always ready: nothing is to be read of it without credit, which would look like its end."""
+    data = os.urandom(5 * WINDOW + 1)
+    (tmp_path / "input").write_bytes(data)
+    stdin, null = os.open(tmp_path / "input", os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)
+    guest.bridge.start("one", (stdin, null, null), b"[]")
+    for fd in (stdin, null):
+        os.close(fd)
+    got: list[frames.Frame] = []
+    for _ in range(1000):
+        guest.turn()
+        found = [frame for frame in guest.received() if frame[0] in (DATA, END)]
+        got += found
+        if got and got[-1][0] == END:
+            break
+        for _, stream, payload in found:
+            guest.wire.send(frames.encode_credit(stream, len(payload)))
+    assert b"".join(payload for _, _, payload in got) == data
 
 
 def test_streams_nobody_knows_cost_nothing(guest: Guest) -> None:
