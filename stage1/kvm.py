@@ -34,10 +34,11 @@ def check(pod: PreparedPod) -> list[str]:
     """What kvm will ignore of `pod`, one line each. UsageError for what cannot be ignored safely, LaunchError for what
     is missing on this host."""
     _refuse(pod)
-    _, warnings = compiling.check(_for_machine(_as_it_runs(pod)), "kvm")
+    warnings = [*_ignored(pod), *networks.check(pod)]
+    warnings += compiling.check(_for_machine(_as_it_runs(pod)), "kvm")[1]
     if pod.starts:
         _machine(pod)  # or say now why there can be none
-    return [*_ignored(pod), *networks.check(pod), *warnings]
+    return warnings
 
 
 def _refuse(pod: PreparedPod) -> None:
