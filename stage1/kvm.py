@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from common.errors import PodError, UsageError
-from stage1 import compiling, control, logdriver, poddir, resources, supervised
+from stage1 import compiling, control, poddir, resources, supervised
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.limits import Limits
 from stage1.processes import send
@@ -82,12 +82,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     leader = poddir.read_leader(pod.directory)
     if leader is None or not leader.is_alive():
         return pod
-    return pod._replace(
-        networks=(),
-        names=supervised.recorded_names(pod.directory),
-        credentials=supervised.recorded_credentials(pod.directory),
-        log_driver=logdriver.of_pod(pod.directory),
-    )
+    return supervised.as_started(pod)
 
 
 def _for_machine(pod: PreparedPod) -> PreparedPod:
@@ -152,7 +147,7 @@ def app_add(pod: PreparedPod, app: PreparedApp) -> None:
 
 def enter(request: EnterRequest) -> NoReturn:
     """Run the command beside the app, with its identity and restrictions unless the request says otherwise."""
-    from stage1.vm.visiting import visit
+    from stage1.vm.visitor import visit
 
     os._exit(visit(request.directory, request.app.name, supervised.launch_of(request)))
 

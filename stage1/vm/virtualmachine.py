@@ -206,11 +206,8 @@ class VirtualMachine:
 
     def attached(self, fds: Sequence[int]) -> None:
         for fd in fds:
-            self._tell_network(channel.read_memory_file(os.dup(fd)))
-
-    def _tell_network(self, messages: bytes) -> None:
-        if self._bridge is not None:
-            self._bridge.tell("network", messages)
+            if self._bridge is not None:
+                self._bridge.tell("network", channel.read_memory_file(os.dup(fd)))
 
     def start(self, plan: AppPlan, stdio: Sequence[int], sockets: Sequence[int]) -> None:
         self._hide(plan.name)

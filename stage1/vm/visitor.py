@@ -45,10 +45,10 @@ def visit(directory: str, app: str, launch: LaunchSpec) -> int:
         theirs.close()
         for fd in (plan, *far):
             os.close(fd)
-    return _Visit(link, names, near).status
+    return _Visitor(link, names, near).status
 
 
-class _Visit:
+class _Visitor:
     """Carries everything until the command has ended."""
 
     def __init__(self, link: channel.Channel, names: Sequence[str], near: Sequence[int]) -> None:
