@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from common.errors import PodError, UsageError
@@ -36,8 +36,11 @@ def check(pod: PreparedPod) -> list[str]:
     _refuse(pod)
     _, warnings = compiling.check(_for_machine(_as_it_runs(pod)), "kvm")
     if pod.starts:
-        _machine(pod)  # or say now why there can be none
-    return [*_ignored(pod), *networks.check(pod), *warnings]
+        made, _, _ = _machine(pod)  # or say now why there can be none
+        cramped = _short_of_memory(pod.apps, made.memory)
+    else:
+        cramped = _cramped(pod)
+    return [*_ignored(pod), *networks.check(pod), *warnings, *cramped]
 
 
 def _refuse(pod: PreparedPod) -> None:
@@ -76,10 +79,46 @@ def _ignored(pod: PreparedPod) -> Iterator[str]:
                 yield f'kvm ignores propagation={mount.propagation} of volume "{mount.volume}"'
 
 
+def _cramped(pod: PreparedPod) -> Iterator[str]:
+    """What apps may have that are added to a machine which runs, and which was made without knowing of them."""
+    made = poddir.read_hardware(pod.directory) if _runs(pod) else None
+    if made is None:
+        return
+    yield from _short_of_memory(pod.apps, made.memory)
+    for app in pod.apps:
+        wanted = -(-resources.of_app(app.app.isolators).cpu // 1000)
+        if wanted > made.cpus:
+            yield f'app "{app.name}" may use {wanted} processors, but the pod\'s virtual machine has {made.cpus}'
+        for volume, room in {mount.volume: mount.size for mount in app.mounts}.items():
+            if room > sizes.OUTSIDE:
+                yield (
+                    f'the volume "{volume}" may take {_mebibytes(room)} of memory that the pod was not given when it '
+                    "started: where the host limits memory, filling it can end the pod"
+                )
+
+
+def _short_of_memory(apps: Sequence[PreparedApp], memory: int) -> Iterator[str]:
+    for app in apps:
+        limit = resources.of_app(app.app.isolators).memory
+        if limit > memory:
+            yield (
+                f'app "{app.name}" may use {_mebibytes(limit)}, but the pod\'s virtual machine has '
+                f"{_mebibytes(memory)} (see memory in stage1.d)"
+            )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size >> 20} MiB"
+
+
+def _runs(pod: PreparedPod) -> bool:
+    leader = poddir.read_leader(pod.directory)
+    return leader is not None and leader.is_alive()
+
+
 def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     """A pod that runs already, and is to have one more app, with what it was started with."""
-    leader = poddir.read_leader(pod.directory)
-    if leader is None or not leader.is_alive():
+    if not _runs(pod):
         return pod
     return pod._replace(
         networks=(),
