@@ -89,15 +89,21 @@ class Server:
             return {"error": f"the monitor does not understand the request: {error!r}"}
 
 
-def request(directory: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Ask the monitor of the pod in `directory`. PodError when there is none, or with what it says went wrong."""
+def request(
+    directory: str, fields: dict[str, Any], fds: tuple[int, ...] = (), *, patience: float | None = None
+) -> dict[str, Any]:
+    """Ask the monitor of the pod in `directory`. `patience`: seconds it has for each step, since it may be suspended.
+    PodError when there is none, or none that answers, or with what it says went wrong."""
     socket = Socket(AF_UNIX, SOCK_SEQPACKET, 0)
+    socket.settimeout(patience)
     client = Channel(socket)
     try:
         with _Directory(directory) as place:
             socket.connect(f"{place}/{poddir.CONTROL}")
         client.send(json.dumps(fields), fds)
         text, _ = client.receive()
+    except TimeoutError as error:
+        raise PodError("the pod's monitor does not answer") from error
     except OSError as error:
         raise PodError("the pod isn't currently running") from error
     finally:
