@@ -39,7 +39,8 @@ def check(pod: PreparedPod) -> list[str]:
     _, warnings = compiling.check(_for_machine(_as_it_runs(pod)), "kvm")
     if pod.starts:
         made, _, _ = _machine(pod)  # or say now why there can be none
-        cramped = _short_of_memory(pod.apps, made.memory)
+        # Under a limit of the pod's nobody expects more.
+        cramped = iter(()) if made.limits.memory else _short_of_memory(pod.apps, made.memory)
     else:
         cramped = _cramped(pod)
     return [*_ignored(pod), *networks.check(pod), *warnings, *cramped]

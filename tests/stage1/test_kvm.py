@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from aci.image_manifest import Isolator
 from common.errors import LaunchError, UsageError
 from stage1 import compiling, kvm, poddir
 from stage1.flavour import Device, Mount, PreparedApp, PreparedPod
+from stage1.limits import Limits
 from stage1.systemd.given import Given
 from stage2 import capabilities
 from tests.stage1.test_nspawn import app, pod
@@ -94,6 +96,16 @@ def test_nothing_is_said_of_a_machine_that_is_still_to_be_made(tmp_path: Path) -
     """What a pod had that is to be started again says nothing about what it will have."""
     poddir.write_hardware(str(tmp_path), poddir.Hardware("tcg", 1, 512 << 20, "6.1.0"))
     assert kvm.check(pod(tmp_path, apps=(larger(size=1 << 30),))) == []
+
+
+@pytest.mark.parametrize(("of_pod", "said"), [(0, 1), (300 << 20, 0)])
+def test_a_machine_that_is_told_to_be_too_small(
+    of_pod: int, said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By stage1.d, or by what the host has. Under a limit of the pod's nobody expects more."""
+    made: Any = SimpleNamespace(memory=512 << 20, limits=Limits(memory=of_pod))
+    monkeypatch.setattr(kvm, "_machine", lambda _pod: (made, Limits(), ""))
+    assert len(kvm.check(pod(tmp_path, apps=(larger(),), starts=True))) == said
 
 
 @pytest.mark.parametrize("word", ["slave", "shared"])
