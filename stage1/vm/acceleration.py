@@ -46,7 +46,7 @@ _AGAIN = 600
 """Seconds after which KVM is tried once more when it did not work."""
 _SAID = 64 << 10
 """Bytes of what a guest and QEMU say that are kept."""
-_HINT = "allow emulation, which is much slower, by --kvm-accel=tcg or in stage1.d"
+_HINT = "allow emulation, which is much slower: make the pod with --kvm-accel=tcg, or see stage1.d"
 
 
 class Chosen(NamedTuple):
