@@ -403,6 +403,7 @@ class AppStreams:
         self._of_caller = of_caller
         self._inherited = _given_as_they_are() if of_caller and giving else ()
         self._child_fds = [-1, -1, -1]
+        self._closed = False
         self._make()
 
     def _make(self) -> None:
@@ -467,7 +468,11 @@ class AppStreams:
         self._child_fds[0] = -1
 
     def set_terminal(self, master: int) -> None:
-        """The terminal of the app that is being started, owned from now on."""
+        """The terminal of the app that is being started, owned from now on. It is not that of one that is over, whose
+        log is closed: who says so may be the guest of a virtual machine."""
+        if self._closed:
+            os.close(master)
+            return
         self._close_input()
         self._input_fd = os.dup(master)  # a number for each direction, as in `_Client`
         os.set_blocking(master, False)
@@ -574,6 +579,7 @@ class AppStreams:
     def close(self) -> None:
         """The app will not be started again. What has not been drained is lost; clients are sent what they were to
         get, which takes the loop a while (`when_written`)."""
+        self._closed = True
         self.close_child_ends()
         if self._feed is not None:
             self._feed.close()

@@ -432,6 +432,25 @@ def test_a_new_terminal_after_a_restart(lab: Lab) -> None:
     assert output(lab.pod) == b"one\r\ntwo\r\nthree\r\n"
 
 
+def test_a_terminal_of_an_app_that_is_over_is_closed(lab: Lab, tmp_path: Path) -> None:
+    """Its log is closed, and the number of that descriptor another file's, to which a machine's guest could write."""
+    app = lab.app("tty", "tty", "tty")
+    app.close()
+    others = [os.open(tmp_path / f"other{number}", os.O_CREAT | os.O_RDWR) for number in range(8)]
+    ours, theirs = socket.socketpair()
+    theirs.send(b"forged\n")
+    app.set_terminal(ours.detach())
+    lab.loop.call_later(0, lab.loop.stop)
+    lab.loop.run()
+    assert app.input is None
+    assert [os.fstat(fd).st_size for fd in others] == [0] * len(others)
+    with pytest.raises(ConnectionResetError):
+        theirs.recv(1)  # closed, and nothing of it was read
+    theirs.close()
+    for fd in others:
+        os.close(fd)
+
+
 def test_much_output_on_a_terminal(lab: Lab) -> None:
     app, process = _terminal_app(lab, "stty -opost; seq -f %07g 0 199999")
     lab.end(app, process)
