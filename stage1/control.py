@@ -89,9 +89,13 @@ class Server:
             return {"error": f"the monitor does not understand the request: {error!r}"}
 
 
-def request(directory: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Ask the monitor of the pod in `directory`. PodError when there is none, or with what it says went wrong."""
+def request(
+    directory: str, fields: dict[str, Any], fds: tuple[int, ...] = (), patience: float | None = None
+) -> dict[str, Any]:
+    """Ask the monitor of the pod in `directory`. PodError when there is none, or none that answers within `patience`
+    seconds, or with what it says went wrong."""
     socket = Socket(AF_UNIX, SOCK_SEQPACKET, 0)
+    socket.settimeout(patience)
     client = Channel(socket)
     try:
         with _Directory(directory) as place:

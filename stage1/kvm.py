@@ -25,6 +25,8 @@ NETWORKS = True
 MACHINES = True
 _BOOT_TIMEOUT = {acceleration.KVM: 60, acceleration.TCG: 300}
 """Seconds in which a guest has to be up; a hundred times as long as it takes where nothing else runs."""
+_PATIENCE = 10.0
+"""Seconds in which a monitor switches its machine off; whatever keeps it from that is not to keep the pod alive."""
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
 app_rm, app_states = supervised.app_rm, supervised.app_states
@@ -165,6 +167,6 @@ def stop(directory: str, *, force: bool) -> None:
         send(leader.pid, leader.start_time, signal.SIGTERM)
         return
     try:
-        control.request(directory, {"op": "switch-off"})
-    except PodError:  # The monitor does not listen, or not yet. The machine dies with it.
+        control.request(directory, {"op": "switch-off"}, patience=_PATIENCE)
+    except PodError:  # The monitor does not listen, or not yet, or is stuck. The machine dies with it.
         send(leader.pid, leader.start_time, signal.SIGKILL)
