@@ -292,6 +292,8 @@ class _Source:
         self._loop = loop
         self._log = log
         self._reading = False
+        self._waits = False
+        """Whether a sink is to say when it has room: said once, however often a machine's guest has a new terminal."""
 
     def open(self, fd: int) -> None:
         """Read from `fd`, which is owned from now on, instead of what was read from before."""
@@ -359,10 +361,16 @@ class _Source:
         full = next((outlet for outlet in outlets if outlet.full), None)
         if full is not None:
             self._pause()
-            full.when_room(self._flow)
+            if not self._waits:
+                self._waits = True
+                full.when_room(self._has_room)
         elif self._fd >= 0 and not self._reading:
             self._loop.add(self._fd, READ, self._on_ready)
             self._reading = True
+
+    def _has_room(self) -> None:
+        self._waits = False
+        self._flow()
 
     def _pause(self) -> None:
         if self._reading:
