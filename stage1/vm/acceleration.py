@@ -147,10 +147,11 @@ def prove(qemu: str, boots: BootFiles, *, accelerator: str, kind: str, patience:
     wrong. Raises OSError when QEMU cannot be started."""
     import subprocess
 
-    from stage1.vm.qemu import MACHINES
+    from stage1.vm.qemu import MACHINES, SANDBOX
 
     words = [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot",
+        "-sandbox", SANDBOX,
         "-machine", MACHINES[kind], "-accel", accelerator, "-cpu", CPU[accelerator], "-m", "256",
         "-kernel", boots.kernel, "-initrd", boots.initramfs, "-append", f"{PARAMETERS} {PROBE}", "-serial", "stdio",
     ]  # fmt: skip
@@ -160,6 +161,7 @@ def prove(qemu: str, boots: BootFiles, *, accelerator: str, kind: str, patience:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd="/",
+        env={},
         preexec_fn=_with_us,
     )
     with guest:

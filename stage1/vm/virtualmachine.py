@@ -254,7 +254,8 @@ class VirtualMachine:
     def answer(self, op: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         if op == "switch-off":
             self._switched_off = True
-            os.kill(self.pid, signal.SIGKILL)
+            if self._status is None:  # or the number may be another process's
+                os.kill(self.pid, signal.SIGKILL)
             return {}
         if op == "process":
             return {"pid": self.pid}

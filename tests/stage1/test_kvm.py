@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,3 +149,19 @@ def test_root_of_a_kernel_of_its_own_has_every_capability(tmp_path: Path) -> Non
     every = app(isolators=(Isolator("os/linux/capabilities-retain-set", {"set": names}),))
     made = compiling.compile_pod(kvm._for_machine(pod(tmp_path, apps=(every,))))
     assert made.apps[0].launch.capabilities == tuple(range(len(names)))
+
+
+def test_a_monitor_that_does_not_answer_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm, "_PATIENCE", 0.05)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        monkeypatch.chdir(tmp_path)  # an address is short
+        listening.bind(poddir.CONTROL)
+        listening.listen()
+        stuck = subprocess.Popen(["sleep", "600"])
+        try:
+            poddir.write_leader(str(tmp_path), stuck.pid)
+            kvm.stop(str(tmp_path), force=True)
+            assert stuck.wait(60) == -signal.SIGKILL
+        finally:
+            stuck.kill()
+            stuck.wait()

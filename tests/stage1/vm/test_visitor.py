@@ -9,7 +9,7 @@ import threading
 
 from stage1 import channel
 from stage1.attach import pairs
-from stage1.vm.visiting import _Visit
+from stage1.vm.visitor import _Visitor
 
 
 def test_who_insists_gets_away_from_a_machine_that_hangs() -> None:
@@ -28,7 +28,7 @@ def test_who_insists_gets_away_from_a_machine_that_hangs() -> None:
     thread = threading.Thread(target=insist)
     thread.start()
     try:
-        status = _Visit(link, ("stdin", "stdout", "stderr"), near).status
+        status = _Visitor(link, ("stdin", "stdout", "stderr"), near).status
     finally:
         thread.join()
         signal.signal(signal.SIGTERM, old)
