@@ -63,6 +63,7 @@ class LogFile:
     def close(self) -> None:
         self._append(b"")
         os.close(self._fd)
+        self._fd = -1  # the number is somebody else's soon
 
     def write(self, stream: str, data: bytes) -> None:
         """Log what came from "stdout" or "stderr", in pieces as they were read."""

@@ -292,6 +292,8 @@ class _Source:
         self._loop = loop
         self._log = log
         self._reading = False
+        self._waits = False
+        """Whether a sink is to say when it has room: said once, however often a machine's guest has a new terminal."""
 
     def open(self, fd: int) -> None:
         """Read from `fd`, which is owned from now on, instead of what was read from before."""
@@ -359,10 +361,16 @@ class _Source:
         full = next((outlet for outlet in outlets if outlet.full), None)
         if full is not None:
             self._pause()
-            full.when_room(self._flow)
+            if not self._waits:
+                self._waits = True
+                full.when_room(self._has_room)
         elif self._fd >= 0 and not self._reading:
             self._loop.add(self._fd, READ, self._on_ready)
             self._reading = True
+
+    def _has_room(self) -> None:
+        self._waits = False
+        self._flow()
 
     def _pause(self) -> None:
         if self._reading:
@@ -403,6 +411,7 @@ class AppStreams:
         self._of_caller = of_caller
         self._inherited = _given_as_they_are() if of_caller and giving else ()
         self._child_fds = [-1, -1, -1]
+        self._closed = False
         self._make()
 
     def _make(self) -> None:
@@ -467,7 +476,11 @@ class AppStreams:
         self._child_fds[0] = -1
 
     def set_terminal(self, master: int) -> None:
-        """The terminal of the app that is being started, owned from now on."""
+        """The terminal of the app that is being started, owned from now on. It is not that of one that is over, whose
+        log is closed: who says so may be the guest of a virtual machine."""
+        if self._closed:
+            os.close(master)
+            return
         self._close_input()
         self._input_fd = os.dup(master)  # a number for each direction, as in `_Client`
         os.set_blocking(master, False)
@@ -574,6 +587,7 @@ class AppStreams:
     def close(self) -> None:
         """The app will not be started again. What has not been drained is lost; clients are sent what they were to
         get, which takes the loop a while (`when_written`)."""
+        self._closed = True
         self.close_child_ends()
         if self._feed is not None:
             self._feed.close()

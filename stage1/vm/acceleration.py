@@ -46,7 +46,7 @@ _AGAIN = 600
 """Seconds after which KVM is tried once more when it did not work."""
 _SAID = 64 << 10
 """Bytes of what a guest and QEMU say that are kept."""
-_HINT = "allow emulation, which is much slower, by --kvm-accel=tcg or in stage1.d"
+_HINT = "allow emulation, which is much slower: make the pod with --kvm-accel=tcg, or see stage1.d"
 
 
 class Chosen(NamedTuple):
@@ -147,10 +147,11 @@ def prove(qemu: str, boots: BootFiles, *, accelerator: str, kind: str, patience:
     wrong. Raises OSError when QEMU cannot be started."""
     import subprocess
 
-    from stage1.vm.qemu import MACHINES
+    from stage1.vm.qemu import MACHINES, SANDBOX
 
     words = [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-no-reboot",
+        "-sandbox", SANDBOX,
         "-machine", MACHINES[kind], "-accel", accelerator, "-cpu", CPU[accelerator], "-m", "256",
         "-kernel", boots.kernel, "-initrd", boots.initramfs, "-append", f"{PARAMETERS} {PROBE}", "-serial", "stdio",
     ]  # fmt: skip
@@ -160,6 +161,7 @@ def prove(qemu: str, boots: BootFiles, *, accelerator: str, kind: str, patience:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         cwd="/",
+        env={},
         preexec_fn=_with_us,
     )
     with guest:

@@ -33,6 +33,8 @@ from stage1.vm.traffic import Traffic, Wire
 MAX_TEXT = 4096
 """Characters of a text for people that are passed on."""
 _MAX_REPORTS = 4096
+_MAX_LIMITS = 1 << 18
+"""Bytes that they come in: what they are taken apart into can be thirty times as much."""
 _VERDICTS = (ENFORCED, ADJUSTED, NOT_ENFORCEABLE)
 _SOCKETS = (NOTIFY, JOURNAL, SYSLOG)
 _NULL = (1, 3)
@@ -178,7 +180,7 @@ class Bridge:
         if kind != MESSAGE:
             self._traffic.take(kind, stream, payload)
             return
-        text, blob = frames.decode_message(payload)
+        text, blob = frames.decode_message(payload, frames.LONGEST)
         verb, _, rest = text.partition(" ")
         if verb in _SUPERVISOR:
             self._pass_on(verb, rest)
@@ -228,6 +230,8 @@ class Bridge:
         self._traffic.make_room({_count(word, 2**32 - 1) for word in rest.split(" ")})
 
     def _limits(self, _rest: str, blob: bytes) -> None:
+        if len(blob) > _MAX_LIMITS:
+            raise FrameError(f"sent {len(blob)} bytes of limits")
         try:
             found = json.loads(blob)
             reports = [Report(*map(_word_of_report, words)) for words in found]

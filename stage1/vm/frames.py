@@ -50,6 +50,8 @@ LARGEST = 1 << 24
 """Bytes of a payload."""
 FROM_GUEST = 1 << 21
 """Bytes of a message that the host takes: a datagram of an app's is the largest."""
+LONGEST = 1 << 18
+"""Bytes of its text: the supervisor's `channel.MAX_TEXT`, were each of them no text."""
 UNHEARD = 1 << 19
 """What the agent sends of the datagrams of a socket beyond what it has heard of (`appsockets.weight`), at most; and the
 last of them."""
@@ -93,9 +95,11 @@ def encode_message(text: str, blob: bytes = b"") -> bytes:
     return encode(MESSAGE, 0, raw + b"\n" + blob if blob else raw)
 
 
-def decode_message(payload: bytes) -> tuple[str, bytes]:
-    """Text and blob. Raises FrameError."""
+def decode_message(payload: bytes, longest: int = LARGEST) -> tuple[str, bytes]:
+    """Text, of so many bytes at most, and blob. Raises FrameError."""
     raw, _, blob = payload.partition(b"\n")
+    if len(raw) > longest:
+        raise FrameError(f"sent a message of {len(raw)} bytes")
     try:
         return raw.decode("utf-8"), blob
     except UnicodeDecodeError:

@@ -432,6 +432,44 @@ def test_a_new_terminal_after_a_restart(lab: Lab) -> None:
     assert output(lab.pod) == b"one\r\ntwo\r\nthree\r\n"
 
 
+def test_a_terminal_of_an_app_that_is_over_is_closed(lab: Lab, tmp_path: Path) -> None:
+    """Its log is closed, and the number of that descriptor another file's, to which a machine's guest could write."""
+    app = lab.app("tty", "tty", "tty")
+    app.close()
+    others = [os.open(tmp_path / f"other{number}", os.O_CREAT | os.O_RDWR) for number in range(8)]
+    ours, theirs = socket.socketpair()
+    theirs.send(b"forged\n")
+    app.set_terminal(ours.detach())
+    lab.loop.call_later(0, lab.loop.stop)
+    lab.loop.run()
+    assert app.input is None
+    assert [os.fstat(fd).st_size for fd in others] == [0] * len(others)
+    with pytest.raises(ConnectionResetError):
+        theirs.recv(1)  # closed, and nothing of it was read
+    theirs.close()
+    for fd in others:
+        os.close(fd)
+
+
+def test_many_terminals_wait_once_for_a_full_foreground(lab: Lab) -> None:
+    foreground = lab.foreground()
+    app = lab.app("tty", "tty", "tty", foreground=foreground)
+    outlet = foreground.outlet("stdout")
+    while not outlet.full:
+        outlet.write(bytes(LIMIT))
+    ends = [socket.socketpair() for _ in range(20)]
+    for ours, _ in ends:
+        app.set_terminal(ours.detach())
+    assert len(outlet._room) == 1
+    ends[-1][1].send(b"at last\n")
+    seen = lab.collect(lab.out[0])
+    lab.until(lambda: seen.endswith(b"at last\n"))
+    app.close()
+    foreground.close()
+    for _, theirs in ends:
+        theirs.close()
+
+
 def test_much_output_on_a_terminal(lab: Lab) -> None:
     app, process = _terminal_app(lab, "stty -opost; seq -f %07g 0 199999")
     lab.end(app, process)

@@ -228,6 +228,19 @@ def test_limits(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "blob", "expected"),
+    [
+        ("ending " + " ".join(["1"] * frames.LONGEST), b"", "sent a message of 524294 bytes"),
+        ("limits", b"[" + b"[]," * (1 << 17), "sent 393217 bytes of limits"),
+    ],
+)
+def test_what_would_take_much_memory_to_take_apart(guest: Guest, text: str, blob: bytes, expected: str) -> None:
+    guest.bridge.start("one", (-1, -1, -1), b"x")
+    guest.say(text, blob=blob)
+    assert guest.said == [f"broken the pod's virtual machine {expected}"]
+
+
+@pytest.mark.parametrize(
     "blob",
     [b"{}}", b"[" * 100_000, b'[["one", "memory", "fine", ""]]', b'[["", "", "enforced"]]', b"[[1, 2, 3, 4]]", b"3"],
 )
