@@ -29,7 +29,7 @@ from stage2 import capabilities
 LIBRARIES = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache")
 """What a program needs of the system: ld.so(8), and where distributions keep libraries, firmware and programs."""
 NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWNET
-ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP)
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP)
 """What asks a program to end, or a terminal to stop it. It is the monitor that ends it, and by SIGKILL."""
 _QUIET = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 _NODE = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
@@ -189,7 +189,7 @@ def become(user: int, group: int, groups: Sequence[int]) -> None:
 
 
 def settle() -> None:
-    """A session, limits and signals of its own. The last of them come back with the program, but for ENDING. Raises
+    """A session, limits and signals of its own. The last of them come back with the program, but for _ENDING. Raises
     OSError."""
     os.setsid()
     # 1 byte is less than any dump, and the one limit that keeps the kernel from piping it to a program (core(5),
@@ -199,7 +199,7 @@ def settle() -> None:
     for number in signal.valid_signals():
         if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ENDING)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _ENDING)
 
 
 def die_with(parent: int) -> None:
