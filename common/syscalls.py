@@ -11,7 +11,7 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -76,7 +76,11 @@ PIPEFS_MAGIC = 0x50495045
 DEVPTS_SUPER_MAGIC = 0x1CD1
 
 RENAME_EXCHANGE = 2
+RLIMIT_CORE, RLIMIT_NOFILE = 4, 7
+
 CLOSE_RANGE_CLOEXEC = 4
+LAST_FD = 2**31 - 1
+"""No descriptor is above it."""
 
 MADV_DONTNEED = 4
 MADV_PAGEOUT = 21
@@ -180,6 +184,15 @@ def close_range(first: int, last: int, flags: int = 0) -> None:
     CLOSE_RANGE_CLOEXEC (Linux 5.11) at the next execve(2)."""
     result = _syscall(_long(_NR_CLOSE_RANGE), _long(first), _long(last), _long(flags))
     _check(result, "close_range", f"{first}-{last}")
+
+
+def close_all_but(kept: Iterable[int], *, first: int = 0) -> None:
+    """Every descriptor from `first` on that is none of `kept`, among which -1 stands for none."""
+    for fd in sorted({fd for fd in kept if fd >= first}):
+        if first < fd:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first, LAST_FD)
 
 
 def open_tree(dirfd: int, path: str, flags: int) -> int:

@@ -33,7 +33,6 @@ _AT_ONCE = 64
 """Messages that are taken before others have their turn."""
 _HELD = 64
 """Descriptors that are closed together."""
-_LAST_FD = 2**31 - 1
 _PAUSE = 1.0
 """Seconds until the next attempt where there could be no process for that."""
 
@@ -240,12 +239,7 @@ def _outlive(ours: int, fds: list[int]) -> NoReturn:
     status = 1
     try:
         if os.fork() == 0:
-            first = 0
-            for fd in sorted((*fds, ours)):
-                if first < fd:
-                    syscalls.close_range(first, fd - 1)
-                first = fd + 1
-            syscalls.close_range(first, _LAST_FD)
+            syscalls.close_all_but((*fds, ours))
             os.read(ours, 1)
         status = 0
     finally:

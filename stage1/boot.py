@@ -36,7 +36,6 @@ _CODE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from stage1.boot impor
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _CLEAN = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-_MAX_FD = 2**31 - 1
 _ATTENTION = 1000
 """Milliseconds that whoever reads our standard error has to make room."""
 _begun: Channel | None = None
@@ -160,7 +159,7 @@ def _execute(interpreter: int, job: str, source: Channel, *, engine: int) -> NoR
     # Until `main` is ready for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     # Whatever else the caller left open is not for processes that live as long as the pod.
-    syscalls.close_range(3, _MAX_FD, syscalls.CLOSE_RANGE_CLOEXEC)
+    syscalls.close_range(3, syscalls.LAST_FD, syscalls.CLOSE_RANGE_CLOEXEC)
     os.set_inheritable(source.fileno(), True)
     words = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, job, str(source.fileno()), str(engine)]
     os.execve(interpreter, words, _environment())  # noqa: S606

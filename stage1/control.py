@@ -23,6 +23,8 @@ Handler = Callable[[dict[str, Any], list[int]], dict[str, Any]]
 """From a request and its descriptors to the answer; a RkpyError is an answer too. The handler takes those descriptors
 out of the list that it keeps."""
 _BACKLOG = 16
+_PATIENCE = 60.0
+"""Seconds that a monitor has to answer. It does so at once, but there are slow hosts."""
 _PAUSE = 0.2
 """Seconds until the next look for callers when one could not be taken, for want of descriptors."""
 
@@ -90,10 +92,10 @@ class Server:
 
 
 def request(
-    directory: str, fields: dict[str, Any], fds: tuple[int, ...] = (), patience: float | None = None
+    directory: str, fields: dict[str, Any], fds: tuple[int, ...] = (), *, patience: float = _PATIENCE
 ) -> dict[str, Any]:
-    """Ask the monitor of the pod in `directory`. PodError when there is none, or none that answers within `patience`
-    seconds, or with what it says went wrong."""
+    """Ask the monitor of the pod in `directory`. `patience`: seconds it has for each step, since it may be suspended.
+    PodError when there is none, or none that answers, or with what it says went wrong."""
     socket = Socket(AF_UNIX, SOCK_SEQPACKET, 0)
     socket.settimeout(patience)
     client = Channel(socket)
@@ -102,6 +104,8 @@ def request(
             socket.connect(f"{place}/{poddir.CONTROL}")
         client.send(json.dumps(fields), fds)
         text, _ = client.receive()
+    except TimeoutError as error:
+        raise PodError("the pod's monitor does not answer", hint="is it suspended?") from error
     except OSError as error:
         raise PodError("the pod isn't currently running") from error
     finally:

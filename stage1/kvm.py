@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from common.errors import PodError, UsageError
-from stage1 import compiling, control, logdriver, poddir, resources, supervised
+from stage1 import compiling, control, poddir, resources, supervised
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.limits import Limits
 from stage1.processes import send
@@ -25,8 +25,8 @@ NETWORKS = True
 MACHINES = True
 _BOOT_TIMEOUT = {acceleration.KVM: 60, acceleration.TCG: 300}
 """Seconds in which a guest has to be up; a hundred times as long as it takes where nothing else runs."""
-_PATIENCE = 10.0
-"""Seconds in which a monitor switches its machine off; whatever keeps it from that is not to keep the pod alive."""
+_PATIENCE = 5.0
+"""Seconds that a monitor has to do what it is asked, which takes it none."""
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
 app_rm, app_states = supervised.app_rm, supervised.app_states
@@ -36,10 +36,15 @@ def check(pod: PreparedPod) -> list[str]:
     """What kvm will ignore of `pod`, one line each. UsageError for what cannot be ignored safely, LaunchError for what
     is missing on this host."""
     _refuse(pod)
-    _, warnings = compiling.check(_for_machine(_as_it_runs(pod)), "kvm")
+    warnings = [*_ignored(pod), *networks.check(pod)]
+    warnings += compiling.check(_for_machine(_as_it_runs(pod)), "kvm")[1]
     if pod.starts:
-        _machine(pod)  # or say now why there can be none
-    return [*_ignored(pod), *networks.check(pod), *warnings]
+        made, _, _ = _machine(pod)  # or say now why there can be none
+        # Under a limit of the pod's nobody expects more.
+        cramped = iter(()) if made.limits.memory else _short_of_memory(pod.apps, made.memory)
+    else:
+        cramped = _cramped(pod)
+    return [*warnings, *cramped]
 
 
 def _refuse(pod: PreparedPod) -> None:
@@ -78,17 +83,48 @@ def _ignored(pod: PreparedPod) -> Iterator[str]:
                 yield f'kvm ignores propagation={mount.propagation} of volume "{mount.volume}"'
 
 
+def _cramped(pod: PreparedPod) -> Iterator[str]:
+    """What apps may have that are added to a machine which runs, and which was made without knowing of them."""
+    made = poddir.read_hardware(pod.directory) if _runs(pod) else None
+    if made is None:
+        return
+    yield from _short_of_memory(pod.apps, made.memory)
+    for app in pod.apps:
+        wanted = -(-resources.of_app(app.app.isolators).cpu // 1000)
+        if wanted > made.cpus:
+            yield f'app "{app.name}" may use {wanted} processors, but the pod\'s virtual machine has {made.cpus}'
+        for volume, room in {mount.volume: mount.size for mount in app.mounts}.items():
+            if room > sizes.OUTSIDE:
+                yield (
+                    f'the volume "{volume}" may take {_mebibytes(room)} of memory that the pod was not given when it '
+                    "started: where the host limits memory, filling it can end the pod"
+                )
+
+
+def _short_of_memory(apps: Sequence[PreparedApp], memory: int) -> Iterator[str]:
+    for app in apps:
+        limit = resources.of_app(app.app.isolators).memory
+        if limit > memory:
+            yield (
+                f'app "{app.name}" may use {_mebibytes(limit)}, but the pod\'s virtual machine has '
+                f"{_mebibytes(memory)} (see memory in stage1.d)"
+            )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size >> 20} MiB"
+
+
+def _runs(pod: PreparedPod) -> bool:
+    leader = poddir.read_leader(pod.directory)
+    return leader is not None and leader.is_alive()
+
+
 def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     """A pod that runs already, and is to have one more app, with what it was started with."""
-    leader = poddir.read_leader(pod.directory)
-    if leader is None or not leader.is_alive():
+    if not _runs(pod):
         return pod
-    return pod._replace(
-        networks=(),
-        names=supervised.recorded_names(pod.directory),
-        credentials=supervised.recorded_credentials(pod.directory),
-        log_driver=logdriver.of_pod(pod.directory),
-    )
+    return supervised.as_started(pod)
 
 
 def _for_machine(pod: PreparedPod) -> PreparedPod:
@@ -153,7 +189,7 @@ def app_add(pod: PreparedPod, app: PreparedApp) -> None:
 
 def enter(request: EnterRequest) -> NoReturn:
     """Run the command beside the app, with its identity and restrictions unless the request says otherwise."""
-    from stage1.vm.visiting import visit
+    from stage1.vm.visitor import visit
 
     os._exit(visit(request.directory, request.app.name, supervised.launch_of(request)))
 
@@ -168,5 +204,5 @@ def stop(directory: str, *, force: bool) -> None:
         return
     try:
         control.request(directory, {"op": "switch-off"}, patience=_PATIENCE)
-    except PodError:  # The monitor does not listen, or not yet, or is stuck. The machine dies with it.
+    except PodError:  # The monitor does not listen, or not yet, or is suspended. The machine dies with it.
         send(leader.pid, leader.start_time, signal.SIGKILL)

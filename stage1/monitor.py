@@ -41,7 +41,6 @@ _OF_MACHINED = tuple(signal.SIGRTMIN + offset for offset in range(3, 7))
 _PATIENCE = 1.0
 """Seconds in which the signal that ended the pod may come again, as when several send it to all there is."""
 _KILLED = 128 + signal.SIGKILL
-_MAX_FD = 2**31 - 1
 
 
 class _App:
@@ -57,7 +56,7 @@ class _App:
 
 
 class Monitor:
-    """One pod, from its namespaces to its exit status."""
+    """One pod, from its enclosure to its exit status."""
 
     def __init__(
         self,
@@ -553,7 +552,8 @@ class Monitor:
             boot.complain(self._command, f"cannot detach the pod from its networks: {error}")
         finally:
             try:
-                _let_go_of_all_but([link.fileno() for link in removal.unclosed or ()])
+                # Nobody is to wait for what we hold, be it the pod's lock or a pipe.
+                syscalls.close_all_but(link.fileno() for link in removal.unclosed or ())
             finally:
                 os._exit(0)
 
@@ -611,15 +611,6 @@ def _require_running(app: _App) -> AppStreams:
     if app.streams is None or app.state != RUNNING:
         raise PodError(f'app "{app.plan.name}" is not running')
     return app.streams
-
-
-def _let_go_of_all_but(kept: list[int]) -> None:
-    """Close all descriptors but these: nobody is to wait for what we hold, be it the pod's lock or a pipe."""
-    start = 0
-    for fd in (*sorted(kept), _MAX_FD + 1):
-        if start < fd:
-            syscalls.close_range(start, fd - 1)
-        start = fd + 1
 
 
 def _protect_null() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import signal
@@ -10,9 +9,8 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from common import syscalls
-from common.errors import LaunchError, reason
-from stage1 import apptree, boot, channel, namespaces, supervisor
+from common.errors import LaunchError
+from stage1 import apptree, channel, namespaces, supervisor
 from stage1.cgroup import PodCgroup, Report
 from stage1.enclosure import Hear
 from stage1.loop import Loop
@@ -39,27 +37,11 @@ class Namespaced:
         return self.pid
 
     def begin(self, unwanted: Iterable[channel.Channel]) -> None:
-        """Make the namespaces and PID 1 in them; it waits there until told to go."""
-        self._channel, theirs = channel.pair()
         cgroup = self._cgroup.init_fd()
-        # `rkpy stop` may come as soon as the leader is known. The supervisor lets it in when it listens.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
-        gc.freeze()  # a later collection would write to what the two processes share
         with namespaces.joined(self._plan.join):
-            try:
-                self.pid, pidfd = syscalls.clone3(namespaces.flags(self._plan), cgroup)
-            except OSError as error:
-                raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
-            if self.pid == 0:
-                boot.call_ourselves("rkpy-init")
-                for end in (self._channel, *unwanted):
-                    end.close()
-                supervisor.main(self._plan, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
-        theirs.close()
-        for fd in (pidfd, cgroup):
-            if fd >= 0:
-                os.close(fd)
+            self.pid, self._channel = supervisor.begin(self._plan, cgroup, unwanted)
+        if cgroup >= 0:
+            os.close(cgroup)
 
     def listen(self, loop: Loop, hear: Hear) -> None:
         if self._plan.private_range[1]:

@@ -11,7 +11,7 @@ import signal
 from typing import NoReturn
 
 from common.errors import PodError, UsageError
-from stage1 import boot, cgroup, logdriver, poddir, resources, supervised
+from stage1 import boot, cgroup, poddir, resources, supervised
 from stage1.compiling import check as check_common
 from stage1.compiling import compile_pod
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod, ignored_machine
@@ -43,14 +43,7 @@ def _as_it_runs(pod: PreparedPod) -> PreparedPod:
     if leader is None or not leader.is_alive():
         return pod
     net, ipc = (_shares(leader.pid, kind) for kind in ("net", "ipc"))
-    return pod._replace(
-        net=("host",) if net else ("none",),
-        networks=(),
-        names=supervised.recorded_names(pod.directory),
-        credentials=supervised.recorded_credentials(pod.directory),
-        log_driver=logdriver.of_pod(pod.directory),
-        ipc="parent" if ipc else "private",
-    )
+    return supervised.as_started(pod)._replace(net=("host",) if net else ("none",), ipc="parent" if ipc else "private")
 
 
 def _shares(pid: int, kind: str) -> bool:

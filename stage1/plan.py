@@ -1,6 +1,6 @@
 """What a flavour that supervises its pod is told: the pod with every decision taken, ready to be carried out.
 
-It is made by the engine (`stage1.nspawn`), which knows images and manifests, and carried out by the monitor and the
+It is made by the engine (`stage1.compiling`), which knows images and manifests, and carried out by the monitor and the
 supervisor, which know neither. Between those processes it travels as JSON (`dumps`, `loads`).
 """
 

@@ -93,7 +93,17 @@ def _record_names(pod: PreparedPod) -> None:
             boot.complain("run", warning)
 
 
-def recorded_names(directory: str) -> Names:
+def as_started(pod: PreparedPod) -> PreparedPod:
+    """A pod that runs already, for an app that is added to it, with what it was started with."""
+    return pod._replace(
+        networks=(),
+        names=_recorded_names(pod.directory),
+        credentials=_recorded_credentials(pod.directory),
+        log_driver=logdriver.of_pod(pod.directory),
+    )
+
+
+def _recorded_names(directory: str) -> Names:
     try:
         with open(poddir.etc(directory, _NAMES), "rb") as file:
             names = loads(file.read())
@@ -104,8 +114,8 @@ def recorded_names(directory: str) -> Names:
     return names if isinstance(names, Names) else Names("")
 
 
-def recorded_credentials(directory: str) -> int:
-    """For apps that are added later: whether there are some. They are the monitor's to see."""
+def _recorded_credentials(directory: str) -> int:
+    """Says whether there are some. They are the monitor's to see."""
     try:
         return os.open(poddir.credentials(directory), os.O_PATH | os.O_DIRECTORY)
     except FileNotFoundError:

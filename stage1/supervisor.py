@@ -34,12 +34,13 @@ import os
 import select
 import signal
 import stat
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, located, reason
 from common.imports import seal
-from stage1 import apptree, channel, footprint, namespaces, policy, terminal
+from stage1 import apptree, boot, channel, footprint, namespaces, policy, terminal
 from stage1.channel import Channel
 from stage1.loop import Loop, Timer
 from stage1.plan import AppPlan, PodPlan, loads
@@ -564,6 +565,29 @@ def _run_handler(handler: LaunchSpec) -> None:
 # --- the beginning
 
 
+def begin(plan: PodPlan, cgroup: int, unwanted: Iterable[Channel | Loop] = ()) -> tuple[int, Channel]:
+    """Make the pod's namespaces, and PID 1 in them, born in the cgroup that the descriptor `cgroup` is of (-1: in
+    ours): its PID, and our end of the channel to it, on which it waits for `go`. It has nothing `unwanted` of ours.
+    LaunchError when it cannot be."""
+    ours, theirs = channel.pair()
+    # `rkpy stop` may come as soon as the leader is known. The supervisor lets it in when it listens.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+    gc.freeze()  # A later collection would write to what the two processes share.
+    try:
+        pid, pidfd = syscalls.clone3(namespaces.flags(plan), cgroup)
+    except OSError as error:
+        raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
+    if pid == 0:
+        boot.call_ourselves("rkpy-init")
+        for end in (ours, *unwanted):
+            end.close()
+        main(plan, theirs)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+    theirs.close()
+    os.close(pidfd)
+    return pid, ours
+
+
 def main(plan: PodPlan, monitor: Channel) -> NoReturn:
     """Be PID 1. Runs in the process that was just cloned."""
     status = EXIT_FAILURE
@@ -598,12 +622,7 @@ def _shed(plan: PodPlan, monitor: Channel) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
-    first = 3
-    for fd in sorted({monitor.fileno(), plan.lock_fd}):
-        if first < fd:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first, 2**31 - 1)
+    syscalls.close_all_but((monitor.fileno(), plan.lock_fd), first=3)
     os.set_inheritable(plan.lock_fd, False)
 
 

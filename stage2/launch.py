@@ -14,7 +14,6 @@ from common.errors import LaunchError, reason
 from common.records import NamedTuple
 from stage2 import capabilities, environment, identity, listening, program
 
-MAX_FD = 2**31 - 1
 _RLIMIT_NAMES = (
     "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile",
     "memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime",
@@ -62,7 +61,7 @@ def launch(spec: LaunchSpec, *, report: int = -1, sockets: listening.Sockets = (
     # Before any path of the image's choosing is walked: through /proc/self/fd a directory of the host left open would
     # be a way out of the root (CVE-2024-21626).
     raised = listening.raised(sockets)
-    _close_all_but((*spec.keep_fds, *raised, report, credentials))
+    syscalls.close_all_but((*spec.keep_fds, *raised, report, credentials), first=3)
     for fd in spec.keep_fds:
         os.set_inheritable(fd, True)
     who = identity.resolve(spec.user, spec.group, spec.supplementary_gids)
@@ -123,15 +122,6 @@ def _terminal() -> str:
     except OSError:
         return ""
     return name if name.isascii() and name.isprintable() else ""
-
-
-def _close_all_but(keep: tuple[int, ...]) -> None:
-    first = 3
-    for fd in sorted({fd for fd in keep if fd > 2}):
-        if first < fd:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first, MAX_FD)
 
 
 def _reset_signals() -> None:

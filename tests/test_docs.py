@@ -1,4 +1,4 @@
-"""The documents and the program say the same: every link leads somewhere, every command and flag is described."""
+"""The documents and the program say the same: every link leads somewhere, every command, flag and module is named."""
 
 from __future__ import annotations
 
@@ -55,3 +55,21 @@ def test_every_command_and_flag_is_described(name: str) -> None:
 def test_every_global_flag_is_described() -> None:
     text = (ROOT / "docs" / "commands.md").read_text()
     assert all(f"`--{flag.name}`" in text for flag in options.GLOBAL)
+
+
+def tabled() -> set[str]:
+    """Modules of stage1 by the tables of docs/architecture.md, each of which says of what directory it is."""
+    room, found = "", set()
+    for line in (ROOT / "docs" / "architecture.md").read_text().splitlines():
+        if header := re.search(r"(?:^\| |The modules of )`(stage[01]/[a-z/]*)`(?: \||:$)", line):
+            room = header[1]
+        elif line.startswith("#"):
+            room = ""
+        elif line.startswith("|") and room:
+            found |= {f"{room}{name}" for name in re.findall(r"`([a-z_]+)`", line)}
+    return found
+
+
+def test_every_module_of_stage1_has_its_place() -> None:
+    paths = (path for path in (ROOT / "stage1").rglob("*.py") if path.stem != "__init__" and "lean" not in path.parts)
+    assert {str(path.relative_to(ROOT).with_suffix("")) for path in paths} - tabled() == set()

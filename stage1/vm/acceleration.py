@@ -19,7 +19,7 @@ from stage1 import poddir
 from stage1.vm.bootfiles import BootFiles
 from stage1.vm.initramfs import ALIVE, PROBE
 
-WANTED = AUTO, KVM, TCG = ("auto", "kvm", "tcg")
+AUTO, KVM, TCG = "auto", "kvm", "tcg"
 Q35, MICROVM = "q35", "microvm"
 """Types of machines. The smaller one is there sooner, but has no clocks except those that KVM gives a guest."""
 CPU = {KVM: "host", TCG: "Nehalem,+rdrand"}
@@ -46,8 +46,7 @@ _AGAIN = 600
 """Seconds after which KVM is tried once more when it did not work."""
 _SAID = 64 << 10
 """Bytes of what a guest and QEMU say that are kept."""
-_RLIMIT_CORE = 4
-_HINT = "allow emulation, which is much slower, by --kvm-accel=tcg or in stage1.d"
+_HINT = "allow emulation, which is much slower: make the pod with --kvm-accel=tcg, or see stage1.d"
 
 
 class Chosen(NamedTuple):
@@ -175,7 +174,7 @@ def prove(qemu: str, boots: BootFiles, *, accelerator: str, kind: str, patience:
 def _with_us() -> None:
     """Nobody would end it if we were killed; and QEMU aborts over what it does not understand."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.setrlimit(_RLIMIT_CORE, 0, 0)
+    syscalls.setrlimit(syscalls.RLIMIT_CORE, 0, 0)
 
 
 def _listen(fd: int, patience: float) -> str:

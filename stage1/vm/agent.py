@@ -19,7 +19,7 @@ from common import syscalls
 from common.errors import EXIT_FAILURE, LaunchError, PodError, located, reason
 from common.imports import seal
 from common.journal import SEALS
-from stage1 import apptree, boot, channel, footprint, namespaces, supervisor, terminal
+from stage1 import apptree, channel, footprint, namespaces, supervisor, terminal
 from stage1.appsockets import AppSocket, weight
 from stage1.cgroup import PodCgroup
 from stage1.channel import Channel
@@ -109,8 +109,6 @@ class Agent:
         self._unheard: dict[tuple[str, str], int] = {}
         """What of each socket of an app the host has not dealt with."""
         self._supervisor: Channel | None = None
-        self._pid = 0
-        """The supervisor's."""
 
     def run(self) -> None:
         self._loop.on_signal(signal.SIGCHLD, self._reap)
@@ -169,25 +167,13 @@ class Agent:
         os.makedirs(plan.directory, exist_ok=True)
         self._cgroup = PodCgroup.create(plan.directory, plan.uuid, plan.limits)
         namespaces.bring_up_loopback()
-        ours, theirs = channel.pair()
         cgroup = self._cgroup.init_fd()
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))  # The supervisor lets it in when it listens.
-        gc.freeze()  # A later collection would write to what the two processes share.
-        try:
-            self._pid, pidfd = syscalls.clone3(namespaces.flags(plan), cgroup)
-        except OSError as error:
-            raise LaunchError(f"cannot make the pod's namespaces: {reason(error)}") from error
-        if self._pid == 0:
-            boot.call_ourselves("rkpy-init")
-            self._loop.close()
-            supervisor.main(plan, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
-        theirs.close()
-        for fd in (null, pidfd, cgroup):
+        _, ours = supervisor.begin(plan, cgroup, (self._loop,))
+        for fd in (null, cgroup):
             if fd >= 0:
                 os.close(fd)
         self._supervisor = ours
-        ours.send("go")
+        self._tell("go")
         self._loop.add(ours.fileno(), READ, lambda _events: self._hear(ours))
 
     def _network(self, _words: list[str], blob: bytes) -> None:
@@ -545,7 +531,8 @@ def _usher(report: Channel, pidfd: int, procs: int, stdio: list[int], spec: byte
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        report, pidfd, procs, stdio = _keep(report, pidfd, procs, stdio)
+        # But for the console: who holds an end of a pipe keeps others from seeing it closed.
+        syscalls.close_all_but((report.fileno(), pidfd, procs, *stdio), first=3)
         what = loads(spec)
         seal()
         syscalls.setns(pidfd, entrance.NAMESPACES)
@@ -573,17 +560,6 @@ def _usher(report: Channel, pidfd: int, procs: int, stdio: list[int], spec: byte
 def _take_streams(stdio: list[int]) -> None:
     for place, fd in enumerate(stdio):
         os.dup2(fd, place)
-
-
-def _keep(report: Channel, pidfd: int, procs: int, stdio: list[int]) -> tuple[Channel, int, int, list[int]]:
-    """Close everything but these and the console: who holds an end of a pipe keeps others from seeing it closed."""
-    kept = {fd for fd in (0, 1, 2, report.fileno(), pidfd, procs, *stdio) if fd >= 0}
-    start = 0
-    for fd in (*sorted(kept), 2**31 - 1):
-        if start < fd:
-            syscalls.close_range(start, fd - 1)
-        start = fd + 1
-    return report, pidfd, procs, stdio
 
 
 def _accompany(pid: int, command: Channel, report: Channel) -> str:

@@ -59,9 +59,8 @@ def boot_files(wanted: str, cache: str) -> BootFiles:
         with locks.acquire(f"{cache}/lock", exclusive=True, create=0o600):
             return _read(record, cache) or _make(chosen, record, cache)
     except OSError as error:
-        raise LaunchError(
-            f"cannot keep what virtual machines boot from in {cache}: {error.filename or ''}: {reason(error)}"
-        ) from error
+        what = ": ".join(filter(None, (error.filename, reason(error))))
+        raise LaunchError(f"cannot keep what virtual machines boot from in {cache}: {what}") from error
 
 
 def _make(kernel: Kernel, record: str, cache: str) -> BootFiles:
@@ -77,9 +76,10 @@ def _make(kernel: Kernel, record: str, cache: str) -> BootFiles:
     states = {path: _state(path) for path in sorted(sources)}
     image = f"vmlinux-{_digest(kernel.path, states[kernel.path])}"
     name = f"initramfs-{_digest(record, sorted(states.items()))}"
-    image = _keep(cache, image, lambda: kernels.vmlinux(kernel.path)) or kernel.path
     archive = initramfs.archive(initramfs.entries(python, modules))
     files.replace(f"{cache}/{name}", archive, durable=True)
+    # Second, since that one is needed, and this one can do without the room that is not there.
+    image = _keep(cache, image, lambda: kernels.vmlinux(kernel.path)) or kernel.path
     made = {"kernel": image, "initramfs": name, "release": kernel.release, "sizes": [_size(cache, image), len(archive)]}
     text = json.dumps({"version": VERSION, **made, "sources": states})
     files.replace(record, text.encode("utf-8", "surrogateescape"), durable=True)

@@ -37,8 +37,6 @@ _SIZE = 64 << 10
 """Bytes at most of the root itself."""
 _PLACE = "/proc"
 """Where the root is attached before it becomes the root: a directory that every system has."""
-_MAX_FD = 2**31 - 1
-_RLIMIT_CORE = 4
 _ABOVE = 256
 """Descriptors are moved above this number on their way to where they belong."""
 
@@ -197,7 +195,7 @@ def settle() -> None:
     # 1 byte is less than any dump, and the one limit that keeps the kernel from piping it to a program (core(5),
     # fs/coredump.c). Where there are to be no dumps at all, it may not be possible to allow that one.
     with suppress(PermissionError):
-        syscalls.setrlimit(_RLIMIT_CORE, 1, 1)
+        syscalls.setrlimit(syscalls.RLIMIT_CORE, 1, 1)
     for number in signal.valid_signals():
         if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -223,7 +221,7 @@ def execute(
         os.dup2(fd, number)
     last = len(fds)
     os.dup2(moved[-1], last, inheritable=False)
-    syscalls.close_range(last + 1, _MAX_FD)
+    syscalls.close_range(last + 1, syscalls.LAST_FD)
     try:
         os.execve(os.path.realpath(argv[0]), argv, environment)  # noqa: S606
     except OSError as error:

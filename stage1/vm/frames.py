@@ -57,8 +57,10 @@ UNHEARD = 1 << 19
 last of them."""
 PORT = "rkpy"
 """The name of the port in /sys/class/virtio-ports/*/name."""
+TAG = "rkpy"
+"""The name of the file system that the host shares (`stage1.vm.share`), for mounting it."""
 SHARE = "/share"
-"""Where the guest mounts what the host shares (`stage1.vm.share`), virtiofs tag "rkpy"."""
+"""Where the guest mounts it."""
 SOCKETS = "/run/rkpy/sockets"
 """Where the agent listens for the apps: SOCKETS/APP is the app's /run/systemd."""
 

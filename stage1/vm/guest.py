@@ -16,8 +16,6 @@ from common import syscalls
 from common.errors import LaunchError, located, reason
 from stage1.vm import frames, guestmodules
 
-TAG = "rkpy"
-"""Of the file system that the host shares (virtiofs)."""
 _ROOT = "/root"
 """A directory of the initramfs."""
 _PORTS = "/sys/class/virtio-ports"
@@ -27,7 +25,6 @@ _POLL = 0.002
 _FILES = (1024, 1 << 19)
 """How many descriptors a process has, and how many it may ask for: what systemd gives processes of a host
 (systemd-system.conf(5), DefaultLimitNOFILE=). The kernel's own first process may have 4096."""
-_RLIMIT_NOFILE = 7
 _QUIET = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 _MOUNTS = (
     ("proc", "/proc", "proc", _QUIET, None),
@@ -61,7 +58,7 @@ def main() -> NoReturn:
 def _boot() -> int:
     """The open port."""
     loading = _load_beside()
-    syscalls.setrlimit(_RLIMIT_NOFILE, *_FILES)
+    syscalls.setrlimit(syscalls.RLIMIT_NOFILE, *_FILES)
     _leave_initramfs()
     for source, target, kind, flags, data in _MOUNTS:
         _mount(source, target, kind, flags, data)
@@ -69,7 +66,7 @@ def _boot() -> int:
 
     loading.wait()
     # Set-ID programs work in the roots of apps, which lie there; devices do not.
-    _mount(TAG, frames.SHARE, "virtiofs", syscalls.MS_NODEV, None)
+    _mount(frames.TAG, frames.SHARE, "virtiofs", syscalls.MS_NODEV, None)
     return _open_port()
 
 

@@ -103,7 +103,8 @@ def release(path: str) -> str:
     """The version in the header of a bzImage (kernel_version in Documentation/arch/x86/boot.rst). Raises
     LaunchError."""
     try:
-        with open(path, "rb") as file:
+        # A pipe, which somebody may have named, would not be open before somebody else writes to it.
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             head = file.read(_HEADER)
     except OSError as error:
         raise LaunchError(f"cannot use kernel {path}: {reason(error)}", hint=_HINT) from error

@@ -6,6 +6,9 @@ from common.records import NamedTuple
 from stage1.limits import Limits
 
 MEBIBYTE = 1 << 20
+TRANSLATED = 64
+"""MiB of translated code that QEMU keeps when it emulates (tb-size of -accel tcg): it would take a GiB. What starts an
+app fits; with half of that everything is translated anew each time, and takes twice as long."""
 
 
 class MachineOptions(NamedTuple):

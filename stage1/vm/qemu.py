@@ -24,18 +24,13 @@ from common.records import NamedTuple
 from stage1.plan import PodPlan
 from stage1.vm import confinement
 from stage1.vm.confinement import Shown
-from stage1.vm.frames import PORT
-from stage1.vm.machine import Machine
+from stage1.vm.frames import PORT, TAG
+from stage1.vm.machine import TRANSLATED, Machine
 from stage2.launch import forget_keys
 
-TAG = "rkpy"
-"""The name of the share, for mounting it."""
 KERNEL, INITRAMFS = "/kernel", "/initramfs"
 """Where QEMU has them."""
 KVM = "/dev/kvm"
-TRANSLATED = 64
-"""MiB of translated code that QEMU keeps (tcg's tb-size): it would take a GiB. What starts an app fits; with half of
-that everything is translated anew each time, and takes twice as long."""
 _KIB = 1 << 10
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 """What QEMU, and whoever has taken it over, need not do (its seccomp filter)."""

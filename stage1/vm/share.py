@@ -48,7 +48,6 @@ _STARTING = ("SETPCAP", "SYS_ADMIN", "SYS_RESOURCE")
 _LISTENING_FD = 3
 _FILES = 1 << 20
 """How many descriptors it may have, if the limits of rkpy's caller allow: one for each file the guest knows."""
-_RLIMIT_NOFILE = 7
 _OWN = (
     signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP,
     signal.SIGCHLD, signal.SIGPIPE,
@@ -197,9 +196,9 @@ def argv(program: str) -> list[str]:
 
 def _raise_limit() -> None:
     try:
-        syscalls.setrlimit(_RLIMIT_NOFILE, _FILES, _FILES)
+        syscalls.setrlimit(syscalls.RLIMIT_NOFILE, _FILES, _FILES)
     except OSError:
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        syscalls.setrlimit(_RLIMIT_NOFILE, hard, hard)
+        syscalls.setrlimit(syscalls.RLIMIT_NOFILE, hard, hard)

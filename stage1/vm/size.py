@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 
 from common.records import NamedTuple
 from stage1.limits import Limits
-from stage1.vm.machine import MEBIBYTE
+from stage1.vm.machine import MEBIBYTE, TRANSLATED
 
 OVERHEAD = 128 * MEBIBYTE
 """What the guest itself takes, as rkt has it: the kernel, the initramfs in memory, the agent and the supervisor."""
 _PAGES = 64
 """The kernel keeps 64 bytes about each 4096 of its memory: one part of this many."""
 WITHOUT_LIMIT = 384 * MEBIBYTE
-"""What apps without a limit have together, so that a pod of nothing else comes to 512 MiB."""
+"""What apps without a limit have together."""
 LEAST = 256 * MEBIBYTE
 """With less the kernel does not get as far as unpacking the initramfs."""
-TRANSLATED = 64 * MEBIBYTE
-"""What an emulated machine keeps of translated code at most ("tb-size" of -accel tcg)."""
 OUTSIDE = 256 * MEBIBYTE
 """What QEMU takes beside the guest's memory, and virtiofsd for the files the guest has open."""
 PROCESSES = 1024
@@ -48,7 +46,7 @@ def of(
     asked = memory or _memory(pod, apps)
     guest = _whole(max(LEAST, min(asked, host_memory)))
     cpus = max(1, min(-(-_cpu(pod, apps) // 1000), host_cpus))
-    around = OUTSIDE + (TRANSLATED if acceleration == "tcg" else 0)
+    around = OUTSIDE + (TRANSLATED * MEBIBYTE if acceleration == "tcg" else 0)
     outside = Limits(
         memory=guest + around + volumes,
         cpu=pod.cpu,

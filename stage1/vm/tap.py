@@ -12,7 +12,7 @@ import struct
 
 from common.errors import LaunchError, reason
 
-_TUN, _VHOST_NET = "/dev/net/tun", "/dev/vhost-net"
+_TUN = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x2, 0x1000, 0x4000, 0x8000
 
@@ -38,11 +38,3 @@ def open_tap(index: int) -> int:
         os.close(fd)
         raise LaunchError(f"make {name(index)}: TUNSETIFF: {reason(error)}") from error
     return fd
-
-
-def open_vhost_net() -> int:
-    """A descriptor, close-on-exec, by which the kernel itself carries the frames of one card; -1 where it cannot."""
-    try:
-        return os.open(_VHOST_NET, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return -1

@@ -83,9 +83,10 @@ class VirtualMachine:
         except LaunchError as error:
             if not self.pid:
                 raise
-            # QEMU may have ended by now, which is why, and has said more about it.
+            # Nothing can be started in a namespace whose first process, QEMU, has ended (ENOMEM in pid_namespaces(7)).
+            why = self._end_of_qemu() if isinstance(error.__cause__, OSError) else ""
             self.end()
-            raise LaunchError(f"{error.message}{self._last()}", hint=error.hint) from error
+            raise LaunchError(why or f"{error.message}{self._last()}", hint=error.hint) from error
         finally:
             if cgroup >= 0:
                 os.close(cgroup)
@@ -135,12 +136,16 @@ class VirtualMachine:
     def _why(self) -> str:
         """The guest has hung up: it has switched itself off, or the machine is gone."""
         self._collect_virtiofsd()
+        return self._end_of_qemu() or f"the virtual machine has hung up{self._last()}"
+
+    def _end_of_qemu(self) -> str:
+        """How it has ended; empty when it had to be made to."""
         poll = select.poll()
         poll.register(self._qemu.pidfd, select.POLLIN)
         by_itself = poll.poll(_GRACE * 1000)
         status = self.end()
         if not by_itself:
-            return f"the virtual machine has hung up{self._last()}"
+            return ""
         if os.WIFSIGNALED(status):
             return f"QEMU was killed by signal {os.WTERMSIG(status)}{self._last()}"
         if status:
@@ -206,11 +211,8 @@ class VirtualMachine:
 
     def attached(self, fds: Sequence[int]) -> None:
         for fd in fds:
-            self._tell_network(channel.read_memory_file(os.dup(fd)))
-
-    def _tell_network(self, messages: bytes) -> None:
-        if self._bridge is not None:
-            self._bridge.tell("network", messages)
+            if self._bridge is not None:
+                self._bridge.tell("network", channel.read_memory_file(os.dup(fd)))
 
     def start(self, plan: AppPlan, stdio: Sequence[int], sockets: Sequence[int]) -> None:
         self._hide(plan.name)

@@ -1,4 +1,4 @@
-"""Commands beside the apps of a virtual machine, `rkpy enter`: the monitor's side of `stage1.vm.visiting`."""
+"""Commands beside the apps of a virtual machine, `rkpy enter`: the monitor's side of `stage1.vm.visitor`."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from aci.image_manifest import Isolator
 from common.errors import LaunchError, UsageError
 from stage1 import compiling, kvm, poddir
 from stage1.flavour import Device, Mount, PreparedApp, PreparedPod
+from stage1.limits import Limits
 from stage1.systemd.given import Given
 from stage2 import capabilities
 from tests.stage1.test_nspawn import app, pod
@@ -71,6 +73,42 @@ def test_nothing_is_said_of_what_is_done(tmp_path: Path) -> None:
 def test_one_warning_per_ignored_field(tmp_path: Path, fields: dict[str, Any], expected: str) -> None:
     (found,) = kvm.check(pod(tmp_path, **fields))
     assert found.startswith(expected)
+
+
+def larger(**fields: Any) -> PreparedApp:
+    limits = (Isolator("resource/memory", {"limit": "2Gi"}), Isolator("resource/cpu", {"limit": "1500m"}))
+    return app("big", isolators=limits)._replace(mounts=(Mount("", "/data", False, None, "v", **fields),))
+
+
+def test_apps_added_to_a_machine_that_is_too_small_for_them(tmp_path: Path) -> None:
+    poddir.write_leader(str(tmp_path), os.getpid())
+    poddir.write_hardware(str(tmp_path), poddir.Hardware("tcg", 1, 512 << 20, "6.1.0"))
+    memory, cpu, volume = kvm.check(pod(tmp_path, apps=(larger(size=1 << 30),)))
+    assert memory.startswith('app "big" may use 2048 MiB, but the pod\'s virtual machine has 512 MiB')
+    assert cpu == 'app "big" may use 2 processors, but the pod\'s virtual machine has 1'
+    assert volume.startswith('the volume "v" may take 1024 MiB of memory that the pod was not given')
+
+
+def test_nothing_is_said_of_added_apps_that_fit(tmp_path: Path) -> None:
+    poddir.write_leader(str(tmp_path), os.getpid())
+    poddir.write_hardware(str(tmp_path), poddir.Hardware("tcg", 2, 2 << 30, "6.1.0"))
+    assert kvm.check(pod(tmp_path, apps=(larger(size=1 << 20), larger()))) == []
+
+
+def test_nothing_is_said_of_a_machine_that_is_still_to_be_made(tmp_path: Path) -> None:
+    """What a pod had that is to be started again says nothing about what it will have."""
+    poddir.write_hardware(str(tmp_path), poddir.Hardware("tcg", 1, 512 << 20, "6.1.0"))
+    assert kvm.check(pod(tmp_path, apps=(larger(size=1 << 30),))) == []
+
+
+@pytest.mark.parametrize(("of_pod", "said"), [(0, 1), (300 << 20, 0)])
+def test_a_machine_that_is_told_to_be_too_small(
+    of_pod: int, said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By stage1.d, or by what the host has. Under a limit of the pod's nobody expects more."""
+    made: Any = SimpleNamespace(memory=512 << 20, limits=Limits(memory=of_pod))
+    monkeypatch.setattr(kvm, "_machine", lambda _pod: (made, Limits(), ""))
+    assert len(kvm.check(pod(tmp_path, apps=(larger(),), starts=True))) == said
 
 
 @pytest.mark.parametrize("word", ["slave", "shared"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -11,9 +12,11 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from common import files
 from common.errors import LaunchError
 from stage1.vm import bootfiles, kernel
 from stage1.vm.bootfiles import BootFiles
@@ -187,6 +190,30 @@ def test_whoever_is_killed_leaves_nothing_half(call: str, host: Host, cache: Pat
         os.path.getsize(found.initramfs) == json.loads((cache / names(cache, ".record").pop()).read_text())["sizes"][1]
     )
     assert not [name for name in names(cache) if "." in name and not name.endswith(".record")]
+
+
+def test_what_is_needed_is_kept_before_what_takes_the_room(
+    host: Host, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is nearly full has none left after the kernel, which boots as it was installed too."""
+    replace, kept = files.replace, []
+
+    def remember(path: str, data: bytes, **how: Any) -> None:
+        kept.append(os.path.basename(path).partition("-")[0].rpartition(".")[2])
+        replace(path, data, **how)
+
+    monkeypatch.setattr(files, "replace", remember)
+    make(cache)
+    assert kept == ["initramfs", "vmlinux", "record"]
+
+
+def test_a_full_disk_is_said(host: Host, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: Any, **_how: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "replace", full)
+    with pytest.raises(LaunchError, match=r"boot from in [^:]*/cache/kvm: no space left on device$"):
+        make(cache)
 
 
 def test_a_cache_that_cannot_be_is_said(host: Host, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import random
 import shutil
 import struct
@@ -77,6 +78,12 @@ def test_what_is_missing_is_said(wanted: str, message: str, host: Host) -> None:
     with pytest.raises(LaunchError, match=message) as caught:
         kernel.choose(wanted, **host.where())
     assert "linux-image-cloud-amd64" in caught.value.hint
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LaunchError, match="it is no bzImage"):
+        kernel.choose(f"{tmp_path}/pipe")
 
 
 def test_no_kernel_at_all(host: Host) -> None:

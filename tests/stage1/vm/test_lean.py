@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import signal
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -95,3 +98,41 @@ def test_the_guest_has_all_of_them() -> None:
     library = Path(json.__file__).parents[1]
     left_out = {f"{library}/{name}.pyc" for name in ("enum", "re/__init__", "typing", "json/__init__", "signal")}
     assert not left_out & found
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def used(tree: ast.AST, names: set[str]) -> Iterator[tuple[str, str]]:
+    """Of the modules `names`: each with what is imported or asked of it, wherever that is."""
+    known: dict[str, str] = {}
+    nodes = [tree]
+    for node in nodes:  # which grows
+        nodes += (child for child in ast.iter_child_nodes(node) if not is_for_types(child))
+        if isinstance(node, ast.Import):
+            known |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in names}
+        elif isinstance(node, ast.ImportFrom) and node.module in names:
+            yield from ((node.module, alias.name) for alias in node.names)
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in known:
+            yield known[node.value.id], node.attr
+
+
+def test_they_have_all_that_is_used_of_them() -> None:
+    """Also what is used in functions, which nobody would miss before they are called in a guest."""
+    names = {"collections", "collections.abc", "functools", "json", "signal", "typing"}
+    sources = [Path(file.source) for file in runtime.collect().files if file.source.endswith(".py")]
+    place = Path(lean.__file__).parent
+    found = {
+        use for source in sources if place not in source.parents for use in used(ast.parse(source.read_text()), names)
+    }
+    assert {("json", "dumps"), ("signal", "pidfd_send_signal"), ("functools", "wraps")} <= found
+    assert [use for use in found if not hasattr(import_module(f"{lean.__name__}.{use[0]}"), use[1])] == []
+
+
+def test_without_them_the_librarys_own_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "typing.py").touch()
+    monkeypatch.setattr(runtime, "LEAN", f"/{os.path.relpath(tmp_path, runtime.ROOT)}")
+    found = {file.source for file in runtime.collect().files}
+    assert {typing.__file__, json.__file__, signal.__file__} <= found

@@ -6,7 +6,7 @@ import pytest
 
 from stage1.limits import Limits
 from stage1.vm import size
-from stage1.vm.machine import MEBIBYTE
+from stage1.vm.machine import MEBIBYTE, TRANSLATED
 from stage1.vm.size import Size
 
 HOST = 64 << 30
@@ -71,7 +71,7 @@ def test_processors(apps: list[int], pod: int, expected: int) -> None:
 def test_outside_there_is_room_for_qemu() -> None:
     inside, emulated = of(limited(512)), of(limited(512), acceleration="tcg")
     assert inside.outside.memory == inside.memory + size.OUTSIDE
-    assert emulated.outside.memory == inside.outside.memory + size.TRANSLATED
+    assert emulated.outside.memory == inside.outside.memory + TRANSLATED * MEBIBYTE
 
 
 def test_outside_there_is_room_for_volumes_in_memory() -> None:

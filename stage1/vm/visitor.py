@@ -11,7 +11,7 @@ and the monitor, once all that the command wrote was sent,
     entered STATUS
     refused STATUS TEXT
 
-When the client is gone the command is hung up (SIGHUP).
+When the client is gone the command is hung up (SIGHUP). Three signals end the client whatever the command does.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from stage1.plan import dumps
 from stage2.launch import LaunchSpec
 
 _HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_INSISTING = 3
+"""So many of them end the client: a machine that hangs has nobody who would hand them on."""
 
 
 def visit(directory: str, app: str, launch: LaunchSpec) -> int:
@@ -45,31 +47,41 @@ def visit(directory: str, app: str, launch: LaunchSpec) -> int:
         theirs.close()
         for fd in (plan, *far):
             os.close(fd)
-    return _Visit(link, names, near).status
+    return _Visitor(link, names, near).status
 
 
-class _Visit:
+class _Visitor:
     """Carries everything until the command has ended."""
 
     def __init__(self, link: channel.Channel, names: Sequence[str], near: Sequence[int]) -> None:
         self._link = link
         self._heard = ""
         self._left = False
+        self._signals = 0
+        self._given_up = 0
+        """The signal by which the command was left to itself, if it was."""
         session = Session((0, 1, 2), lambda rows, columns: self._say(f"resize {rows} {columns}"), stay=True)
         self._loop = session.loop
         for number in _HANDED_ON:
-            self._loop.on_signal(number, lambda number=number: self._say(f"signal {number:d}"))  # type: ignore[misc]
+            self._loop.on_signal(number, lambda number=number: self._hand_on(number))  # type: ignore[misc]
         self._loop.add(link.fileno(), READ, lambda _events: self._hear())
         try:
             for name, fd in zip(names, near, strict=True):
                 session.add(name, fd)
             self._loop.run()
             self._left = session.left
-            if not self._left:
+            if not self._left and not self._given_up:
                 session.finish()
         finally:
             session.close()
         self.status = self._result()
+
+    def _hand_on(self, number: int) -> None:
+        self._say(f"signal {number:d}")
+        self._signals += 1
+        if self._signals == _INSISTING:
+            self._given_up = number
+            self._loop.stop()
 
     def _say(self, text: str) -> None:
         try:
@@ -87,6 +99,8 @@ class _Visit:
         status, _, text = rest.partition(" ")
         if verb == "entered":
             return int(status)
+        if self._given_up:
+            return 128 + self._given_up
         if self._left:
             return 128 + signal.SIGHUP
         if verb == "refused":
