@@ -158,7 +158,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
         memory=options.memory,
         volumes=sum({mount.volume: mount.size for app in pod.apps for mount in app.mounts}.values()),
     )
-    user, group = programs.user()
+    user, group = programs.user(pod.uuid)
     machine = Machine(
         qemu=qemu,
         virtiofsd=virtiofsd,
