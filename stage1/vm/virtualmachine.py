@@ -257,7 +257,8 @@ class VirtualMachine:
     def answer(self, op: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         if op == "switch-off":
             self._switched_off = True
-            os.kill(self.pid, signal.SIGKILL)
+            if self._status is None:  # and not somebody else's PID by now
+                os.kill(self.pid, signal.SIGKILL)
             return {}
         if op == "process":
             return {"pid": self.pid}
