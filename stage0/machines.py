@@ -29,4 +29,10 @@ def settle(pod: PreparedPod, flavour: Flavour, settings: Config, environment: Ma
         parameters=" ".join(filter(None, (general.parameters, own.parameters, extra))),
         memory=own.memory or general.memory,
     )
+    if len(merged.parameters) > behaviour.PARAMETERS_LIMIT:
+        raise UsageError(
+            f"the parameters for the machine's kernel come to {len(merged.parameters)} characters: more than "
+            f"{behaviour.PARAMETERS_LIMIT}",
+            hint=f"they are those of stage1.d, --kvm-params and {PARAMETERS} together",
+        )
     return pod._replace(machine=merged)

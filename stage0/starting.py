@@ -96,8 +96,9 @@ def start(request: Request, settings: Config, uuid: str) -> NoReturn:
         run_prepared(request, settings, uuid)
     pod = again.take(pods, uuid)
     flavour = flavours.load(pod.flavour())
-    prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
+    # First: what it claims still, if its monitor was killed, would be somebody else's for the checks.
     flavour.gc(pod.path)
+    prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
     again.rewind(pods, pod, prepared)
     _become(pod, flavour, prepared)
 

@@ -16,7 +16,7 @@ LIMIT = 64 << 10
 _AT_ONCE = 4096
 _WORDS = 16 << 10
 """Bytes of what the guest says that are kept for messages: its last, a panic with all that it calls for."""
-_CHATTER = ("fv_", "virtio_loop:", "virtio_session_mount:")
+_CHATTER = ("fv_", "stop_all_queues:", "virtio_loop:", "virtio_session_mount:")
 """How lines of QEMU's own virtiofsd begin that say what it is doing."""
 _COMPLAINTS = 4096
 """Bytes of what QEMU and virtiofsd say that are kept for messages: the first of it, where the cause is."""

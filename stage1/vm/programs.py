@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from common.errors import LaunchError
 
+_MACHINE = "x86_64"
+"""As uname(2) has it: the guest runs the host's own interpreter."""
 _QEMU = "qemu-system-x86_64"
 _PATH = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/libexec")
 _VIRTIOFSD = (
@@ -20,7 +22,11 @@ _NOBODY = 65534
 
 
 def qemu() -> str:
-    """Its absolute path. LaunchError when it is not installed."""
+    """Its absolute path. LaunchError when it is not installed, or would be of no use."""
+    if (machine := os.uname().machine) != _MACHINE:
+        raise LaunchError(
+            f"kvm needs a processor of type {_MACHINE}, and this is {machine}", hint="use another flavour"
+        )
     return _find("QEMU", (f"{directory}/{_QEMU}" for directory in _PATH), "install qemu-system-x86")
 
 

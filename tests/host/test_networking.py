@@ -362,6 +362,13 @@ def test_what_a_killed_pod_had_can_be_had_at_once(site: Site) -> None:
         assert site.lab.ask("outside", "tcp", HOST4, 8080).startswith("hello ")
 
 
+def test_a_killed_pod_can_be_started_again(site: Site) -> None:
+    """The port that it had is not somebody else's."""
+    pod = site.start("--port=http:8080")
+    pod.kill_everything()
+    site.launch("start", pod.uuid).stop()
+
+
 @pytest.mark.parametrize("turn", range(8))
 def test_a_kill_during_the_start_leaves_nothing_for_long(site: Site, turn: int) -> None:
     """The monitor dies at some moment of the attachment, each turn at another."""

@@ -42,6 +42,14 @@ def test_bad_parameters_of_the_environment_are_named() -> None:
         settled(MachineOptions(), environment="a\nb")
 
 
+def test_more_parameters_than_a_kernel_takes_together() -> None:
+    """It would not say that it leaves out the rest (COMMAND_LINE_SIZE)."""
+    own, general = (MachineOptions(parameters=name * 800) for name in "ab")
+    with pytest.raises(UsageError, match="come to 1601 characters: more than 1024") as caught:
+        settled(own, general)
+    assert "stage1.d, --kvm-params and RKPY_HYPERVISOR" in caught.value.hint
+
+
 @pytest.mark.parametrize("flavour", [fly, nspawn, SimpleNamespace()])
 def test_other_flavours_hear_of_their_pod_only(flavour: Any) -> None:
     own = MachineOptions("kvm")

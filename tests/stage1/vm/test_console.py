@@ -58,7 +58,7 @@ def test_lines_for_people(console: Console) -> None:
 
 def test_the_first_complaint_is_the_cause(console: Console) -> None:
     assert console.complaint() == ""
-    _take(console, b"virtio_session_mount: Waiting\nqemu: warning: old\n", complaints=True)
+    _take(console, b"virtio_session_mount: Waiting\nstop_all_queues: Stopping\nqemu: warning: old\n", complaints=True)
     assert console.complaint() == ""
     _take(console, b"qemu: no memory\nqemu: giving up\n", complaints=True)
     _take(console, b"guest: all is well\n")

@@ -1,12 +1,15 @@
-"""Whom QEMU is."""
+"""The programs a machine is made of, and whom QEMU is."""
 
 from __future__ import annotations
 
 import io
+import os
 import pwd
+from types import SimpleNamespace
 
 import pytest
 
+from common.errors import LaunchError
 from stage1.vm import programs
 
 UUID = "6733c088-a507-4694-aabf-beefbaadf00d"
@@ -37,3 +40,9 @@ def test_numbers_of_their_own_without_one(monkeypatch: pytest.MonkeyPatch) -> No
 def test_where_there_are_no_such_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     maps(monkeypatch, "0 100000 65536\n")
     assert programs.user(UUID) == (65534, 65534)
+
+
+def test_on_another_processor_nothing_is_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
+    with pytest.raises(LaunchError, match="kvm needs a processor of type x86_64, and this is aarch64"):
+        programs.qemu()
