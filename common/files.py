@@ -23,8 +23,9 @@ _FS_IMMUTABLE_FL = 0x10
 _FS_APPEND_FL = 0x20
 
 
-def replace(path: str, data: bytes, *, mode: int = 0o644, durable: bool = False) -> None:
-    """Write `path` whole or not at all: a temporary name beside it, then rename(2).
+def replace(path: str, data: bytes, *, mode: int = 0o644, exact: bool = False, durable: bool = False) -> None:
+    """Write `path` whole or not at all: a temporary name beside it, then rename(2). `exact`: with `mode` whatever the
+    umask.
 
     `durable` flushes the file before and the directory after the rename; without it a power cut may leave the old
     file, the new one, or (on file systems that reorder) an empty one. Raises OSError; leaves nothing behind."""
@@ -33,6 +34,8 @@ def replace(path: str, data: bytes, *, mode: int = 0o644, durable: bool = False)
     try:
         with open(fd, "wb") as file:
             file.write(data)
+            if exact:
+                os.fchmod(fd, mode)
             if durable:
                 file.flush()
                 os.fsync(fd)

@@ -206,7 +206,7 @@ def write_names(directory: str, hostname: str) -> None:
             if os.path.lexists(poddir.etc(directory, name)):
                 os.unlink(poddir.etc(directory, name))
         hosts = f"127.0.0.1\tlocalhost localhost.localdomain {hostname}\n::1\tlocalhost localhost.localdomain\n"
-        files.replace(poddir.etc(directory, "hosts"), hosts.encode())
-        files.replace(poddir.etc(directory, "hostname"), f"{hostname}\n".encode())
+        files.replace(poddir.etc(directory, "hosts"), hosts.encode(), exact=True)
+        files.replace(poddir.etc(directory, "hostname"), f"{hostname}\n".encode(), exact=True)
     except OSError as error:
         raise PodError(f"write {error.filename or directory}: {reason(error)}") from error

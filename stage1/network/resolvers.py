@@ -53,7 +53,7 @@ def write(directory: str, names: Names, results: Iterable[dict[str, Any]], *, co
         os.makedirs(os.path.dirname(poddir.etc(directory, "hosts")), exist_ok=True)
         if names.dns == ("host",):
             with open(HOST, "rb") as file:
-                files.replace(poddir.etc(directory, "resolv.conf"), file.read())
+                files.replace(poddir.etc(directory, "resolv.conf"), file.read(), exact=True)
             return []
         return _write(directory, names, results, connected)
     except OSError as error:
@@ -78,9 +78,9 @@ def _write(directory: str, names: Names, results: Iterable[dict[str, Any]], conn
     if len(chosen.servers) > _USED:
         warnings.append(f"programs use the first {_USED} of {len(chosen.servers)} name servers only")
     if any(said) or any(told):
-        files.replace(poddir.etc(directory, "resolv.conf"), chosen.text().encode())
+        files.replace(poddir.etc(directory, "resolv.conf"), chosen.text().encode(), exact=True)
     elif connected:
-        files.replace(poddir.etc(directory, DEFAULT), chosen.text().encode())
+        files.replace(poddir.etc(directory, DEFAULT), chosen.text().encode(), exact=True)
     return warnings
 
 

@@ -3,6 +3,7 @@
     CACHE/lock                 held by whoever makes something
     CACHE/KEY.record           what was made of what: the files' names, and the state of everything they were made of
     CACHE/vmlinux-DIGEST       a kernel
+    CACHE/bzimage-DIGEST       one that had to stay as it was, where QEMU may read it
     CACHE/initramfs-DIGEST     an initramfs
 
 A record is written last, so that what it names is whole. It holds as long as all that went into it is as it was, by
@@ -15,7 +16,8 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from common import files, locks
 from common.errors import LaunchError, reason
@@ -56,11 +58,22 @@ def boot_files(wanted: str, cache: str) -> BootFiles:
     try:
         os.makedirs(os.path.dirname(cache), exist_ok=True)
         files.make_directory(cache, 0o700)
-        with locks.acquire(f"{cache}/lock", exclusive=True, create=0o600):
+        with locks.acquire(f"{cache}/lock", exclusive=True, create=0o600), _readable():
             return _read(record, cache) or _make(chosen, record, cache)
     except OSError as error:
         what = ": ".join(filter(None, (error.filename, reason(error))))
         raise LaunchError(f"cannot keep what virtual machines boot from in {cache}: {what}") from error
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What is made is for QEMU to read, who is not root, whatever the caller's umask; nobody else gets into the
+    directory."""
+    umask = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(umask)
 
 
 def _make(kernel: Kernel, record: str, cache: str) -> BootFiles:
@@ -79,7 +92,7 @@ def _make(kernel: Kernel, record: str, cache: str) -> BootFiles:
     archive = initramfs.archive(initramfs.entries(python, modules))
     files.replace(f"{cache}/{name}", archive, durable=True)
     # Second, since that one is needed, and this one can do without the room that is not there.
-    image = _keep(cache, image, lambda: kernels.vmlinux(kernel.path)) or kernel.path
+    image = _keep(cache, image, lambda: kernels.vmlinux(kernel.path)) or _as_installed(kernel, cache, image)
     made = {"kernel": image, "initramfs": name, "release": kernel.release, "sizes": [_size(cache, image), len(archive)]}
     text = json.dumps({"version": VERSION, **made, "sources": states})
     files.replace(record, text.encode("utf-8", "surrogateescape"), durable=True)
@@ -98,6 +111,16 @@ def _keep(cache: str, name: str, make: Callable[[], bytes | None]) -> str:
         files.replace(f"{cache}/{name}", data, durable=True)
     except OSError:
         return ""
+    return name
+
+
+def _as_installed(kernel: Kernel, cache: str, image: str) -> str:
+    """The bzImage; where root alone may read it, as on some distributions, a copy that QEMU may. Raises OSError."""
+    if os.stat(kernel.path).st_mode & stat.S_IROTH:
+        return kernel.path
+    name = image.replace("vmlinux", "bzimage")
+    with open(kernel.path, "rb") as file:
+        files.replace(f"{cache}/{name}", file.read(), durable=True)
     return name
 
 

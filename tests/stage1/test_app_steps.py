@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from stage1.flavour import Device as Granted
 from stage1.flavour import Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import Device, FileSystem, Kernel, Link, Mask, Node, ReadOnlyPath, Writable
 from stage1.mounts import Bind, HostFile, MemoryVolume, ReadOnlyRoot, Step, Tmpfs
+from stage1.network import resolvers
 from stage1.network.plan import Names
 from stage1.plan import dumps, loads
 
@@ -269,3 +272,15 @@ def test_outer_before_inner(wanted: set[str]) -> None:
     assert wanted <= set(found)
     for number, target in enumerate(found):
         assert not [other for other in found[:number] if other.startswith(f"{target}/")]
+
+
+def test_apps_may_read_what_is_said_of_names_whatever_the_umask(tmp_path: Path) -> None:
+    """They need not be root."""
+    umask = os.umask(0o077)
+    try:
+        app_steps.write_names(str(tmp_path), "web")
+        resolvers.write(str(tmp_path), Names("", dns=("10.0.0.1",)), [], connected=False)
+    finally:
+        os.umask(umask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "etc").iterdir()}
+    assert modes == dict.fromkeys(("hosts", "hostname", "resolv.conf"), 0o644)

@@ -59,6 +59,20 @@ def test_everything_is_there_and_only_root_gets_at_it(host: Host, cache: Path) -
     assert modes == {"lock": 0o600, "record": 0o644, "vmlinux": 0o644, "initramfs": 0o644}
 
 
+def test_qemu_may_read_it_whatever_the_umask(host: Host, cache: Path) -> None:
+    """It is not root, and is shown the files where nobody else is."""
+    host.install("6.2.0", image=bzimage("6.2.0")).chmod(0o600)
+    umask = os.umask(0o077)
+    try:
+        found = [make(cache, version) for version in ("6.1.0", "6.2.0")]
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(umask)
+    assert {os.stat(path).st_mode & 0o777 for boots in found for path in (boots.kernel, boots.initramfs)} == {0o644}
+    assert Path(found[1].kernel).read_bytes() == (host.boot / "vmlinuz-6.2.0").read_bytes()
+    assert make(cache, "6.2.0") == found[1]
+
+
 def test_it_is_made_once(host: Host, cache: Path) -> None:
     first = make(cache)
     before = {name: os.stat(cache / name).st_ctime_ns for name in names(cache)}
