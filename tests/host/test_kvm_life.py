@@ -366,7 +366,7 @@ def test_what_is_written_is_there_when_it_runs_again(ground: Ground, tmp_path: P
     result = ground.pod(KVM, app, pod=[f"--uuid-file-save={file}"])
     assert (result.status, result.out) == (2, "")
     uuid = file.read_text().strip()
-    again = ground.rkpy("start", uuid)
+    again = ground.rkpy("start", "--net=none", uuid)
     assert (again.status, again.out) == (2, "kept\n")
     exported = tmp_path / "exported.aci"
     ground.rkpy.ok("export", uuid, exported)
