@@ -62,6 +62,19 @@ def leaked(before: Snapshot, after: Snapshot, *, marks: tuple[str, ...], strict:
     ]
 
 
+def await_end(pid: int, deadline: float = 1200) -> None:
+    """Until a process has ended that is no child of this one, be it collected or not."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(") ")[2].startswith("Z"):
+                    return
+        except FileNotFoundError:
+            return
+        time.sleep(0.5)
+
+
 def children(deadline: float = 5.0) -> list[str]:
     """Living children of this process; those about to end are given `deadline` seconds. Orphans that have ended are
     collected, as init would: the first process of a PID namespace cannot end before all others in it are gone."""
