@@ -19,24 +19,28 @@ shellcheck -x tests/*.sh docs/*.sh .ci/run
 export RKPY_TESTS_MUST_RUN=1 PATH="$BIN:$PATH"
 [ $# -eq 0 ] || exec "$BIN/pytest" "$@"
 
-# Two halves that take about as long: what runs pods on this machine, and beside it what does not, or in machines of its
-# own. What is left behind is looked for at the end of the first, when the second is over (tests/host/conftest.py).
+# At once, because much of the time is waiting: what runs pods on this machine; what needs machines of its own, real or
+# not; and what runs no pods. What is left behind is looked for at the end of the first, when the second is over
+# (tests/host/conftest.py); the third is by then.
 MACHINES="kvm or machine or qemu"
 beside() {
     # A shell has what it does not wait for ignore these signals, which some tests send.
     nice -n 10 env --default-signal=INT,QUIT RKPY_TESTS_BESIDE=0 "$BIN/pytest" "$@"
 }
-LOG=$(mktemp)
+LOGS=$(mktemp -d)
 (
     STATUS=0
-    beside --ignore=tests/host || STATUS=$?
+    beside tests/systemd tests/vm || STATUS=$?
     beside tests/host -k "$MACHINES" || STATUS=$?
     exit "$STATUS"
-) >"$LOG" 2>&1 &
-OTHERS=$!
-trap 'pkill -P "$OTHERS" 2>/dev/null || true; rm -f "$LOG"' EXIT
+) >"$LOGS/machines" 2>&1 &
+IN_MACHINES=$!
+beside --ignore=tests/host --ignore=tests/systemd --ignore=tests/vm >"$LOGS/units" 2>&1 &
+UNITS=$!
+trap 'pkill -P "$IN_MACHINES,$UNITS" 2>/dev/null || true; rm -rf "$LOGS"' EXIT
 STATUS=0
-RKPY_TESTS_BESIDE=$OTHERS "$BIN/pytest" tests/host -k "not ($MACHINES)" || STATUS=$?
-wait "$OTHERS" || STATUS=$?
-cat "$LOG"
+RKPY_TESTS_BESIDE=$IN_MACHINES "$BIN/pytest" tests/host -k "not ($MACHINES)" || STATUS=$?
+wait "$IN_MACHINES" || STATUS=$?
+wait "$UNITS" || STATUS=$?
+cat "$LOGS/units" "$LOGS/machines"
 exit "$STATUS"
