@@ -24,6 +24,7 @@ from aci.pod_manifest import (
     RuntimeMount,
     Volume,
 )
+from common import addresses
 
 IMAGE_ID = "sha512-" + "0f" * 64
 
@@ -249,7 +250,7 @@ pods = st.builds(
             ExposedPort,
             names,
             st.integers(1, 65535),
-            st.just("") | st.ip_addresses().map(str),
+            st.just("") | st.ip_addresses().map(str).map(addresses.canonical),
             st.none() | ports,
         )
     ),

@@ -296,6 +296,7 @@ for place in /m /readonly; do
 done
 for kind in "b 8 0" "b 254 0" "c 1 1" "c 10 200"; do mknod /node-${kind##* } $kind && echo made; done
 echo over
+sleep 10  # What it said is to be out before the kernel is gone.
 echo c >/proc/sysrq-trigger
 sleep 1000
 """
