@@ -354,9 +354,7 @@ ENTRIES = st.builds(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(entries=st.lists(ENTRIES, max_size=10), whiteouts=st.booleans(), strip=st.sampled_from(["", "", "", "a"]))
 def test_any_sequence_of_entries_stays_inside(
     tmp_path: Path, entries: list[Entry], whiteouts: bool, strip: str

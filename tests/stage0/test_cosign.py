@@ -286,7 +286,7 @@ def test_files_that_hold_no_public_key(case: Case) -> None:
 
 
 @given(st.binary(max_size=300), st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_arbitrary_bytes(case: Case, signed: bytes, signature: bytes) -> None:
     case.trust()
     with pytest.raises(TrustError):
@@ -297,7 +297,7 @@ def test_arbitrary_bytes(case: Case, signed: bytes, signature: bytes) -> None:
 
 @pytest.mark.parametrize("algorithm", ["ECDSA P-521", "RSA 2048", "Ed25519"])
 @given(signature=st.binary(max_size=300))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_arbitrary_signatures_for_other_keys(case: Case, algorithm: str, signature: bytes) -> None:
     if algorithm not in _KEYS:
         _KEYS[algorithm] = spki.public_key(KeyPair(case.directory, algorithm, name="other").pem)

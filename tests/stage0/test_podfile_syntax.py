@@ -151,9 +151,7 @@ _WORDS = st.lists(st.text(st.sampled_from(string.printable.replace("\0", "") + "
 
 @pytest.mark.skipif(not _SYSTEMD, reason="needs systemd-analyze")
 @given(st.lists(_WORDS, min_size=5, max_size=40))
-@settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_systemd_reads_what_we_quote(tmp_path: Path, commands: list[list[str]]) -> None:
     """A mistake in any of them would be reported, such as quotes out of balance or a second command."""
     escaped = [[quoting.literal(word).replace("%", "%%") for word in words] for words in commands]

@@ -146,7 +146,7 @@ def test_the_directories(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text(max_size=60))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_arbitrary_text(case: Case, text: str) -> None:
     case.write("".join(char for char in text if not "\ud800" <= char <= "\udfff"))
     try:

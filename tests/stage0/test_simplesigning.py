@@ -387,23 +387,21 @@ def test_what_is_shown_cannot_play_with_the_terminal(case: Case) -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_arbitrary_bytes(case: Case, blob: bytes) -> None:
     with pytest.raises(TrustError):
         case.check(blob)
 
 
 @given(st.lists(st.tuples(st.integers(0, 63), st.binary(max_size=60)), max_size=5))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_arbitrary_packets(case: Case, packets: list[tuple[int, bytes]]) -> None:
     with pytest.raises(TrustError):
         case.check(b"".join(packet(tag, body) for tag, body in packets))
 
 
 @given(st.data())
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=25
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
 def test_flipped_bits(case: Case, data: st.DataObject) -> None:
     """Whatever still verifies says the same as before: it can only be a change in what is not signed, as file dates."""
     blob = bytearray(b"".join(parts(case.world.good)))
