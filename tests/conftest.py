@@ -6,10 +6,10 @@ import os
 from collections.abc import Generator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 # How fast a machine is says nothing about rkpy.
-settings.register_profile("patient", deadline=None, suppress_health_check=(HealthCheck.too_slow,))
+settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 MUST_RUN = os.environ.get("RKPY_TESTS_MUST_RUN") == "1"
