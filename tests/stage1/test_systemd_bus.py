@@ -39,6 +39,16 @@ class Daemon(NamedTuple):
     process: subprocess.Popen[bytes]
 
 
+def _accepts(address: str) -> bool:
+    """Whether somebody listens there: a socket has its name a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A dbus-daemon of ours."""
@@ -49,7 +59,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     (tmp_path / "config").write_text(CONFIG.format(path=address))
     process = subprocess.Popen([program, f"--config-file={tmp_path}/config", "--nofork"])
     end = time.monotonic() + 60
-    while not os.path.exists(address):
+    while not _accepts(address):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.01)
     yield Daemon(address, process)
