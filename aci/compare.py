@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 
 from aci.tar import BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Member, Readable, Reader, show
 from aci.unpack import (
-    OPAQUE_XATTR,
     WHITEOUT,
     Limits,
     Mark,
@@ -23,6 +22,7 @@ from aci.unpack import (
     whiteout_mark,
     xattr_allowed,
 )  # fmt: skip
+from common import overlay
 from common.errors import ImageError, StoreError, reason
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
@@ -257,12 +257,12 @@ class _Comparison:
     def _xattrs(self, parent: int, name: bytes, path: bytes, node: _Node) -> Iterator[str]:
         expected = {key: value for key, value in node.member.xattrs if xattr_allowed(key)} if node.member else {}
         if node.opaque:
-            expected[OPAQUE_XATTR] = b"y"
+            expected[overlay.opaque()] = b"y"
         where = b"/proc/self/fd/%d/%s" % (parent, name)
         present = {
             key: os.getxattr(where, key, follow_symlinks=False)
             for key in os.listxattr(where, follow_symlinks=False)
-            if xattr_allowed(key) or key == OPAQUE_XATTR
+            if xattr_allowed(key) or key == overlay.opaque()
         }
         for key in sorted(expected.keys() | present.keys()):
             implied = key == "system.posix_acl_access" and len(expected.get(key, b"")) <= _MINIMAL_ACL

@@ -13,6 +13,7 @@ from typing import Any
 
 from aci import document, image_manifest, types
 from aci.image_manifest import App, ImageManifest, MountPoint, Port
+from common import overlay
 from common.errors import ImageError, ManifestError
 from common.records import NamedTuple
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
@@ -268,7 +269,7 @@ def _hides(root: int, directory: str) -> bool:
     except OSError:
         return True
     try:
-        return os.getxattr(fd, "trusted.overlay.opaque") == b"y"
+        return os.getxattr(fd, overlay.opaque()) == b"y"
     except OSError:
         return False
     finally:

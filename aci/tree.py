@@ -18,13 +18,11 @@ from collections.abc import Iterator, Sequence
 from aci.image_manifest import Dependency
 from aci.store import TREE, ImageRecord, Store
 from aci.types import quote
-from common import files
+from common import files, overlay
 from common.errors import ImageError, RkpyError, StoreError, reason
 from common.records import NamedTuple
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, syncfs
 
-OPAQUE_XATTR = "trusted.overlay.opaque"
-_PRIVATE_XATTRS = "trusted.overlay."
 MAX_PARTS = 1000
 """Images a root is put together of. A chain of diamonds doubles at every step."""
 _FICLONE = 0x40049409
@@ -358,7 +356,7 @@ class _Descriptor:
 
 def _is_opaque(fd: int, name: bytes) -> bool:
     try:
-        return os.getxattr(b"/proc/self/fd/%d/%s" % (fd, name), OPAQUE_XATTR, follow_symlinks=False) == b"y"
+        return os.getxattr(b"/proc/self/fd/%d/%s" % (fd, name), overlay.opaque(), follow_symlinks=False) == b"y"
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.ENOTSUP):
             return False
@@ -400,7 +398,7 @@ def _describe(old: int, new: int, status: os.stat_result) -> None:
     os.fchown(new, status.st_uid, status.st_gid)
     os.fchmod(new, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(old):
-        if not name.startswith(_PRIVATE_XATTRS):
+        if not name.startswith(overlay.prefix()):
             os.setxattr(new, name, os.getxattr(old, name))
     os.utime(new, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
@@ -416,7 +414,7 @@ def _copy_special(status: os.stat_result, source: int, target: int, name: bytes)
         os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
     old, new = b"/proc/self/fd/%d/%s" % (source, name), b"/proc/self/fd/%d/%s" % (target, name)
     for attribute in os.listxattr(old, follow_symlinks=False):
-        if not attribute.startswith(_PRIVATE_XATTRS):
+        if not attribute.startswith(overlay.prefix()):
             os.setxattr(new, attribute, os.getxattr(old, attribute, follow_symlinks=False), follow_symlinks=False)
     os.utime(name, ns=(status.st_mtime_ns, status.st_mtime_ns), dir_fd=target, follow_symlinks=False)
 

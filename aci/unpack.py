@@ -16,6 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from aci.tar import BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Member, Readable, Reader, show
+from common import overlay
 from common.errors import ImageError, RkpyError, StoreError, reason
 from common.records import NamedTuple
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
@@ -23,7 +24,6 @@ from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 WHITEOUT = b".wh."
 WHITEOUT_META = b".wh..wh."
 OPAQUE = b".wh..wh..opq"
-OPAQUE_XATTR = "trusted.overlay.opaque"
 
 _OPEN_DIRECTORIES = 128
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -66,8 +66,8 @@ def unpack_layer(
     With `strip` only what is below that directory of the archive is unpacked, without it in its name; any other entry
     goes to `on_other` with its name tidied up (`./manifest` is `manifest`), or is refused when there is none. With
     `whiteouts`, OCI's markers (image-spec, layer.md, "Whiteouts") become overlayfs's: a character device 0:0, and
-    `trusted.overlay.opaque` on a directory. They hide what lower layers have, never what this layer brings. A later
-    entry replaces an earlier one of the same name, or with `unique` is refused.
+    `common.overlay`'s attribute on a directory. They hide what lower layers have, never what this layer brings. A
+    later entry replaces an earlier one of the same name, or with `unique` is refused.
 
     Raises ImageError for an archive that is malformed, hostile or beyond `limits`, StoreError when the file system
     fails. `target` then holds a part, to be removed."""
@@ -523,7 +523,7 @@ class _Unpacker:
         try:
             if pending.opaque:
                 self._call = "setxattr"
-                os.setxattr(fd, OPAQUE_XATTR, b"y")
+                os.setxattr(fd, overlay.opaque(), b"y")
             if member is not None:
                 self._describe(fd, member)
             elif path:

@@ -14,6 +14,7 @@ from typing import Any
 
 from common.errors import ConfigError, RkpyError, UsageError, reason
 from common.records import NamedTuple
+from stage0 import xdg
 from stage0.options import Values
 from stage1.vm.machine import MachineOptions
 
@@ -69,10 +70,12 @@ class Config(NamedTuple):
 
 def places(flags: Values) -> Config:
     """What the flags alone say, whatever is in the directories. Raises UsageError."""
+    own = xdg.directories(os.environ) if xdg.is_ordinary() else None
     return Config(
+        data_dir=own.data if own else DATA_DIR,
         system_config=_absolute(flags, "system-config", SYSTEM_CONFIG),
         local_config=_absolute(flags, "local-config", LOCAL_CONFIG),
-        user_config=_absolute(flags, "user-config", ""),
+        user_config=_absolute(flags, "user-config", own.config if own else ""),
         debug=flags.boolean("debug"),
         insecure=insecure_options(flags.get("insecure-options") or "none"),
         trust_keys_from_https=flags.boolean("trust-keys-from-https"),
@@ -83,7 +86,9 @@ def load(flags: Values) -> Config:
     """The configuration of one command. Raises ConfigError or UsageError."""
     config = places(flags)
     paths, stage1 = effective(config, "paths"), effective(config, "stage1")
-    data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or DATA_DIR
+    # What the directories of the system say of root's is nothing to others.
+    theirs = config._replace(system_config="", local_config="") if xdg.is_ordinary() else config
+    data_dir = _absolute(flags, "dir", "") or _field(effective(theirs, "paths"), "data") or config.data_dir
     plugins = tuple(paths.get(CNI_PLUGINS) or ())
     machine = _machine(stage1[KVM]) if KVM in stage1 else MachineOptions()
     return config._replace(data_dir=data_dir, stage1=_field(stage1, "name"), cni_plugins=plugins, machine=machine)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from common.errors import RkpyError, UsageError
+from common.errors import UsageError
 from stage0 import durations
 from stage0.options import FALSE, TRUE
 
@@ -59,9 +58,3 @@ def switch(name: str, text: str, default: str = "false") -> Callable[[Any], Any]
         help=text,
         cls=OptionalValue,
     )
-
-
-def require_root() -> None:
-    """Raises RkpyError for anybody but root: one line now instead of a permission error half way."""
-    if os.geteuid() != 0:
-        raise RkpyError("cannot run as unprivileged user", hint="run it as root")

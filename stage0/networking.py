@@ -6,6 +6,7 @@ from __future__ import annotations
 from aci.isolators import NETWORK_BANDWIDTH
 from aci.pod_manifest import PodManifest
 from aci.types import quantity
+from common import users
 from common.errors import UsageError
 from stage0 import netflags
 from stage0.config import Config
@@ -41,6 +42,8 @@ def settle(pod: PreparedPod, manifest: PodManifest, flags: Values, settings: Con
     pod = pod._replace(bandwidth=_bandwidth(pod, wanted))
     if wanted.kind in (NONE, HOST):
         return pod
+    if users.confined():
+        raise UsageError("networks are for root to make", hint="use --net=none or --net=host")
     from stage0 import networks
 
     if wanted.kind == JOIN:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from common import syscalls
+from common import syscalls, users
 from common.errors import EXIT_FAILURE, LaunchError, RkpyError, located, reason
 from stage1 import channel
 from stage1.channel import Channel
@@ -144,7 +144,8 @@ def execute(job: str, plan: bytes, *, keep: Sequence[int] = ()) -> NoReturn:
 
 
 def _interpreter() -> int:
-    return read_only_clone("/proc/self/exe")
+    # What we run is in the mount namespace that we were executed in, which `stage0.rootless` has left.
+    return read_only_clone(os.readlink("/proc/self/exe") if users.confined() else "/proc/self/exe")
 
 
 def read_only_clone(path: str) -> int:

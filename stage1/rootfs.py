@@ -6,7 +6,7 @@ import errno
 import os
 from contextlib import ExitStack
 
-from common import syscalls
+from common import overlay, syscalls
 from common.errors import LaunchError, reason
 from common.records import NamedTuple
 from stage1 import poddir
@@ -18,6 +18,7 @@ MAX_MOUNT_DATA = 4095
 
 # A redirect or a metadata-only file in a layer could only come from a hostile image, and without them the upper
 # directory stays a plain difference that can be read without overlayfs.
+_Option = tuple[str, str | None]
 _FIXED_OPTIONS = (("redirect_dir", "nofollow"), ("metacopy", "off"))
 
 
@@ -155,7 +156,8 @@ def switch_root(root_fd: int) -> None:
 
 def _mount(layers: list[int], writable: dict[str, int], label: str, attributes: int, place: str) -> int:
     """A detached overlay mount; `writable` names the directories it writes to, if it does."""
-    others = [*((key, f"/proc/self/fd/{fd}") for key, fd in writable.items()), *_FIXED_OPTIONS]
+    places = ((key, f"/proc/self/fd/{fd}") for key, fd in writable.items())
+    others: list[_Option] = [*places, *_FIXED_OPTIONS, *overlay.options()]
     try:
         return _mount_by_context(layers, others, label, attributes)
     except OSError as error:
@@ -168,17 +170,17 @@ def _mount(layers: list[int], writable: dict[str, int], label: str, attributes: 
             raise (second if second.errno == errno.E2BIG else error) from None
 
 
-def _mount_by_context(layers: list[int], others: list[tuple[str, str]], label: str, attributes: int) -> int:
+def _mount_by_context(layers: list[int], others: list[_Option], label: str, attributes: int) -> int:
     """One `lowerdir+` each, topmost first. Layers go by descriptor: fsconfig(2) takes at most 255 bytes a string, and
     neither a colon nor a comma in a path can then mean anything."""
     lower = [("lowerdir+", f"/proc/self/fd/{layer}") for layer in reversed(layers)]
     return new_file_system("overlay", attributes, ("source", label), *lower, *others)
 
 
-def _mount_by_options(layers: list[int], others: list[tuple[str, str]], label: str, attributes: int, place: str) -> int:
+def _mount_by_options(layers: list[int], others: list[_Option], label: str, attributes: int, place: str) -> int:
     """The same as one option string to mount(2), and then a detached copy of what was mounted."""
     lower = ":".join(f"/proc/self/fd/{layer}" for layer in reversed(layers))
-    data = ",".join(f"{key}={value}" for key, value in (("lowerdir", lower), *others))
+    data = ",".join(key if value is None else f"{key}={value}" for key, value in [("lowerdir", lower), *others])
     if len(data) > MAX_MOUNT_DATA:
         raise OSError(errno.E2BIG, "too many layers for this kernel", place)
     syscalls.mount(label, place, "overlay", 0, data)

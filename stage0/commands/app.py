@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from common.errors import PodError, UsageError
-from stage0 import apps, flags, podinfo, render
+from stage0 import apps, flags, podinfo, render, rootless
 from stage0.commands import enter
 from stage0.commands.pod_arguments import app_name
 from stage0.config import Config
@@ -32,7 +32,7 @@ def _name(pod: Pod, wanted: str) -> str:
 
 
 def _mutable(config: Config, uuid: str, app: str) -> tuple[Pod, str]:
-    flags.require_root()
+    rootless.become_root()
     pod = apps.find_running(Pods(config.pods), uuid)
     apps.require_mutable(pod)
     return pod, _name(pod, app)
@@ -78,7 +78,7 @@ def restart(config: Config, uuid: str, app: str) -> None:
 @click.pass_obj
 def rm(config: Config, uuid: str, app: str) -> None:
     """Remove an app from a pod, be it running or not, with all its files."""
-    flags.require_root()
+    rootless.become_root()
     with Pods(config.pods).find(uuid) as pod:
         state = pod.state()
         if state not in (State.RUNNING, State.EXITED, State.EXITED_GARBAGE):
@@ -178,7 +178,7 @@ def attach(config: Config, uuid: str, app: str, mode: str) -> int:
 
     Only those streams can be attached to that are stream or tty (--stdin, --stdout and --stderr of run).
     """
-    flags.require_root()
+    rootless.become_root()
     _check_mode(mode)
     with apps.find_running(Pods(config.pods), uuid) as pod:
         result: int = apps.operation(pod, "attach")(pod.path, _name(pod, app), mode)

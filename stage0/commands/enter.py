@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import NoReturn
 
@@ -10,7 +9,7 @@ import click
 
 from aci.store import Store
 from common.errors import PodError, UsageError
-from stage0 import flags, prepare
+from stage0 import flags, prepare, rootless
 from stage0.commands.pod_arguments import app_name
 from stage0.config import Config
 from stage0.pods import RUN, Pod, Pods, State
@@ -47,14 +46,16 @@ def run(
     privileged: bool = False,
 ) -> NoReturn:
     """Become the command `words` beside the app `app` of a running pod."""
-    if os.geteuid() != 0:
-        raise UsageError("cannot run as unprivileged user", hint="run it as root")
     if cwd and not cwd.startswith("/"):
         raise UsageError(f"--cwd={cwd}: it has to be an absolute path")
     if user and privileged:
         raise UsageError("--user and --privileged exclude each other")
     pod = _find(Pods(config.pods), uuid)
     _wait_until_ready(pod)
+    leader = pod.leader()
+    if leader is None:
+        raise PodError(f'pod "{pod.uuid}" isn\'t currently running')
+    rootless.join(leader.pid)
     prepared = prepare.load(pod, Store(config.store))
     command = words[1:] if words[:1] == ("--",) else words
     flavour = flavours.load(pod.flavour() or "")

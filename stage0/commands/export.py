@@ -12,7 +12,7 @@ from aci.pack import OwnerMap
 from aci.store import Store
 from common import files
 from common.errors import LaunchError, PodError, StoreError, UsageError, reason
-from stage0 import flags, prepare
+from stage0 import flags, prepare, rootless
 from stage0.commands.pod_arguments import app_name
 from stage0.config import Config
 from stage0.notices import warn
@@ -33,7 +33,7 @@ def command(config: Config, app: str, overwrite: bool, uuid: str, file: str) -> 
 
     The image has the manifest of the image the app was made from, and the root as the app left it.
     """
-    flags.require_root()
+    rootless.become_root()
     if not file.endswith(".aci"):
         raise UsageError(f"{file}: the name of an exported image ends in .aci")
     target = os.path.abspath(file)

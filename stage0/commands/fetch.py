@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from aci.store import Store
 from common.errors import UsageError
-from stage0 import config, grammar, options
+from stage0 import config, grammar, options, rootless
 from stage0 import fetch as fetching
 
 SHORT_ID = len("sha512-") + 32
@@ -30,6 +30,7 @@ def fetch(words: Sequence[str]) -> int:
     settings = config.load(request.flags)
     if not request.images:
         raise UsageError("must provide at least one image")
+    rootless.become_root()
     policy = fetching.pull_policy(request.flags, "update")
     store = Store(settings.store)
     with store.lock():

@@ -7,7 +7,7 @@ import os
 import click
 
 from common.errors import EXIT_FAILURE, RkpyError, UsageError
-from stage0 import flags, gc
+from stage0 import flags, gc, rootless
 from stage0.config import Config
 from stage0.pods import Pods
 
@@ -44,7 +44,7 @@ def command(
     Pods that have exited are first moved to the garbage; a later collection removes those that have been there for
     longer than the grace period. --grace-period=0s removes them at once.
     """
-    flags.require_root()
+    rootless.become_root()
     name, keep = _last(keep_last)
     told = _Told(quiet)
     pods = Pods(config.pods)

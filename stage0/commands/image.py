@@ -11,7 +11,7 @@ import click
 from aci import image_manifest, types
 from aci.store import ImageRecord, Store
 from common.errors import EXIT_FAILURE, ImageError, ManifestError, RkpyError, StoreError, UsageError
-from stage0 import flags, podneeds, reference, render
+from stage0 import flags, podneeds, reference, render, rootless
 from stage0.config import Config
 from stage0.podneeds import Needs
 from stage0.pods import Pods
@@ -140,7 +140,7 @@ def rm(config: Config, images: tuple[str, ...]) -> int:
 
     What other images or pods still need of an image stays in the store; `image gc` removes it when they are gone.
     """
-    flags.require_root()
+    rootless.become_root()
     if not images:
         raise UsageError("must provide at least one image ID or name")
     store = Store(config.store)
@@ -200,7 +200,7 @@ def gc(config: Config, grace_period: int) -> None:
     Removes images that have not been used for longer than the grace period, and files no image or pod needs. Says of
     everything else why it stays.
     """
-    flags.require_root()
+    rootless.become_root()
     store = Store(config.store)
     with store.lock(exclusive=True):
         needs = podneeds.read(Pods(config.pods))
@@ -274,7 +274,7 @@ def verify(config: Config, images: tuple[str, ...]) -> int:
     Compares every stored file of the images with their digests. Files that differ are made anew from the image's blobs;
     when a blob itself is damaged the image has to be fetched again.
     """
-    flags.require_root()
+    rootless.become_root()
     if not images:
         raise UsageError("must provide at least one image ID or name")
     from aci import check

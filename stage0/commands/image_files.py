@@ -11,7 +11,7 @@ from aci import image_manifest
 from aci.store import ImageRecord, Store
 from common import files
 from common.errors import StoreError, UsageError, reason
-from stage0 import flags
+from stage0 import flags, rootless
 from stage0.commands.image import find
 from stage0.config import Config
 
@@ -31,7 +31,7 @@ def export(config: Config, image: str, file: str, overwrite: bool) -> None:
 
     The file is the image's uncompressed tar, whose digest is the image ID.
     """
-    flags.require_root()
+    rootless.become_root()
     store = Store(config.store)
     with store.lock():
         record = find(store, image)
@@ -96,7 +96,7 @@ def _write(
     rootfs_only: bool,
     overwrite: bool,
 ) -> None:
-    flags.require_root()
+    rootless.become_root()
     target = os.path.abspath(directory)
     if os.path.realpath(target) == "/":
         raise UsageError("/ is this system's own root, no image is written over it")

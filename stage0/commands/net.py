@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -195,11 +196,16 @@ def _json(text: str) -> Any:
         return None
 
 
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise RkpyError("the networks of the host are for root to change", hint="run it as root")
+
+
 @click.command("gc")
 @click.pass_obj
 def collect(config: Config) -> int:
     """Take back addresses, ports and rules of pods that are no more."""
-    flags.require_root()
+    _require_root()
     from stage1.network import owners
 
     failures: list[RkpyError] = []
@@ -215,7 +221,7 @@ def collect(config: Config) -> int:
 @click.pass_obj
 def check(config: Config, uuid: tuple[str, ...]) -> int:
     """Check that running pods, or these, still have of their networks what they were given."""
-    flags.require_root()
+    _require_root()
     pods = Pods(config.pods)
     found = [pods.find(name) for name in uuid] if uuid else list(pods.all((RUN,)))
     problems = []
@@ -271,7 +277,7 @@ def _machine(pod: Pod) -> int:
 @click.pass_obj
 def reload(config: Config) -> None:
     """Make the firewall's rules for all running pods anew, after somebody has flushed the ruleset."""
-    flags.require_root()
+    _require_root()
     from stage1.network import firewall
 
     firewall.reload()

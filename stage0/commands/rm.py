@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from common.errors import PodError, RkpyError
-from stage0 import flags, gc
+from stage0 import flags, gc, rootless
 from stage0.commands.pod_arguments import uuids
 from stage0.config import Config
 from stage0.pods import Pods
@@ -22,7 +22,7 @@ def command(config: Config, uuid: tuple[str, ...], uuid_file: str | None, force:
     Unlike gc, rm removes the pods that are named, and removes them at once: those that have exited, were prepared and
     never run, or were never prepared to the end.
     """
-    flags.require_root()
+    rootless.become_root()
     pods = Pods(config.pods)
     failed = False
     for prefix in uuids(uuid, uuid_file):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from common.errors import UsageError
-from stage0 import config, grammar, options
+from stage0 import config, grammar, options, rootless, xdg
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.notices import warn
@@ -35,7 +35,7 @@ FLAGS = {
         ],
     ),
 }
-_SAID = "/run/rkpy/without-systemd"
+_SAID = "without-systemd"
 DEFAULT_FLAVOUR = "nspawn"
 _RKT_FLAVOURS = {"fly": "fly", "coreos": "nspawn", "host": "nspawn", "src": "nspawn", "kvm": "kvm"}
 
@@ -108,12 +108,11 @@ def parse(
     arguments: bool = True,
     flags_are_the_pods: bool = False,
 ) -> tuple[Request, Config]:
-    """The command line of a command that only root may use, and the configuration."""
+    """The command line of a command that makes or starts pods, and the configuration."""
     everything = {**flags, **options.table(options.GLOBAL)}
     request = grammar.parse(words, everything, arguments=arguments, by_position=not flags_are_the_pods)
     settings = config.load(request.flags)
-    if os.geteuid() != 0:
-        raise UsageError("cannot run as unprivileged user", hint="run it as root")
+    rootless.become_root()
     if request.flags.get("pod-file") is not None:
         request, settings = _of_file(request, settings, flags)
     if name in ("run", "prepare") and not request.images and request.flags.get("pod-manifest") is None:
@@ -149,7 +148,9 @@ def flavour(flags: Values, configured: str) -> str:
 def _begin(name: str, flags: Values) -> None:
     from stage1 import boot
 
-    systemd = given.booted()
+    if name == "kvm" and xdg.is_ordinary():
+        raise UsageError("the flavour kvm is for root", hint="use nspawn or fly, or run it as root")
+    systemd = given.booted() and not xdg.is_ordinary()
     if not systemd:
         _say_once("systemd is not running here: pods have no unit, no machine and no journal")
     if name in boot.FLAVOURS:
@@ -162,8 +163,9 @@ def _begin(name: str, flags: Values) -> None:
 def _say_once(text: str) -> None:
     """Once until the machine is booted anew: it is nothing that changes meanwhile."""
     try:
-        os.makedirs(os.path.dirname(_SAID), exist_ok=True)
-        os.close(os.open(_SAID, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        place = xdg.directories(os.environ).runtime if xdg.is_ordinary() else "/run/rkpy"
+        os.makedirs(place, exist_ok=True)
+        os.close(os.open(f"{place}/{_SAID}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError:
         return
     warn(text)

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from common.errors import EXIT_FAILURE, NetworkError, PodError, RkpyError, UsageError
-from stage0 import flags
 from stage0.commands import gc, net
 from stage0.config import Config
 from stage0.pods import DIRECTORIES
@@ -65,7 +64,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(state, "ROOT", str(tmp_path / "claims"))
-    monkeypatch.setattr(flags, "require_root", lambda: None)
+    monkeypatch.setattr(net, "_require_root", lambda: None)
     made = Site(tmp_path)
     yield made
     made.pods.close()

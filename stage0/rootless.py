@@ -1,0 +1,144 @@
+"""rkpy for those who are not root: as root of a user namespace of their own.
+
+Nothing else changes. The namespace has its user as root and, from 1 on, the IDs that /etc/subuid and /etc/subgid give
+him (subuid(5)), and a mount namespace in which that root may mount. From there on rkpy works as it does for root of the
+host, and the kernel sees to it that it can do no more than the user can (user_namespaces(7), newuidmap(1)).
+
+A namespace ends with its last process, so every command makes one anew: the IDs, and by them what is in the user's
+store, are the same in all. Into a pod that runs one only gets through the namespace that it has; see `join`.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator, Mapping
+
+from common import syscalls, users
+from common.errors import LaunchError, reason
+from common.users import Range
+from stage0.notices import warn
+from stage0.xdg import UID
+
+_NAMESPACES = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
+_HINT = "run it as root, or have user namespaces allowed (docs/rootless.md)"
+
+
+def become_root() -> None:
+    """Nothing for root. Anybody else becomes root of a new user namespace, with a mount namespace of its own. Raises
+    LaunchError when he may not."""
+    if os.geteuid() == 0:
+        return
+    gid = os.getegid()
+    try:
+        mappings = {"uid": [Range(0, UID, 1), *_granted("uid")], "gid": [Range(0, gid, 1), *_granted("gid")]}
+        missing = _missing(mappings)
+        if missing:
+            warn(f"apps can have no other user than root: {missing}")
+            syscalls.unshare(_NAMESPACES)
+            _map_alone(gid)
+        else:
+            _map(mappings)
+        _settle()
+    except OSError as error:
+        raise LaunchError(f"cannot become root of a user namespace: {reason(error)}", hint=_HINT) from error
+
+
+def join(pid: int) -> None:
+    """Nothing for root. Anybody else becomes root of the user namespace of a process of his, the only way to what is in
+    it. Raises LaunchError when he may not, and ProcessLookupError when there is no such process."""
+    if os.geteuid() == 0:
+        return
+    try:
+        fd = os.pidfd_open(pid)
+        try:
+            syscalls.setns(fd, syscalls.CLONE_NEWUSER)
+        finally:
+            os.close(fd)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        _settle()
+    except ProcessLookupError:
+        raise
+    except OSError as error:
+        raise LaunchError(f"cannot enter the user namespace of process {pid}: {reason(error)}") from error
+
+
+def _settle() -> None:
+    """What the host mounts from now on appears here, and nothing the other way."""
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    users.confined.cache_clear()
+
+
+def _granted(kind: str) -> Iterator[Range]:
+    """The IDs that the user may have beside his own, from 1 on; a line of the file each (subuid(5))."""
+    try:
+        with open(f"/etc/sub{kind}", encoding="utf-8", errors="surrogateescape") as file:
+            lines = [line.strip().split(":") for line in file]
+    except FileNotFoundError:
+        return
+    try:
+        names = {str(UID), pwd.getpwuid(UID).pw_name}
+    except KeyError:
+        names = {str(UID)}
+    first = 1
+    for line in lines:
+        if len(line) == 3 and line[0] in names and line[1].isdecimal() and line[2].isdecimal() and int(line[2]):
+            yield Range(first, int(line[1]), int(line[2]))
+            first += int(line[2])
+
+
+def _missing(mappings: Mapping[str, list[Range]]) -> str:
+    """Why the user's other IDs cannot be had, or empty."""
+    from shutil import which
+
+    for kind, mapping in mappings.items():
+        if len(mapping) == 1:
+            return f"/etc/sub{kind} grants this user nothing"
+        if which(f"new{kind}map") is None:
+            return f"there is no new{kind}map (Debian has it in uidmap)"
+    if syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS, 0):
+        return "newuidmap has no privileges here (NoNewPrivileges=)"
+    return ""
+
+
+def _map_alone(gid: int) -> None:
+    """What the kernel lets everybody do: his own IDs, and the groups he is in stay with him."""
+    for file, text in (("setgroups", "deny"), ("uid_map", f"0 {UID} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{file}", "w", encoding="ascii") as opened:
+            opened.write(text)
+
+
+def _map(mappings: Mapping[str, list[Range]]) -> None:
+    """Enter the namespaces and have newuidmap and newgidmap write `mappings`, which a child outside starts. Raises
+    LaunchError or OSError."""
+    reads, writes = os.pipe()
+    errors, complaints = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(writes)
+        os.dup2(complaints, 2)
+        # Our parent has the namespaces, or is gone.
+        os._exit(_run_programs(parent, mappings) if os.read(reads, 1) else 1)
+    os.close(reads)
+    os.close(complaints)
+    try:
+        syscalls.unshare(_NAMESPACES)
+        os.write(writes, b"!")
+    finally:
+        os.close(writes)
+        with open(errors, errors="replace") as file:
+            said = file.read().strip()
+        failed = os.waitpid(child, 0)[1]
+    if failed:
+        why = said.splitlines()[0] if said else "newuidmap failed"
+        raise LaunchError(f"cannot map the user's IDs: {why}", hint="see docs/rootless.md")
+
+
+def _run_programs(pid: int, mappings: Mapping[str, list[Range]]) -> int:
+    started = []
+    for kind, mapping in mappings.items():
+        program = f"new{kind}map"
+        words = [program, str(pid), *(str(number) for one in mapping for number in one)]
+        started.append(os.posix_spawnp(program, words, os.environ))
+    return max(os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) != 0 for one in started)

@@ -1,0 +1,68 @@
+"""Where rkpy keeps what is a user's own, for those who are not root (XDG Base Directory Specification)."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+
+from common.errors import RkpyError
+from common.records import NamedTuple
+
+UID = os.geteuid()
+"""Who called us, whoever we become (`stage0.rootless`)."""
+
+
+class Directories(NamedTuple):
+    """Of one user."""
+
+    data: str
+    config: str
+    runtime: str
+    """In memory, until the user's last session ends."""
+
+
+def is_ordinary() -> bool:
+    """Whether it was not root who called us."""
+    return UID != 0
+
+
+def directories(environment: Mapping[str, str]) -> Directories:
+    """Those of the user who called us, who is not root. Raises RkpyError when he has no home directory."""
+    home = environment.get("HOME") or _home()
+    if not os.path.isabs(home):
+        raise RkpyError("there is no home directory for the user's images and pods", hint="name one with --dir")
+    return Directories(
+        data=f"{_absolute(environment, 'XDG_DATA_HOME') or f'{home}/.local/share'}/rkpy",
+        config=f"{_absolute(environment, 'XDG_CONFIG_HOME') or f'{home}/.config'}/rkpy",
+        runtime=_runtime(environment),
+    )
+
+
+def _absolute(environment: Mapping[str, str], name: str) -> str:
+    """The specification has relative paths ignored."""
+    value = environment.get(name, "")
+    return value.rstrip("/") if value.startswith("/") else ""
+
+
+def _runtime(environment: Mapping[str, str]) -> str:
+    """A service of the system's has no XDG_RUNTIME_DIR, even where the user has such a directory."""
+    found = _absolute(environment, "XDG_RUNTIME_DIR") or f"/run/user/{UID}"
+    return f"{found}/rkpy" if _is_mine(found) else ""
+
+
+def _is_mine(path: str) -> bool:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == UID
+
+
+def _home() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(UID).pw_dir
+    except KeyError:
+        return ""
