@@ -38,7 +38,7 @@ from tests.host.flavours import (
 )
 
 everybody = partial(flavours.every, of=EVERYBODY)
-"""Ordinary users too: where somebody has to have power over the pod, be it to start, to stop, to enter or to remove it."""
+"""Ordinary users too: where somebody has to have power over the pod, be it to start, stop, enter or remove it."""
 
 
 @pytest.fixture(scope="module")
