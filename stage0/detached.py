@@ -51,7 +51,7 @@ def _interrupt(number: int, _frame: object) -> None:
 def again(verb: str, request: Request, settings: Config, uuid: str) -> int:
     """`rkpy run-prepared --detach` and `rkpy start --detach`."""
     _require_systemd(request)
-    return _launch(Bus(), Pods(settings.pods).find(uuid), verb, request)
+    return _launch(Bus(), Pods(settings.pods).require_own().find(uuid), verb, request)
 
 
 def _require_systemd(request: Request) -> None:
@@ -138,7 +138,7 @@ def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:
 def _give_back(settings: Config, uuid: str) -> None:
     """What was prepared for nothing."""
     try:
-        with Pods(settings.pods).find(uuid, (PREPARED,)) as pod:
+        with Pods(settings.pods).require_own().find(uuid, (PREPARED,)) as pod:
             pod.take()
             pod.discard()
     except PodError:

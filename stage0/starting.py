@@ -73,7 +73,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
 def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
     """`rkpy run-prepared`."""
     announce.begin(request.given)
-    pod = Pods(settings.pods).find(uuid)
+    pod = Pods(settings.pods).require_own().find(uuid)
     if pod.directory != PREPARED:
         raise PodError(f'pod "{pod.uuid}" is not prepared: it is {pod.state()}')
     pod.take()
@@ -89,7 +89,7 @@ def start(request: Request, settings: Config, uuid: str) -> NoReturn:
     from stage0 import again
 
     announce.begin(request.given)
-    pods = Pods(settings.pods)
+    pods = Pods(settings.pods).require_own()
     with pods.find(uuid) as found:
         prepared_only = found.directory == PREPARED
     if prepared_only:
