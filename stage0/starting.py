@@ -17,7 +17,6 @@ from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
 from stage0.grammar import ImageArguments, Request
-from stage0.notices import warn
 from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
 from stage1 import flavour as flavours
@@ -63,8 +62,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
             if networking.has_networks(flavour):
                 networking.check_ports(prepared, manifest)
             prepared = machines.settle(prepared, flavour, settings, os.environ)
-            for warning in flavour.check(prepared):
-                warn(warning)
+            prepare.check(prepared, flavour)
             pod.to_prepared()
             events.prepared(pod.uuid, prepared.name, name)
     return pod
@@ -242,8 +240,7 @@ def _checked(
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
     prepared = machines.settle(prepared, flavour, settings, os.environ)
-    for warning in flavour.check(prepared):
-        warn(warning)
+    prepare.check(prepared, flavour)
     save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
 
