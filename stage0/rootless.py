@@ -13,12 +13,10 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 
-from common import files, syscalls, users
-from common.errors import LaunchError, RkpyError, reason
+from common import syscalls, users
+from common.errors import LaunchError, reason
 from common.users import Range
-from stage0 import xdg
 from stage0.notices import warn
 from stage0.xdg import UID
 from stage1.poddir import Leader, boot_id
@@ -34,7 +32,6 @@ def become_root(*, to_run: bool = False) -> None:
     if os.geteuid() == 0:
         return
     gid = os.getegid()
-    _make_data_directory()
     try:
         mappings = {"uid": [Range(0, UID, 1), *_granted("uid")], "gid": [Range(0, gid, 1), *_granted("gid")]}
         missing = _missing(mappings)
@@ -67,17 +64,6 @@ def join(leader: Leader) -> None:
         raise
     except OSError as error:
         raise LaunchError(f"cannot enter the user namespace of process {leader.pid}: {reason(error)}") from error
-
-
-def _make_data_directory() -> None:
-    """Nobody else is to get at what is below: a program of an image that is to run as root would run as us."""
-    try:
-        data = xdg.directories(os.environ).data
-    except RkpyError:
-        return  # It is somewhere else, or the command says that it is nowhere.
-    with suppress(OSError):  # Who needs it will say so.
-        os.makedirs(os.path.dirname(data), mode=0o700, exist_ok=True)
-        files.make_directory(data, 0o700)
 
 
 def _settle() -> None:

@@ -13,7 +13,6 @@ from stage1.mounts import Bind
 from stage1.plan import HEALTHY, READY_NOTIFY, READY_STARTED, AppPlan, PodPlan
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
-from stage1.systemd.given import booted
 from stage1.terminal import get_size
 from stage2 import capabilities
 from stage2.launch import LaunchSpec
@@ -42,7 +41,7 @@ def check(pod: PreparedPod, flavour: str) -> tuple[PodPlan, list[str]]:
         warnings += (f'{flavour} ignores isolator "{name}" of app "{app.name}"' for name in names)
         warnings += implicit.warnings(pod, app)
         require_sources(planned)
-    if pod.starts and booted():
+    if pod.starts and pod.manager is not None and pod.manager.is_system:
         from stage1.systemd import units
 
         warnings += units.warnings(pod.keep_unit)
@@ -102,6 +101,7 @@ def _pod_plan(pod: PreparedPod, apps: tuple[AppPlan, ...]) -> PodPlan:
         journal=journal.is_there(),
         ready=_readiness(pod),
         credentials=pod.credentials >= 0,
+        delegated=pod.delegated,
     )
 
 

@@ -32,7 +32,7 @@ def _name(pod: Pod, wanted: str) -> str:
 
 
 def _mutable(config: Config, uuid: str, app: str) -> tuple[Pod, str]:
-    pod = apps.find_running(Pods(config.pods), uuid)
+    pod = apps.find_running(Pods(config.pods).require_own(), uuid)
     apps.require_mutable(pod)
     return pod, _name(pod, app)
 
@@ -77,7 +77,7 @@ def restart(config: Config, uuid: str, app: str) -> None:
 @click.pass_obj
 def rm(config: Config, uuid: str, app: str) -> None:
     """Remove an app from a pod, be it running or not, with all its files."""
-    with Pods(config.pods).find(uuid) as pod:
+    with Pods(config.pods).require_own().find(uuid) as pod:
         state = pod.state()
         if state not in (State.RUNNING, State.EXITED, State.EXITED_GARBAGE):
             raise PodError(f'pod "{pod.uuid}" is {state}')
@@ -180,7 +180,7 @@ def attach(config: Config, uuid: str, app: str, mode: str) -> int:
     Only those streams can be attached to that are stream or tty (--stdin, --stdout and --stderr of run).
     """
     _check_mode(mode)
-    with apps.find_running(Pods(config.pods), uuid) as pod:
+    with apps.find_running(Pods(config.pods).require_own(), uuid) as pod:
         result: int = apps.operation(pod, "attach")(pod.path, _name(pod, app), mode)
         return result
 

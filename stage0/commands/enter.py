@@ -50,7 +50,7 @@ def run(
         raise UsageError(f"--cwd={cwd}: it has to be an absolute path")
     if user and privileged:
         raise UsageError("--user and --privileged exclude each other")
-    pod = _find(Pods(config.pods), uuid)
+    pod = _find(Pods(config.pods).require_own(), uuid)
     _wait_until_ready(pod)
     apps.join(pod)
     prepared = prepare.load(pod, Store(config.store))
