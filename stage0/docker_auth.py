@@ -19,7 +19,7 @@ from typing import Any
 from aci.types import quote
 from common.errors import ConfigError, reason
 from common.records import NamedTuple
-from stage0 import auth
+from stage0 import auth, xdg
 from stage0.config import Config
 from stage0.docker_reference import HUB_ALIASES
 
@@ -75,7 +75,7 @@ def _paths(environment: Mapping[str, str]) -> tuple[str, ...]:
     if alone := environment.get("REGISTRY_AUTH_FILE"):
         return (alone,)
     home = environment.get("HOME", "")
-    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/containers/{os.getuid()}"
+    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/containers/{xdg.UID}"
     settings = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
     docker = environment.get("DOCKER_CONFIG") or (f"{home}/.docker" if home else "")
     found = [f"{runtime}/containers/auth.json" if environment.get("XDG_RUNTIME_DIR") else f"{runtime}/auth.json"]
