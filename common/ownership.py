@@ -38,9 +38,11 @@ def objection(path: str) -> str:
     others = owners - {os.geteuid()}
     if others:
         return f"it belongs to {_name(others.pop())}"
-    if os.path.lexists(f"{path}/{_MARK}") == users.confined():
+    # Who is not root has made it in a user namespace, be he in one now or not.
+    confined = users.confined() or os.geteuid() != 0
+    if os.path.lexists(f"{path}/{_MARK}") == confined:
         return ""
-    return "it was made outside of this user namespace" if users.confined() else "it was made in a user namespace"
+    return "it was made outside of a user namespace" if confined else "it was made in a user namespace"
 
 
 def _name(uid: int) -> str:

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from common import files, journal, syscalls
+from common import files, journal, syscalls, users
 from common.errors import LaunchError, PodError, UsageError, reason
 from common.imports import seal
 from common.records import NamedTuple
@@ -25,7 +25,8 @@ from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
 from stage1.systemd import notify
-from stage1.systemd.given import FIRST_SOCKET, booted
+from stage1.systemd.given import FIRST_SOCKET
+from stage1.systemd.manager import Manager
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
 NETWORKS = False
@@ -159,10 +160,10 @@ def _refuse(pod: PreparedPod) -> None:
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's only app. Returns by LaunchError only; the process is of no use for anything else then."""
     app = pod.apps[0]
-    if booted():
+    if pod.manager is not None:
         from stage1.systemd.registrar import announce
 
-        announce(boot.begin_registrar(), pod, Limits(), kind="")
+        announce(pod.manager, boot.begin_registrar(pod.manager), pod, Limits(), kind="")
     planned = plan(pod)
     if pod.debug:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
@@ -181,8 +182,10 @@ def run(pod: PreparedPod) -> NoReturn:
         if isinstance(step, Credentials):
             credentials = os.dup(source)
         step.apply(root, source)
-    if booted():
-        _join_unit(pod)
+    if pod.unit:
+        poddir.write_word(pod.directory, poddir.UNIT, pod.unit)
+    if pod.manager is not None:
+        _join_unit(pod, pod.manager)
     spec = _with_journal(pod, launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,)))
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
@@ -208,11 +211,11 @@ def _told(pod: PreparedPod) -> Iterator[tuple[str, str]]:
         yield "WATCHDOG_USEC", str(pod.given.watchdog)
 
 
-def _join_unit(pod: PreparedPod) -> None:
+def _join_unit(pod: PreparedPod, manager: Manager) -> None:
     """Into a scope of the pod's own, if it is to have one; the app is to have no child that it does not know."""
     from stage1.systemd.membership import Membership
 
-    registrar = boot.begin_registrar()
+    registrar = boot.begin_registrar(manager)
     membership = Membership("run", pod.directory, registrar.channel, registrar.pid)
     membership.join()
     membership.leave()
@@ -255,6 +258,7 @@ def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int,
         working_directory=section.working_directory,
         no_new_privileges=any(item.name == NO_NEW_PRIVILEGES and item.value is True for item in section.isolators),
         keep_fds=keep_fds,
+        keeps_groups=not users.can_drop_groups(),
     )
 
 
