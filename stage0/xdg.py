@@ -11,6 +11,8 @@ from common.records import NamedTuple
 
 UID = os.geteuid()
 """Who called us, whoever we become (`stage0.rootless`)."""
+GID = os.getegid()
+"""Likewise."""
 
 
 class Directories(NamedTuple):

@@ -390,7 +390,7 @@ def registry(rkpy: Rkpy) -> Iterator[registries.Fake]:
         made.close()
 
 
-@pytest.mark.parametrize("place", ["runtime", "config", "docker", "own"])
+@pytest.mark.parametrize("place", ["runtime", "config", "docker", "own", "helper"])
 def test_logins_are_the_callers(rkpy: Rkpy, registry: registries.Fake, place: str) -> None:
     """Who is root of a namespace has the files of the user that he is, and not root's."""
     made = registries.image({"etc/motd": b"hello"})
@@ -411,6 +411,7 @@ def test_logins_are_the_callers(rkpy: Rkpy, registry: registries.Fake, place: st
         "runtime": (runtime / "containers/auth.json", login),
         "config": (home / ".config/containers/auth.json", login),
         "docker": (home / ".docker/config.json", login),
+        "helper": (home / ".docker/config.json", json.dumps({"credHelpers": {registry.host: "mine"}})),
         "own": (
             home / ".config/rkpy/auth.d/a.json",
             json.dumps({**own, "credentials": {"user": "me", "password": "secret"}}),
@@ -423,6 +424,18 @@ def test_logins_are_the_callers(rkpy: Rkpy, registry: registries.Fake, place: st
     for one in (path, *path.parents):
         if rkpy.directory in one.parents:
             rkpy.user.own(one)
-    where = {"HOME": str(home), "XDG_RUNTIME_DIR": str(runtime), "SSL_CERT_FILE": str(rkpy.directory / "ca.crt")}
+    programs = rkpy.directory / "bin"
+    programs.mkdir()
+    helper = programs / "docker-credential-mine"
+    # It is not root, and in the user's group.
+    secret = '{"Username": "me", "Secret": "secret"}'
+    helper.write_text(f"#!/bin/sh\n[ $(id -u):$(id -g) = {rkpy.user.uid}:{rkpy.user.uid} ] && echo '{secret}'\n")
+    helper.chmod(0o755)
+    where = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(runtime),
+        "SSL_CERT_FILE": str(rkpy.directory / "ca.crt"),
+    }
     words = ("--insecure-options=image", "fetch", f"docker://{registry.host}/app:1")
     assert rkpy.ok(*words, **where).startswith("sha512-")
