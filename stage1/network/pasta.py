@@ -51,6 +51,12 @@ def decided(conf: str) -> Decided | None:
         return None
 
 
+def families(networks: Sequence[Network]) -> set[int]:
+    """Those that a pod has by these; none where they are not its network."""
+    chosen = decided(networks[0].conf) if serves(networks) else None
+    return set() if chosen is None else {addresses.version(text) for text in chosen.addresses}
+
+
 def serves(networks: Sequence[Network]) -> bool:
     """Whether these, all of a pod, are its network."""
     return len(networks) == 1 and decided(networks[0].conf) is not None
@@ -86,11 +92,10 @@ def arguments(
 
 
 def _forwarded(port: Port, versions: Sequence[int]) -> Iterator[str]:
-    """One for each socket: of several together pasta is content with any that it gets."""
-    hosts = [port.host_ip] if port.host_ip else [_ANY[version] for version in versions]
+    """One for each port: of several together pasta is content with any that it gets."""
+    address = port.host_ip or (_ANY[versions[0]] if len(versions) == 1 else "")
     for step in range(port.span):
-        for host in hosts:
-            yield f"{host}/{port.host_port + step}:{port.pod_port + step}"
+        yield f"{address}{address and '/'}{port.host_port + step}:{port.pod_port + step}"
 
 
 def result(chosen: Decided, interface: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import _socket
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from common.addresses import version as version_of
@@ -59,21 +59,23 @@ def require_free(ports: Iterable[Port]) -> None:
             raise NetworkError(f"port {_text(name)} is published by {owners.describe(holder)} already")
 
 
-def require_bindable(plan: NetworkPlan, families: Iterable[int]) -> None:
-    """Nobody claims anything for a pod that is connected by a program which listens: NetworkError for a port that it
-    could not have, as far as one can tell. `families` are those that the pod has."""
-    wanted = _names(plan.ports)
-    _meet_each_other(wanted)
-    for name in wanted:
+def require_bindable(ports: Iterable[Port], families: Container[int], directory: str) -> None:
+    """Nothing is claimed for a pod that is connected by a program which listens: NetworkError for a port that it could
+    not have, as far as one can tell. `families` are those that the pod in `directory` has."""
+    seen: set[tuple[str, int]] = set()
+    for name in _names(ports):
         protocol, port, address = parse(name)
-        hosts = [address] if address else [_EVERY[version] for version in families]
+        if (protocol, port) in seen:
+            raise NetworkError(f"port {port}/{protocol} cannot be published twice: pasta does so on one address or all")
+        seen.add((protocol, port))
+        hosts = [address] if address else [_EVERY[version] for version in _EVERY if version in families]
         for host in hosts:
             if address and version_of(host) not in families:
                 raise NetworkError(f"port {_text(name)} cannot be published: the pod has no IPv{version_of(host)}")
             try:
                 _listen(protocol, port, host)
             except OSError as error:
-                raise _unbindable(error, name, plan) from None
+                raise _unbindable(error, name, directory) from None
 
 
 def _listen(protocol: str, port: int, address: str) -> None:
@@ -92,7 +94,7 @@ def _listen(protocol: str, port: int, address: str) -> None:
         found.close()
 
 
-def _unbindable(error: OSError, name: str, plan: NetworkPlan) -> NetworkError:
+def _unbindable(error: OSError, name: str, directory: str) -> NetworkError:
     port, address = parse(name)[1:]
     if error.errno == errno.EACCES:
         with open(_PRIVILEGED, encoding="ascii") as file:
@@ -105,7 +107,7 @@ def _unbindable(error: OSError, name: str, plan: NetworkPlan) -> NetworkError:
         return NetworkError(f"port {_text(name)} cannot be published: {address} is not an address of this host")
     if error.errno != errno.EADDRINUSE:
         return NetworkError(f"port {_text(name)} cannot be published: {reason(error)}")
-    owner = _neighbour(name, plan.directory)
+    owner = _neighbour(name, directory)
     if owner:
         return NetworkError(f"port {_text(name)} is published by {owner} already")
     return NetworkError(
@@ -115,15 +117,15 @@ def _unbindable(error: OSError, name: str, plan: NetworkPlan) -> NetworkError:
 
 
 def _neighbour(name: str, directory: str) -> str:
-    """Which of the pods beside the one in `directory` has the port, for people; empty when none has."""
+    """Which of the running pods beside that in `directory` has the port, for people; empty when none has."""
     from stage1 import poddir
     from stage1.network import record, usermode
 
     protocol, port, address = parse(name)
-    running = os.path.dirname(directory)
+    running = f"{os.path.dirname(os.path.dirname(directory))}/run"
     for uuid in os.listdir(running):
         try:
-            found = record.read(f"{running}/{uuid}") if uuid != os.path.basename(directory) else None
+            found = record.read(f"{running}/{uuid}")
         except NetworkError:
             continue
         for mapping in usermode.published(found) if found is not None else ():

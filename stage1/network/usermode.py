@@ -43,7 +43,7 @@ _ANYWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
 def attach(plan: NetworkPlan, netns: int) -> tuple[int, list[str]]:
     """Connect the pod that has the network namespace `netns`; a pidfd of pasta, and what is not as one might wish.
     NetworkError when that cannot be; `detach` takes back what was done then."""
-    from stage1.network import capabilities, names, ports, resolvers
+    from stage1.network import capabilities, names, resolvers
 
     network = plan.networks[0]
     chosen = pasta.decided(network.conf)
@@ -51,7 +51,6 @@ def attach(plan: NetworkPlan, netns: int) -> tuple[int, list[str]]:
     runtime = json.dumps(capabilities.runtime(plan, network))
     intent = Attachment(network.name, network.interface, network.conf, runtime=runtime)
     record.write(plan.directory, Record(uuid=plan.uuid, attachments=(intent,)))
-    ports.require_bindable(plan, {addresses.version(text) for text in chosen.addresses})
     asked = plan.names.dns
     answering = [] if asked else [gateway for gateway in chosen.gateways if resolvers.is_hidden(gateway)]
     process = _start(plan, chosen, netns, answering)
