@@ -52,7 +52,7 @@ def _interrupt(number: int, _frame: object) -> None:
 def again(verb: str, request: Request, settings: Config, uuid: str) -> int:
     """`rkpy run-prepared --detach` and `rkpy start --detach`."""
     bus = Bus(_manager(request).bus)
-    return _launch(bus, Pods(settings.pods).find(uuid), verb, request, settings)
+    return _launch(bus, Pods(settings.pods).require_own().find(uuid), verb, request, settings)
 
 
 def _manager(request: Request) -> Manager:
@@ -154,7 +154,7 @@ def _places(request: Request, settings: Config) -> Iterator[str]:
 def _give_back(settings: Config, uuid: str) -> None:
     """What was prepared for nothing."""
     try:
-        with Pods(settings.pods).find(uuid, (PREPARED,)) as pod:
+        with Pods(settings.pods).require_own().find(uuid, (PREPARED,)) as pod:
             pod.take()
             pod.discard()
     except PodError:

@@ -29,7 +29,6 @@ from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
 from stage0.grammar import ImageArguments, Request
-from stage0.notices import warn
 from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
 from stage1 import flavour as flavours
@@ -75,8 +74,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
             if networking.has_networks(flavour):
                 networking.check_ports(prepared, manifest)
             prepared = machines.settle(prepared, flavour, settings, os.environ)
-            for warning in flavour.check(prepared):
-                warn(warning)
+            prepare.check(prepared, flavour)
             pod.to_prepared()
             events.prepared(pod.uuid, prepared.name, name)
     return pod
@@ -85,7 +83,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
 def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
     """`rkpy run-prepared`."""
     announce.begin(request.given)
-    pod = Pods(settings.pods).find(uuid)
+    pod = Pods(settings.pods).require_own().find(uuid)
     if pod.directory != PREPARED:
         raise PodError(f'pod "{pod.uuid}" is not prepared: it is {pod.state()}')
     pod.take()
@@ -101,7 +99,7 @@ def start(request: Request, settings: Config, uuid: str) -> NoReturn:
     from stage0 import again
 
     announce.begin(request.given)
-    pods = Pods(settings.pods)
+    pods = Pods(settings.pods).require_own()
     with pods.find(uuid) as found:
         prepared_only = found.directory == PREPARED
     if prepared_only:
@@ -263,8 +261,7 @@ def _checked(
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
     prepared = machines.settle(prepared, flavour, settings, os.environ)
-    for warning in flavour.check(prepared):
-        warn(warning)
+    prepare.check(prepared, flavour)
     save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
 

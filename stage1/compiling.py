@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from aci.isolators import NETWORK_BANDWIDTH
-from common import journal
+from common import journal, users
 from common.errors import UsageError
 from stage1 import app_steps, appsockets, implicit, logdriver, poddir, resources, restrictions
 from stage1.flavour import PreparedApp, PreparedPod
@@ -165,6 +165,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
         working_directory=section.working_directory,
         no_new_privileges=False,
         keep_fds=(),
+        keeps_groups=not pod.own_kernel and not pod.private_range[1] and not users.can_drop_groups(),
         # What the caller has when it is no terminal stays the caller's.
         owns_streams=not pod.interactive or "tty" in _streams(pod, app),
     )

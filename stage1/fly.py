@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from common import files, journal, syscalls
+from common import files, journal, syscalls, users
 from common.errors import LaunchError, PodError, UsageError, reason
 from common.imports import seal
 from common.records import NamedTuple
@@ -258,6 +258,7 @@ def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int,
         working_directory=section.working_directory,
         no_new_privileges=any(item.name == NO_NEW_PRIVILEGES and item.value is True for item in section.isolators),
         keep_fds=keep_fds,
+        keeps_groups=not users.can_drop_groups(),
     )
 
 

@@ -112,7 +112,8 @@ def parse(
     everything = {**flags, **options.table(options.GLOBAL)}
     request = grammar.parse(words, everything, arguments=arguments, by_position=not flags_are_the_pods)
     settings = config.load(request.flags)
-    rootless.become_root()
+    if name != "app add":  # That goes where the pod is.
+        rootless.become_root(to_run=True)
     if request.flags.get("pod-file") is not None:
         request, settings = _of_file(request, settings, flags)
     if name in ("run", "prepare") and not request.images and request.flags.get("pod-manifest") is None:
