@@ -29,6 +29,7 @@ from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
 from stage0.grammar import ImageArguments, Request
+from stage0.notices import warn
 from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
 from stage1 import flavour as flavours
