@@ -70,6 +70,24 @@ def busybox(*options: str, app: tuple[str, ...] = (), script: str = STAY) -> lis
 
 
 @contextlib.contextmanager
+def running(person: Person, name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """One that was started by a shell, and is up."""
+    words = person.shell(*RKPY, *busybox(f"--pod-name={name}", *options))
+    process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        until(lambda: process.poll() is not None or person.rkpy("status", name, check=False).returncode == 0)
+        assert process.poll() is None, process.communicate()
+        person.rkpy("status", "--wait-ready=60s", name)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=units.TIMEOUT)
+
+
+@contextlib.contextmanager
 def account(place: Path, *, lingers: bool) -> Iterator[Person]:
     """Somebody new; `lingers`: his service manager runs. Everything of his goes in the end."""
     _open_checkout()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from tests.cgroups import until
 from tests.host.commands import ROOT
 from tests.host.servicemanager import build_service
 from tests.systemd import people, units
-from tests.systemd.people import RKPY, Person, busybox
+from tests.systemd.people import RKPY, Person, busybox, running
 
 GENERATOR = Path("/run/systemd/user-generators/rkpy-generator")
 SERVICE = {"Type": "notify", "Delegate": "yes", "KillMode": "mixed"}
@@ -47,29 +45,11 @@ def bob(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
         yield person
 
 
-@contextlib.contextmanager
-def pod(person: Person, name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """One that was started by a shell, and is up."""
-    words = person.shell(*RKPY, *busybox(f"--pod-name={name}", *options))
-    process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        until(lambda: process.poll() is not None or person.rkpy("status", name, check=False).returncode == 0)
-        assert process.poll() is None, process.communicate()
-        person.rkpy("status", "--wait-ready=60s", name)
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=units.TIMEOUT)
-
-
 # His own service manager
 
 
 def test_a_pod_from_a_shell_has_a_scope_of_its_users_manager(alice: Person) -> None:
-    with pod(alice, "web") as process:
+    with running(alice, "web") as process:
         shown = alice.show("rkpy-web.scope", "ActiveState", "Slice", "Delegate", "ControlGroup")
         slice_ = f"/user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice"
         assert shown == {
@@ -90,7 +70,7 @@ def test_a_pod_from_a_shell_has_a_scope_of_its_users_manager(alice: Person) -> N
 
 
 def test_it_goes_on_when_the_bus_is_gone(alice: Person) -> None:
-    with pod(alice, "web") as process:
+    with running(alice, "web") as process:
         try:
             alice.run("systemctl", "--user", "stop", "dbus.socket", "dbus.service")
             until(lambda: alice.show("rkpy-web.scope", "SubState") == {"SubState": "abandoned"})
