@@ -246,6 +246,8 @@ class PodCgroup:
         self._directory = directory
         self._disk = _disk(directory)
         self._owner = owner
+        self._trusted = False
+        """As for `find`."""
         self._unit = ""
         """The cgroup of the pod's own scope, whose limits systemd has set."""
         self._limits = Limits()
@@ -269,6 +271,7 @@ class PodCgroup:
         LaunchError on refusal."""
         place = find(trusted=trusted or scope)
         pod = cls(directory, "" if place.refusal else f"{place.base}/{uuid}", owner, place.refusal)
+        pod._trusted = trusted or scope
         if pod.path:
             _record(directory, pod.path)
             try:
@@ -374,7 +377,8 @@ class PodCgroup:
             else:
                 verdict, detail = _see(path, setting) if path == self._unit else _set(path, setting)
                 if verdict == NOT_ENFORCEABLE:
-                    why = enforceable(self._directory).get(CONTROLLER_OF.get(setting.name, "memory"), "")
+                    controller = CONTROLLER_OF.get(setting.name, "memory")
+                    why = enforceable(self._directory, trusted=self._trusted).get(controller, "")
                     if not why and setting.name != "swap":
                         # It was said that it could be kept, so nobody has been told of a pod without it.
                         raise LaunchError(f"cannot set a limit of {app or 'the pod'}: {detail}")
