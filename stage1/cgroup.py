@@ -27,6 +27,8 @@ CONTROLLERS = ("cpu", "io", "memory", "pids")
 
 RECORD = "cgroup"
 """The file in the pod directory that names the pod's cgroup."""
+USUAL = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+"""Where systemd mounts it, the latter beside hierarchies of version 1."""
 TOP = "rkpy"
 INIT = "_init"
 SUPERVISOR = "supervisor"
@@ -66,14 +68,18 @@ def find() -> Place:
 
 
 def _mount(mountinfo: str) -> tuple[str, str] | None:
-    """What of the hierarchy is mounted, and where (proc(5)); the last mount covers those before it."""
-    found = None
+    """What of the hierarchy is mounted, and where (proc(5)): in the usual place, or else anywhere; a root that
+    a process is to change to may have one, too. The last mount covers those before it."""
+    usual = other = None
     for line in mountinfo.splitlines():
         fields, _, rest = line.partition(" - ")
         if rest.split(" ", 1)[0] == "cgroup2":
             root, place = fields.split(" ")[3:5]
-            found = root, _unescape(place)
-    return found
+            if place in USUAL:
+                usual = root, place
+            else:
+                other = root, _unescape(place)
+    return usual or other
 
 
 def _unescape(path: str) -> str:

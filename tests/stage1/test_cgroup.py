@@ -32,7 +32,10 @@ BOUND = "99 23 0:26 /machine.slice/a /sys/fs/c\\040group rw - cgroup2 none rw\n"
         (HYBRID, ("/", "/sys/fs/cgroup/unified")),
         (LEGACY, None),
         ("", None),
-        (UNIFIED + BOUND, ("/machine.slice/a", "/sys/fs/c group")),
+        (BOUND, ("/machine.slice/a", "/sys/fs/c group")),
+        # A root that has one, too, such as that of a pod that is about to be changed to.
+        (UNIFIED + BOUND, ("/", "/sys/fs/cgroup")),
+        (BOUND + UNIFIED, ("/", "/sys/fs/cgroup")),
     ],
 )
 def test_the_mount_is_found(mountinfo: str, found: tuple[str, str] | None) -> None:
