@@ -18,6 +18,7 @@ from aci.unpack import (
     Limits,
     Mark,
     clean_path,
+    device_allowed,
     stripped_link,
     whiteout_mark,
     xattr_allowed,
@@ -119,6 +120,8 @@ class _Model:
         todo = [node]
         while todo:
             directory = todo.pop()
+            for name in [name for name, child in directory.children.items() if not _can_be_there(child)]:
+                del directory.children[name]
             for name in directory.hidden:
                 there = directory.children.setdefault(name, _Node(_WHITEOUT))
                 there.opaque = there.opaque or there.kind == DIRECTORY
@@ -162,6 +165,10 @@ class _Model:
                 trail = [self.root]
             todo += node.member.link.split(b"/")[::-1]
         return trail[-1]
+
+
+def _can_be_there(node: _Node) -> bool:
+    return node.member is None or device_allowed(node.member)
 
 
 def _archived_digest(reader: Reader, member: Member) -> bytes:

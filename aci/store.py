@@ -24,7 +24,7 @@ from typing import Any
 from aci import image_manifest, types
 from aci.image_manifest import ImageManifest
 from aci.index import Entry, Index
-from common import files, locks
+from common import files, locks, ownership, users
 from common.errors import ManifestError, StoreError, reason
 from common.records import NamedTuple
 
@@ -226,7 +226,11 @@ class Store:
     def make(self) -> None:
         """Create what is missing of the store's directories. Raises StoreError."""
         try:
+            if users.confined():
+                ownership.make_data_directory(os.path.dirname(self.root))
             os.makedirs(self.root, 0o755, exist_ok=True)
+            if not os.path.lexists(f"{self.root}/{_PRIVATE[0]}"):
+                ownership.claim(self.root)
             for name in _PRIVATE:
                 files.make_directory(f"{self.root}/{name}", 0o700)
             for name in _PUBLIC:
@@ -236,7 +240,11 @@ class Store:
 
     @contextmanager
     def lock(self, exclusive: bool = False) -> Iterator[None]:
-        """Hold the store: shared, so that nothing is removed, or exclusive, to remove. Waits for others."""
+        """Hold the store: shared, so that nothing is removed, or exclusive, to remove. Waits for others.
+
+        Raises StoreError for a store that is somebody else's."""
+        if why := ownership.objection(self.root):
+            raise StoreError(f"cannot use the store {self.root}: {why}", hint="use one of your own, see --dir")
         path = f"{self.root}/lock"
         try:
             try:

@@ -13,10 +13,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from aci.tar import BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, FILE, HARDLINK, SYMLINK, Member, Readable, Reader, show
-from common import overlay
+from common import overlay, users
 from common.errors import ImageError, RkpyError, StoreError, reason
 from common.records import NamedTuple
 from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
@@ -30,6 +31,10 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _STORE_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 )  # fmt: skip
+_SHOWN = 5
+"""Names that a warning lists."""
+_IMPLIED = Member(b"", DIRECTORY, 0o755, 0, 0, 0, 0, b"", 0, 0)
+"""A directory that no entry describes."""
 _DEVICE_TYPE = {CHARACTER: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 
 
@@ -121,6 +126,14 @@ def xattr_allowed(name: str) -> bool:
     return name in ("security.capability", "system.posix_acl_access", "system.posix_acl_default")
 
 
+def device_allowed(member: Member) -> bool:
+    """Whether the kernel lets us make what `member` describes. In a user namespace it makes no device nodes, whoever
+    asks, but for the one that stands for a whiteout (mknod(2))."""
+    if member.kind not in (CHARACTER, BLOCK_DEVICE):
+        return True
+    return (member.kind, member.major, member.minor) == (CHARACTER, 0, 0) or not users.confined()
+
+
 class Mark(NamedTuple):
     """What a whiteout entry says about the directory it is in. Neither hiding nor opaque: aufs's own bookkeeping
     (other names that begin with `.wh..wh.`), which means nothing here."""
@@ -161,11 +174,13 @@ class _Pending:
     """What is done to a directory at the end: anything created in it later would change its mtime, and its default
     ACL or set-group-ID bit would be handed down."""
 
-    __slots__ = ("hidden", "member", "opaque")
+    __slots__ = ("absent", "hidden", "member", "opaque")
 
     def __init__(self) -> None:
         self.member: Member | None = None
         self.hidden: set[bytes] = set()
+        self.absent: set[bytes] = set()
+        """Device nodes that it would have, were we allowed to make them."""
         self.opaque = False
 
 
@@ -239,6 +254,8 @@ class _Tree:
 
     def make_directory(self, parent: _Directory, name: bytes) -> _Pending:
         """Create a directory, or find it there, and say what is pending for it."""
+        if name in parent.pending.absent:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         try:
             os.mkdir(name, 0o700, dir_fd=parent.fd)
         except FileExistsError:
@@ -285,6 +302,15 @@ class _Tree:
         self._stale = False
 
 
+def _unmapped(member: Member) -> str:
+    """The owners that do not exist in our user namespace."""
+    return " and ".join(
+        f"{what} {number}"
+        for kind, what, number in (("uid", "user", member.uid), ("gid", "group", member.gid))
+        if not any(one.inside <= number < one.inside + one.size for one in users.ranges(kind))
+    )
+
+
 def _open_empty(target: str) -> int:
     try:
         if os.listdir(target):
@@ -308,6 +334,7 @@ class _Unpacker:
         self._whiteouts = whiteouts
         self._dropped: dict[str, int] = {}
         self._meaningless = 0
+        self._left_out: list[bytes] = []
         self._call = ""
         self.size = 0
 
@@ -317,20 +344,22 @@ class _Unpacker:
             self._tree.begin_entry()
             self._add(member, path, strip)
         except OSError as error:
-            raise self._failure(error, member.name) from error
+            raise self._failure(error, member) from error
 
     def finish(self) -> None:
         """Put the whiteouts in, then give the directories their metadata."""
-        path = b""
+        member = _IMPLIED
         try:
             pending = self._tree.pending
             for path, directory in pending.items():
+                member = _IMPLIED._replace(name=path or b".")
                 if directory.hidden:
                     self._hide(path, directory.hidden)
             for path, directory in pending.items():
+                member = directory.member or _IMPLIED._replace(name=path or b".")
                 self._finish_directory(path, directory)
         except OSError as error:
-            raise self._failure(error, path or b".") from error
+            raise self._failure(error, member) from error
 
     def warnings(self) -> tuple[str, ...]:
         """What was left out, a sentence per reason."""
@@ -342,10 +371,19 @@ class _Unpacker:
             )
         if self._meaningless:
             found.append(f"{self._meaningless} entries of aufs's own bookkeeping (.wh..wh.*) were left out")
+        if self._left_out:
+            names = ", ".join(map(show, self._left_out[:_SHOWN]))
+            more = f" and {len(self._left_out) - _SHOWN} more" if len(self._left_out) > _SHOWN else ""
+            found.append(f"device nodes, which only root of the host can make, were left out: {names}{more}")
         return tuple(found)
 
-    def _failure(self, error: OSError, name: bytes) -> RkpyError:
-        message = f"cannot unpack archive entry {show(name)}: {self._call}: {reason(error)}"
+    def _failure(self, error: OSError, member: Member) -> RkpyError:
+        message = f"cannot unpack archive entry {show(member.name)}: {self._call}: {reason(error)}"
+        if error.errno == errno.EINVAL and self._call == "chown" and (ids := _unmapped(member)):
+            return ImageError(
+                f"archive entry {show(member.name)} belongs to {ids}, which is none of the IDs that you may use",
+                hint="have more of them in /etc/subuid and /etc/subgid, see docs/rootless.md",
+            )
         if error.errno in _STORE_ERRORS:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return StoreError(message, hint="free some space, `rkpy image gc` may help" if full else "")
@@ -366,10 +404,28 @@ class _Unpacker:
         source = stripped_link(member, strip) if member.kind == HARDLINK else None
         name = path.pop()
         parent = self._tree.directory(b"/".join(path))
+        if not device_allowed(member) or (source is not None and self._is_left_out(source)):
+            self._leave_out(member, parent, name)
+            return
+        parent.pending.absent.discard(name)
         if source is None:
             self._create(member, parent, name)
         else:
             self._link(source, parent, name, member)
+
+    def _is_left_out(self, source: list[bytes]) -> bool:
+        """Whether a hard link is to a device node that was left out, and so has to be left out as well."""
+        if not self._left_out or not source:
+            return False
+        return source[-1] in self._tree.directory(b"/".join(source[:-1])).pending.absent
+
+    def _leave_out(self, member: Member, parent: _Directory, name: bytes) -> None:
+        """It takes the place of what was there before all the same."""
+        self._call = "remove"
+        with suppress(FileNotFoundError):
+            self._tree.remove(parent, name)
+        parent.pending.absent.add(name)
+        self._left_out.append(member.name)
 
     def _create(self, member: Member, parent: _Directory, name: bytes) -> None:
         """Once more without what is in the way, if something is."""

@@ -36,7 +36,13 @@ def confined() -> bool:
     return ranges("uid") != (EVERYTHING,)
 
 
+def knows(kind: str, number: int) -> bool:
+    """Whether the user or group `number` is one that we could become, or give a file to; `kind` as in `ranges`."""
+    return any(0 <= number - one.inside < one.size for one in ranges(kind))
+
+
 def can_drop_groups() -> bool:
-    """Whether setgroups(2) is allowed (proc_pid_setgroups(5))."""
+    """Whether setgroups(2) is allowed (proc_pid_setgroups(5)). Where it is not, everything we start is in the groups
+    that we were started in."""
     with open("/proc/self/setgroups", encoding="ascii") as file:
         return file.read().strip() != "deny"

@@ -18,8 +18,7 @@ from aci.pod_manifest import PodManifest, RuntimeApp, Volume
 from aci.store import ImageRecord, Store
 from common import files, locks
 from common.errors import PodError, UsageError, reason
-from stage0 import behaviour, podinfo, prepare
-from stage0.notices import warn
+from stage0 import behaviour, podinfo, prepare, rootless
 from stage0.podinfo import AppInfo
 from stage0.pods import Pod, Pods, State
 from stage1 import flavour as flavours
@@ -47,6 +46,17 @@ def find_running(pods: Pods, name: str) -> Pod:
     if state is not State.RUNNING:
         raise PodError(f'pod "{pod.uuid}" isn\'t currently running: it is {state}')
     return pod
+
+
+def join(pod: Pod) -> None:
+    """Be root where the running `pod` is, for those who are not (`rootless.join`). Raises PodError when it is over."""
+    leader = pod.leader()
+    try:
+        if leader is None:
+            raise ProcessLookupError
+        rootless.join(leader)
+    except ProcessLookupError as error:
+        raise PodError(f'pod "{pod.uuid}" isn\'t currently running') from error
 
 
 def require_mutable(pod: Pod) -> None:
@@ -96,8 +106,7 @@ def add(
             after = before._replace(apps=(*before.apps, app))
             prepared = prepare.load(pod, store, manifest=after, asked=asked, insecure=insecure)
             own = prepared.apps[-1]
-            for warning in flavours.load(pod.flavour()).check(prepared._replace(apps=(own,))):
-                warn(warning)
+            prepare.check(prepared._replace(apps=(own,)), flavours.load(pod.flavour()))
             _commit(pod.path, after)
             tell(prepared, own)
         except BaseException as error:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from common.errors import PodError, SystemdError, UsageError
-from stage0 import behaviour, invocation, options, podservice, podunit, starting
+from stage0 import behaviour, invocation, options, podservice, podunit, servicemanager, starting, xdg
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
@@ -16,6 +16,7 @@ from stage1 import cgroup, resources
 from stage1 import flavour as flavours
 from stage1.systemd import given, units
 from stage1.systemd.bus import SYSTEMD, TIMED_OUT, Bus
+from stage1.systemd.manager import Manager
 from stage1.systemd.registrar import JOBS, require_done, start
 from stage1.systemd.units import Property
 
@@ -30,13 +31,13 @@ _HERE = ("detach", "uuid-file-save")
 
 def run(request: Request, settings: Config, flavour: str) -> int:
     """`rkpy run --detach`: prints the pod's UUID once it is up."""
-    _require_systemd(request)
+    manager = _manager(request)
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _interrupt)
-    bus = Bus()  # before there is anything to take back
+    bus = Bus(manager.bus)  # before there is anything to take back
     pod = starting.prepared_pod(request, settings, flavour)
     try:
-        return _launch(bus, pod, "run-prepared", request)
+        return _launch(bus, pod, "run-prepared", request, settings)
     except BaseException:
         _give_back(settings, pod.uuid)
         raise
@@ -50,11 +51,12 @@ def _interrupt(number: int, _frame: object) -> None:
 
 def again(verb: str, request: Request, settings: Config, uuid: str) -> int:
     """`rkpy run-prepared --detach` and `rkpy start --detach`."""
-    _require_systemd(request)
-    return _launch(Bus(), Pods(settings.pods).find(uuid), verb, request)
+    bus = Bus(_manager(request).bus)
+    return _launch(bus, Pods(settings.pods).require_own().find(uuid), verb, request, settings)
 
 
-def _require_systemd(request: Request) -> None:
+def _manager(request: Request) -> Manager:
+    """Who is to run it. Raises UsageError when nobody can."""
     if not given.booted():
         raise UsageError(
             "--detach: systemd is not running here, and rkpy has no daemon", hint="leave it out, and use &"
@@ -68,12 +70,17 @@ def _require_systemd(request: Request) -> None:
     for text in request.flags.all("load-credential"):
         if not text.partition(":")[2].startswith("/"):
             raise UsageError("--load-credential of a detached pod takes ID:PATH with an absolute path")
+    found = servicemanager.find()
+    if found is None:
+        hint = "loginctl enable-linger has it run, and Debian has its bus in dbus-user-session"
+        raise UsageError("--detach: this user has no service manager with a bus", hint=hint)
+    return found
 
 
-def _launch(bus: Bus, pod: Pod, verb: str, request: Request) -> int:
+def _launch(bus: Bus, pod: Pod, verb: str, request: Request, settings: Config) -> int:
     uuid, name = pod.uuid, pod.name()
     with pod:
-        properties = [*_service(pod, verb, request)]
+        properties = [*_service(pod, verb, request, settings)]
     starting.save_uuid(request.flags.get("uuid-file-save"), uuid)
     bus.listen(JOBS)
     unit, job = start(bus, units.names(uuid, name, "service"), properties)
@@ -87,7 +94,8 @@ def _await(bus: Bus, unit: str, job: str) -> None:
         while not _is_done(bus, unit, job):
             pass
     except SystemdError as error:
-        raise SystemdError(error.message, hint=f"journalctl -u {unit} says why") from error
+        journalctl = "journalctl --user" if xdg.is_ordinary() else "journalctl"
+        raise SystemdError(error.message, hint=f"{journalctl} -u {unit} says why") from error
     except KeyboardInterrupt:
         bus.call(SYSTEMD, "StopUnit", "ss", (unit, "replace"))
         raise
@@ -120,10 +128,10 @@ def _state(bus: Bus, unit: str) -> str:
     return state
 
 
-def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:
+def _service(pod: Pod, verb: str, request: Request, settings: Config) -> Iterator[Property]:
     manifest = pod.manifest()
     stop_timeout = behaviour.of_pod(manifest).stop_timeout
-    rkpy = [*invocation.absolute(), *podunit.global_words(request.flags)]
+    rkpy = [*invocation.absolute(), *podunit.global_words(request.flags), *_places(request, settings)]
     words = [*rkpy, verb, *podunit.words(request.flags, options.RUNTIME, but=_HERE), pod.uuid]
     disk = cgroup.disk(pod.path)
     yield from units.about(pod.uuid, pod.name(), f"{pod.root}/{RUN}/{pod.uuid}")
@@ -135,10 +143,18 @@ def _service(pod: Pod, verb: str, request: Request) -> Iterator[Property]:
     yield from units.resources(limits, f"/dev/block/{disk}" if disk else "")
 
 
+def _places(request: Request, settings: Config) -> Iterator[str]:
+    """Where a user's things are: by variables of his shell, which his service manager may not have."""
+    if xdg.is_ordinary():
+        for flag, path in (("dir", settings.data_dir), ("user-config", settings.user_config)):
+            if request.flags.get(flag) is None:
+                yield f"--{flag}={path}"
+
+
 def _give_back(settings: Config, uuid: str) -> None:
     """What was prepared for nothing."""
     try:
-        with Pods(settings.pods).find(uuid, (PREPARED,)) as pod:
+        with Pods(settings.pods).require_own().find(uuid, (PREPARED,)) as pod:
             pod.take()
             pod.discard()
     except PodError:

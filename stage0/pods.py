@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
-from common import files, locks
+from common import files, locks, ownership
 from common.errors import PodError, RkpyError, reason
 from stage1 import poddir
 
@@ -359,10 +359,17 @@ class Pods:
     def __init__(self, root: str) -> None:
         self.root = root
 
+    def require_own(self) -> Self:
+        """For those who do more than read. Raises PodError when the pods are somebody else's."""
+        if why := ownership.objection(self.root):
+            raise PodError(f"cannot use the pods in {self.root}: {why}", hint="use a directory of your own, see --dir")
+        return self
+
     def create(self) -> Pod:
         """A new pod in `embryo`, owned by the caller. Creates the directories when they are missing.
 
         Raises PodError."""
+        self.require_own()
         uuid = new_uuid()
         try:
             return self._create(uuid)
@@ -388,10 +395,12 @@ class Pods:
         return _failure(f'cannot create a pod in "{self.root}"', error)
 
     def _make_directories(self) -> None:
-        data_dir = os.path.dirname(self.root)
-        os.makedirs(os.path.dirname(data_dir), exist_ok=True)
-        for path in (data_dir, self.root, *(f"{self.root}/{name}" for name in DIRECTORIES)):
-            files.make_directory(path, _DIRECTORY_MODE)
+        ownership.make_data_directory(os.path.dirname(self.root))
+        files.make_directory(self.root, _DIRECTORY_MODE)
+        if not os.path.lexists(f"{self.root}/{DIRECTORIES[0]}"):
+            ownership.claim(self.root)
+        for name in DIRECTORIES:
+            files.make_directory(f"{self.root}/{name}", _DIRECTORY_MODE)
         os.close(os.open(f"{self.root}/{_BIRTHS}", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _LOCK_MODE))
 
     @contextmanager

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
 
@@ -12,11 +13,12 @@ from aci import image_manifest, pod_manifest
 from aci.image_manifest import App
 from aci.pod_manifest import PodManifest, RuntimeApp, Volume
 from aci.store import ImageRecord, Store
-from common.errors import PodError, StoreError, reason
-from stage0 import behaviour
+from common.errors import PodError, StoreError, UsageError, reason
+from stage0 import behaviour, xdg
+from stage0.notices import warn
 from stage0.pods import Pod
 from stage1 import poddir
-from stage1.flavour import Mount, PreparedApp, PreparedPod
+from stage1.flavour import Flavour, Mount, PreparedApp, PreparedPod
 from stage1.systemd.given import Given
 
 _NOTHING = Given()
@@ -62,7 +64,16 @@ def write_app_info(directory: str, app: str, record: ImageRecord, store: Store) 
 def make_volume(path: str, volume: Volume) -> None:
     poddir.make_place(path)
     os.mkdir(path)
-    os.chown(path, volume.uid, volume.gid)
+    try:
+        os.chown(path, volume.uid, volume.gid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        owner = f"{volume.uid}:{volume.gid}"
+        raise UsageError(
+            f'volume "{volume.name}": it cannot belong to {owner}: this user namespace does not have both',
+            hint="without root IDs come from /etc/subuid and /etc/subgid, see docs/rootless.md",
+        ) from error
     os.chmod(path, int(volume.mode, 8))
 
 
@@ -78,6 +89,17 @@ def copy_root(directory: str, app: str, store: Store) -> None:
 
     merge_layers(layers(directory, app, store), poddir.rootfs(directory, app))
     open(poddir.app_info(directory, app, "copied"), "x").close()
+
+
+def check(pod: PreparedPod, flavour: Flavour) -> None:
+    """Say what will be ignored of `pod`. Raises RkpyError for what cannot be had."""
+    warnings: list[str] = []
+    if xdg.is_ordinary():
+        from stage0 import ordinary
+
+        warnings = ordinary.check(pod, flavour)
+    for warning in (*warnings, *flavour.check(pod)):
+        warn(warning)
 
 
 def load(

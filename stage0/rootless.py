@@ -19,14 +19,16 @@ from common.errors import LaunchError, reason
 from common.users import Range
 from stage0.notices import warn
 from stage0.xdg import UID
+from stage1.poddir import Leader, boot_id
+from stage1.processes import Process
 
 _NAMESPACES = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
 _HINT = "run it as root, or have user namespaces allowed (docs/rootless.md)"
 
 
-def become_root() -> None:
-    """Nothing for root. Anybody else becomes root of a new user namespace, with a mount namespace of its own. Raises
-    LaunchError when he may not."""
+def become_root(*, to_run: bool = False) -> None:
+    """Nothing for root. Anybody else becomes root of a new user namespace, with a mount namespace of its own. `to_run`
+    says that apps will run in it: what they will lack is said. Raises LaunchError when he may not."""
     if os.geteuid() == 0:
         return
     gid = os.getegid()
@@ -34,7 +36,9 @@ def become_root() -> None:
         mappings = {"uid": [Range(0, UID, 1), *_granted("uid")], "gid": [Range(0, gid, 1), *_granted("gid")]}
         missing = _missing(mappings)
         if missing:
-            warn(f"apps can have no other user than root: {missing}")
+            if to_run:
+                groups = " and stay in your groups" if {*os.getgroups()} - {gid} else ""
+                warn(f"apps can have no other user and group than root{groups}: {missing}")
             syscalls.unshare(_NAMESPACES)
             _map_alone(gid)
         else:
@@ -44,23 +48,22 @@ def become_root() -> None:
         raise LaunchError(f"cannot become root of a user namespace: {reason(error)}", hint=_HINT) from error
 
 
-def join(pid: int) -> None:
-    """Nothing for root. Anybody else becomes root of the user namespace of a process of his, the only way to what is in
-    it. Raises LaunchError when he may not, and ProcessLookupError when there is no such process."""
+def join(leader: Leader) -> None:
+    """Nothing for root. Anybody else becomes root of the user namespace of a pod of his, the only way to what is in it.
+    Raises LaunchError when he may not, and ProcessLookupError when there is no such process any more."""
     if os.geteuid() == 0:
         return
     try:
-        fd = os.pidfd_open(pid)
-        try:
-            syscalls.setns(fd, syscalls.CLONE_NEWUSER)
-        finally:
-            os.close(fd)
+        if leader.boot_id != boot_id():
+            raise ProcessLookupError
+        with Process(leader.pid, leader.start_time) as process:
+            syscalls.setns(process.fd, syscalls.CLONE_NEWUSER)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         _settle()
     except ProcessLookupError:
         raise
     except OSError as error:
-        raise LaunchError(f"cannot enter the user namespace of process {pid}: {reason(error)}") from error
+        raise LaunchError(f"cannot enter the user namespace of process {leader.pid}: {reason(error)}") from error
 
 
 def _settle() -> None:

@@ -12,7 +12,19 @@ from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from aci.store import ImageRecord, Store
 from common.errors import PodError, RkpyError, UsageError, reason
-from stage0 import announce, assemble, behaviour, events, machines, networking, podnames, prepare, values
+from stage0 import (
+    announce,
+    assemble,
+    behaviour,
+    events,
+    machines,
+    networking,
+    podnames,
+    prepare,
+    servicemanager,
+    values,
+    xdg,
+)
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.config import Config
@@ -63,8 +75,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
             if networking.has_networks(flavour):
                 networking.check_ports(prepared, manifest)
             prepared = machines.settle(prepared, flavour, settings, os.environ)
-            for warning in flavour.check(prepared):
-                warn(warning)
+            prepare.check(prepared, flavour)
             pod.to_prepared()
             events.prepared(pod.uuid, prepared.name, name)
     return pod
@@ -73,7 +84,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
 def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
     """`rkpy run-prepared`."""
     announce.begin(request.given)
-    pod = Pods(settings.pods).find(uuid)
+    pod = Pods(settings.pods).require_own().find(uuid)
     if pod.directory != PREPARED:
         raise PodError(f'pod "{pod.uuid}" is not prepared: it is {pod.state()}')
     pod.take()
@@ -89,7 +100,7 @@ def start(request: Request, settings: Config, uuid: str) -> NoReturn:
     from stage0 import again
 
     announce.begin(request.given)
-    pods = Pods(settings.pods)
+    pods = Pods(settings.pods).require_own()
     with pods.find(uuid) as found:
         prepared_only = found.directory == PREPARED
     if prepared_only:
@@ -232,7 +243,16 @@ def _checked(
         given=request.given,
     )
     prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
-    prepared = prepared._replace(credentials=_credentials(request), starts=True)
+    if xdg.is_ordinary() and flags.get("register") is not None and prepared.register:
+        warn("--register: machined takes no pods of ordinary users")
+    place = servicemanager.place(keep_unit=prepared.keep_unit)
+    prepared = prepared._replace(
+        manager=place.manager,
+        unit=place.unit,
+        delegated=servicemanager.is_delegated(place.unit),
+        credentials=_credentials(request),
+        starts=True,
+    )
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
     if request.given.sockets or any(port.socket_activated for app in prepared.apps for port in app.app.ports):
@@ -242,8 +262,7 @@ def _checked(
     if networking.has_networks(flavour):
         prepared = networking.settle(prepared, manifest, flags, settings)
     prepared = machines.settle(prepared, flavour, settings, os.environ)
-    for warning in flavour.check(prepared):
-        warn(warning)
+    prepare.check(prepared, flavour)
     save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
 

@@ -35,7 +35,7 @@ def directories(environment: Mapping[str, str]) -> Directories:
     return Directories(
         data=f"{_absolute(environment, 'XDG_DATA_HOME') or f'{home}/.local/share'}/rkpy",
         config=f"{_absolute(environment, 'XDG_CONFIG_HOME') or f'{home}/.config'}/rkpy",
-        runtime=_runtime(environment),
+        runtime=f"{found}/rkpy" if (found := runtime(environment)) else "",
     )
 
 
@@ -45,10 +45,13 @@ def _absolute(environment: Mapping[str, str], name: str) -> str:
     return value.rstrip("/") if value.startswith("/") else ""
 
 
-def _runtime(environment: Mapping[str, str]) -> str:
-    """A service of the system's has no XDG_RUNTIME_DIR, even where the user has such a directory."""
-    found = _absolute(environment, "XDG_RUNTIME_DIR") or f"/run/user/{UID}"
-    return f"{found}/rkpy" if _is_mine(found) else ""
+def runtime(environment: Mapping[str, str]) -> str:
+    """The runtime directory of the user who called us; empty when he has none. A service of the system's has no
+    XDG_RUNTIME_DIR, even where the user has such a directory, and su(1) may leave somebody else's."""
+    for found in (_absolute(environment, "XDG_RUNTIME_DIR"), f"/run/user/{UID}"):
+        if found and _is_mine(found):
+            return found
+    return ""
 
 
 def _is_mine(path: str) -> bool:
@@ -56,7 +59,8 @@ def _is_mine(path: str) -> bool:
         status = os.stat(path)
     except OSError:
         return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == UID
+    # In a user namespace of ours we and our files go by another number.
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def _home() -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from common import files, syscalls
+from common import files, syscalls, users
 from common.errors import PodError, UsageError, reason
 from stage1 import appsockets, kernelfs, mounts, poddir
 from stage1.credentials import TARGET, VARIABLE, Credentials
@@ -107,7 +107,7 @@ def credentials_variable(pod: PreparedPod) -> tuple[tuple[str, str], ...]:
 
 def _terminals(pod: PreparedPod) -> kernelfs.FileSystem:
     options: list[tuple[str, str | None]] = [("ptmxmode", "666"), ("mode", "620")]
-    if pod.private_range[1] == 0 or pod.private_range[1] > TTY_GROUP:
+    if pod.own_kernel or (pod.private_range[1] > TTY_GROUP if pod.private_range[1] else users.knows("gid", TTY_GROUP)):
         options.append(("gid", str(TTY_GROUP)))
     attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
     return kernelfs.FileSystem("devpts", "/dev/pts", attributes, tuple(options))

@@ -28,6 +28,7 @@ from stage1.channel import Channel
 if TYPE_CHECKING:
     from stage1.network.worker import Worker
     from stage1.plan import PodPlan
+    from stage1.systemd.manager import Manager
     from stage1.systemd.registrar import Registrar
 
 FLAVOURS = frozenset({"nspawn", "kvm"})
@@ -46,16 +47,16 @@ _registrar: Registrar | None = None
 """The process that will register the pod with systemd, once it was begun."""
 
 
-def begin(job: str, *, networks: bool = False, systemd: bool = False) -> None:
+def begin(job: str, *, networks: bool = False, manager: Manager | None = None) -> None:
     """Become the process that does `job`, as by `execute`, before there is a plan. Returns in a child, which goes on as
     the engine; when it ends without `execute`, its exit status is passed on. `networks`: there will be some, as far as
-    one can tell; `systemd`: it is there. LaunchError when that is not possible."""
+    one can tell; `manager`: the service manager that is to know of the pod. LaunchError when that is not possible."""
     global _begun
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        if systemd:
-            begin_registrar()
+        if manager is not None:
+            begin_registrar(manager)
         if networks:
             begin_worker()
         interpreter = _interpreter()
@@ -89,13 +90,13 @@ def begin_worker() -> Worker:
     return _worker
 
 
-def begin_registrar() -> Registrar:
-    """The registrar (`stage1.systemd.registrar`), with the same proviso. Raises OSError."""
+def begin_registrar(manager: Manager) -> Registrar:
+    """The registrar (`stage1.systemd.registrar`) for `manager`, with the same proviso. Raises OSError."""
     global _registrar
     if _registrar is None:
         from stage1.systemd import registrar
 
-        _registrar = registrar.begin()
+        _registrar = registrar.begin(manager)
     return _registrar
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
+from common import users
 from common.errors import LaunchError, PodError, reason
 from common.records import NamedTuple
 from stage1.cgroupfiles import NOT_ENFORCEABLE, Report, counter, end_as_a_whole, keep, read, settings, try_write, write
@@ -53,18 +54,32 @@ class Place(NamedTuple):
 # Where
 
 
-def find() -> Place:
-    """Where this process may make cgroups."""
+def find(*, trusted: bool = False) -> Place:
+    """Where this process may make cgroups. `trusted`: its service manager has said that the unit it is in is delegated;
+    a user's cannot mark the cgroup."""
     mount = _mount(read("/proc/self/mountinfo"))
     if mount is None:
         return Place("", "", False, "no cgroup2 file system is mounted")
     root, place = mount
     own = _own(read("/proc/self/cgroup"))
-    base = _delegated(place, _below(root, own))
+    base = _delegated(place, _below(root, own), trusted)
     if base:
         return Place(place, base, True, _cannot_write(base))
-    refusal = _cannot_write(place) if os.geteuid() == 0 else "without root it takes a delegated cgroup (Delegate=yes)"
+    refusal = "without root it takes a delegated cgroup (Delegate=yes)"
+    if os.geteuid() == 0 and not users.confined():
+        refusal = _cannot_write(place)
     return Place(place, f"{place}/{TOP}", False, refusal)
+
+
+def _of_manager(below: str) -> Place:
+    """Where a user's service manager makes scopes, which are delegated to whom they are made for."""
+    mount = _mount(read("/proc/self/mountinfo"))
+    if mount is None:
+        return Place("", "", False, "no cgroup2 file system is mounted")
+    root, place = mount
+    path = f"{place}{_below(root, f'/{below}')}"
+    known = path != place and os.path.isdir(path)
+    return Place(place, path, True, "" if known else f"there is no {path}")
 
 
 def _mount(mountinfo: str) -> tuple[str, str] | None:
@@ -100,20 +115,20 @@ def _below(root: str, own: str) -> str:
     return own.removeprefix(root) if own.startswith(f"{root}/") else ""
 
 
-def _delegated(mount: str, own: str) -> str:
+def _delegated(mount: str, own: str, trusted: bool) -> str:
     """The directory of our cgroup when systemd says it is ours to divide, or of the one above when ours is but a leaf
     of it (DelegateSubgroup=, or an earlier `_enter_leaf`)."""
     if not own:
         return ""
     path = f"{mount}{own}"
     above, name = os.path.split(path)
-    if _is_delegated(path):
+    if _is_delegated(path, trusted):
         return path
     unit = name.endswith((".service", ".scope", ".slice"))
-    return above if not unit and above != mount and _is_delegated(above) else ""
+    return above if not unit and above != mount and _is_delegated(above, trusted) else ""
 
 
-def _is_delegated(path: str) -> bool:
+def _is_delegated(path: str, trusted: bool) -> bool:
     """systemd marks what it delegates (CGROUP_DELEGATION), and gives it to the unit's user. What was given to somebody
     else is no place for pods of ours: their owner could mark it, and meddle."""
     try:
@@ -121,6 +136,8 @@ def _is_delegated(path: str) -> bool:
             return False
     except OSError:
         return False
+    if trusted and path.endswith((".service", ".scope")):
+        return True
     for name in ("trusted.delegate", "user.delegate"):
         try:
             return os.getxattr(path, name) == b"1"
@@ -144,11 +161,14 @@ def _cannot_write(path: str) -> str:
 # What can be enforced
 
 
-def enforceable(directory: str, ours: Collection[int] = ()) -> dict[str, str]:
+def enforceable(
+    directory: str, ours: Collection[int] = (), *, below: str = "", trusted: bool = False
+) -> dict[str, str]:
     """For each of CONTROLLERS why it cannot be used for a pod whose directory this is, or an empty string. Changes
     nothing. Neither this process nor those of `ours`, by PID, are in the way: by then they are gone or moved. Others
-    may not be moved."""
-    place = find()
+    may not be moved. `below`: where the pod is going to have a scope, the cgroup of who makes it. `trusted` as for
+    `find`."""
+    place = _of_manager(below) if below else find(trusted=trusted)
     moved = {str(os.getpid()), *map(str, ours)}
     answers = {name: place.refusal or _unavailable(place, name, moved) for name in CONTROLLERS}
     answers["io"] = answers["io"] or disk_or_why(directory)[1]
@@ -222,11 +242,13 @@ class PodCgroup:
         *,
         helpers: Collection[int] = (),
         scope: bool = False,
+        trusted: bool = False,
     ) -> PodCgroup:
         """The cgroup of the pod `uuid`, which lies in `directory`. `owner`: the pod's root, user and group, when it has
         a user namespace. May move this process and `helpers`, children of it, into a leaf of its delegated cgroup. With
-        `scope` that is a scope of the pod's own, and the pod's limits are the scope's. LaunchError on refusal."""
-        place = find()
+        `scope` that is a scope of the pod's own, and the pod's limits are the scope's. `trusted` as for `find`.
+        LaunchError on refusal."""
+        place = find(trusted=trusted or scope)
         pod = cls(directory, "" if place.refusal else f"{place.base}/{uuid}", owner, place.refusal)
         if pod.path:
             _record(directory, pod.path)
@@ -327,10 +349,10 @@ class PodCgroup:
             end_as_a_whole(path)
 
 
-def enter(directory: str, uuid: str) -> str:
+def enter(directory: str, uuid: str, *, trusted: bool = False) -> str:
     """Make the cgroup of the pod `uuid`, which lies in `directory` and is this process only, and move it there: its
-    path. There have to be cgroups (`Place.refusal`). LaunchError when that is not possible."""
-    place = find()
+    path. There have to be cgroups (`Place.refusal`); `trusted` as for `find`. LaunchError when that is not possible."""
+    place = find(trusted=trusted)
     path = f"{place.base}/{uuid}"
     _record(directory, path)
     try:

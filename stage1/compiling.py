@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from aci.isolators import NETWORK_BANDWIDTH, RESOURCES
-from common import journal
+from common import journal, users
 from common.errors import UsageError
 from stage1 import app_steps, appsockets, implicit, logdriver, poddir, resources, restrictions
 from stage1.flavour import PreparedApp, PreparedPod
@@ -13,7 +13,6 @@ from stage1.mounts import Bind
 from stage1.plan import HEALTHY, READY_NOTIFY, READY_STARTED, AppPlan, PodPlan
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.streams import Streams
-from stage1.systemd.given import booted
 from stage1.terminal import get_size
 from stage2 import capabilities
 from stage2.launch import LaunchSpec
@@ -42,7 +41,7 @@ def check(pod: PreparedPod, flavour: str) -> tuple[PodPlan, list[str]]:
         warnings += (f'{flavour} ignores isolator "{name}" of app "{app.name}"' for name in names)
         warnings += implicit.warnings(pod, app)
         require_sources(planned)
-    if pod.starts and booted():
+    if pod.starts and pod.manager is not None and pod.manager.is_system:
         from stage1.systemd import units
 
         warnings += units.warnings(pod.keep_unit)
@@ -102,6 +101,7 @@ def _pod_plan(pod: PreparedPod, apps: tuple[AppPlan, ...]) -> PodPlan:
         journal=journal.is_there(),
         ready=_readiness(pod),
         credentials=pod.credentials >= 0,
+        delegated=pod.delegated,
     )
 
 
@@ -165,6 +165,7 @@ def _launch_spec(pod: PreparedPod, app: PreparedApp) -> tuple[LaunchSpec, list[s
         working_directory=section.working_directory,
         no_new_privileges=False,
         keep_fds=(),
+        keeps_groups=not pod.own_kernel and not pod.private_range[1] and not users.can_drop_groups(),
         # What the caller has when it is no terminal stays the caller's.
         owns_streams=not pod.interactive or "tty" in _streams(pod, app),
     )

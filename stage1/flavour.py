@@ -15,6 +15,7 @@ from stage1.network.plan import Names, Network, Port
 from stage1.plan import AUTO, ON_ANY_FAILURE, HandedSocket, Health, Restart
 from stage1.streams import Streams
 from stage1.systemd.given import Given
+from stage1.systemd.manager import Manager
 from stage1.vm.machine import MachineOptions
 
 BUILTIN = {"fly": "stage1.fly", "nspawn": "stage1.nspawn", "kvm": "stage1.kvm"}
@@ -141,6 +142,12 @@ class PreparedPod(NamedTuple):
     """Whether the pod is to be known to systemd's machined."""
     keep_unit: bool = False
     """Whether it is to stay in the unit of systemd it was started in, whatever that is."""
+    manager: Manager | None = None
+    """The service manager that is to know of the pod, None when nobody is."""
+    unit: str = ""
+    """The unit that it stays in, when no manager is asked about it."""
+    delegated: bool = False
+    """Whether a manager has said that this unit's cgroup is the pod's to divide, which cannot be seen otherwise."""
     starts: bool = False
     """Whether it is to run here and now, and not by somebody else later."""
     bandwidth: int = 0

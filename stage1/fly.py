@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from aci.isolators import RESOURCES
-from common import files, journal, syscalls
+from common import files, journal, syscalls, users
 from common.errors import LaunchError, PodError, UsageError, located, reason
 from common.imports import seal
 from common.records import NamedTuple
@@ -26,7 +26,8 @@ from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
 from stage1.streams import Streams
 from stage1.systemd import notify
-from stage1.systemd.given import FIRST_SOCKET, booted
+from stage1.systemd.given import FIRST_SOCKET
+from stage1.systemd.manager import Manager
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
 if TYPE_CHECKING:
@@ -176,10 +177,11 @@ def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's only app. Returns by LaunchError only; the process is of no use for anything else then."""
     app = pod.apps[0]
     bounds = _bounds(pod)
-    if booted():
+    if pod.manager is not None:
         from stage1.systemd.registrar import announce
 
-        announce(boot.begin_registrar(), pod, Limits() if bounds is None else bounds.together(), kind="")
+        limits = Limits() if bounds is None else bounds.together()
+        announce(pod.manager, boot.begin_registrar(pod.manager), pod, limits, kind="")
     planned = plan(pod)
     if pod.debug:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
@@ -198,7 +200,9 @@ def run(pod: PreparedPod) -> NoReturn:
         if isinstance(step, Credentials):
             credentials = os.dup(source)
         step.apply(root, source)
-    in_scope = booted() and _join_unit(pod)
+    if pod.unit:
+        poddir.write_word(pod.directory, poddir.UNIT, pod.unit)
+    in_scope = pod.manager is not None and _join_unit(pod, pod.manager)
     if bounds is not None:
         from stage1 import flylimits
 
@@ -237,12 +241,12 @@ def _bounds(pod: PreparedPod) -> Bounds | None:
     return flylimits.of(pod)
 
 
-def _join_unit(pod: PreparedPod) -> bool:
+def _join_unit(pod: PreparedPod, manager: Manager) -> bool:
     """Into a scope of the pod's own, if it is to have one: whether it has. The app is to have no child that it does not
     know."""
     from stage1.systemd.membership import Membership
 
-    registrar = boot.begin_registrar()
+    registrar = boot.begin_registrar(manager)
     membership = Membership("run", pod.directory, registrar.channel, registrar.pid)
     in_scope = membership.join()
     membership.leave()
@@ -286,6 +290,7 @@ def launch_spec(app: PreparedApp, argv: tuple[str, ...], *, keep_fds: tuple[int,
         working_directory=section.working_directory,
         no_new_privileges=any(item.name == NO_NEW_PRIVILEGES and item.value is True for item in section.isolators),
         keep_fds=keep_fds,
+        keeps_groups=not users.can_drop_groups(),
     )
 
 
@@ -340,9 +345,18 @@ def _join(directory: str, leader: poddir.Leader) -> None:
         raise ProcessLookupError(errno.ESRCH, "the leader left the pod's mount namespace")
     seal()
     if procs >= 0:
-        os.write(procs, b"0")
+        _follow(procs)
     syscalls.setns(namespace, syscalls.CLONE_NEWNS)
     os.chdir("/")
+
+
+def _follow(procs: int) -> None:
+    """Into the cgroup whose cgroup.procs this is. An ordinary user may not leave that of his session."""
+    try:
+        os.write(procs, b"0")
+    except PermissionError as error:
+        boot.complain("enter", f"the limits of the pod do not bound the command: cgroup.procs: {reason(error)}")
+    os.close(procs)
 
 
 def _open_procs(directory: str, leader: poddir.Leader) -> int:

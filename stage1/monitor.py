@@ -92,7 +92,13 @@ class Monitor:
         scope = self._membership is not None and self._membership.join()
         helpers = [pid for pid in (plan.worker, plan.registrar) if pid]
         self._cgroup = PodCgroup.create(
-            plan.directory, plan.uuid, plan.limits, namespaces.owner(plan), helpers=helpers, scope=scope
+            plan.directory,
+            plan.uuid,
+            plan.limits,
+            namespaces.owner(plan),
+            helpers=helpers,
+            scope=scope,
+            trusted=plan.delegated,
         )
         try:
             self._enclosure = _enclosure(plan, self._cgroup, self._host_mounts)

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from common import syscalls
+from common import syscalls, users
 from common.errors import LaunchError, UsageError, reason
 from common.records import NamedTuple
 from stage1.targets import AppRoot, mount_id, open_plain, open_target
@@ -124,6 +124,12 @@ class Bind(NamedTuple):
         return place
 
     def _unusable(self, error: OSError) -> LaunchError:
+        if error.errno == errno.EINVAL and not self.recursive and users.confined():
+            # mount_namespaces(7): what came from a more privileged namespace is locked together.
+            return LaunchError(
+                f'{self.about}: the mounts below host path "{self.source}" cannot be left out without root',
+                hint="use recursive=true",
+            )
         return LaunchError(f'{self.about}: cannot use host path "{self.source}": {reason(error)}')
 
     def _clone(self, place: int, is_device: bool) -> int:

@@ -10,6 +10,7 @@ import os
 import signal
 from typing import NoReturn
 
+from common import users
 from common.errors import PodError
 from stage1 import boot, cgroup, poddir, resources, supervised
 from stage1.compiling import check as check_common
@@ -56,6 +57,11 @@ def _dangers(pod: PreparedPod, app: AppPlan) -> list[str]:
     """Warnings for an app that is given what makes its root the host's, or its network (docs/security.md)."""
     if pod.private_range[1]:
         return []
+    if users.confined():
+        # Nothing is locked, since the pod's user namespace is that of rkpy's own mounts, and PID 1 has it all.
+        held = [name for name in ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE") if _has(app, name)]
+        undone = "can write to read-only volumes and to hidden paths"
+        return [f'app "{app.name}" {undone} by {", ".join(held)}'] if held else []
     held = [name for name in _AS_GOOD_AS_ROOT if _has(app, name)]
     found = [f'app "{app.name}" can become root of the host by {", ".join(held)}'] if held else []
     # By the identifier that the kernel has for the namespace at the other end of a veth (IFLA_TARGET_NETNSID).
@@ -70,9 +76,11 @@ def _has(app: AppPlan, capability: str) -> bool:
 
 def _unenforceable(pod: PreparedPod) -> list[str]:
     """A warning for each limit that cannot be kept here; UsageError for one that was typed."""
+    below = pod.manager.cgroup if pod.manager else ""
+    why = cgroup.enforceable(pod.directory, boot.ours(), below=below, trusted=pod.delegated)
     wanted = [("the pod", resources.of_pod(pod.isolators))]
     wanted += [(f'app "{app.name}"', resources.of_pod(app.app.isolators)) for app in pod.apps]
-    return resources.unenforceable(wanted, cgroup.enforceable(pod.directory, boot.ours()), pod.asked)
+    return resources.unenforceable(wanted, why, pod.asked)
 
 
 def run(pod: PreparedPod) -> NoReturn:

@@ -103,6 +103,8 @@ class PodPlan(NamedTuple):
     """Path of a network namespace the pod is to live in instead of one of its own."""
     worker: int = 0
     """PID of the process that attaches the pod to its networks (`stage1.network.worker`); 0 when there are none."""
+    delegated: bool = False
+    """Whether the cgroup we are in is known to be ours to divide (`stage1.cgroup.find`, `trusted`)."""
     registrar: int = 0
     """PID of the process that registers the pod with systemd (`stage1.systemd.registrar`); 0 when there is none."""
     private_ipc: bool = True

@@ -242,6 +242,13 @@ class LimitReport(NamedTuple):
     """"enforced", "adjusted" or "not enforceable", a colon, and the particulars."""
 
 
+def write_word(pod: str, name: str, word: str) -> None:
+    """What one of the files UNIT and MACHINE is to say. They are for `list` and `status` only, and no pod fails for
+    them."""
+    with suppress(OSError), open(f"{pod}/{name}", "w", encoding="utf-8") as file:
+        file.write(f"{word}\n")
+
+
 def write_limits(pod: str, reports: Iterable[tuple[str, str, str, str]]) -> None:
     """Record what became of the limits, each an app, or an empty name for one of the whole pod, the limit's name, the
     verdict and the particulars; written whole or not at all."""

@@ -20,7 +20,7 @@ from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.limits import Limits
 from stage1.network.plan import Names, NetworkPlan
 from stage1.plan import AppPlan, PodPlan, dumps, loads
-from stage1.systemd.given import FIRST_SOCKET, booted
+from stage1.systemd.given import FIRST_SOCKET
 from stage2.launch import LaunchSpec
 
 _LAUNCH = "launch"
@@ -32,12 +32,12 @@ _PATIENCE = 600.0
 
 
 def announce(pod: PreparedPod, kind: str, limits: Limits) -> None:
-    """Have systemd told of the pod, a machine of `kind` ("container" or "vm"), where there is systemd. First of all: it
-    takes its time. `limits` are those of its unit."""
-    if booted():
+    """Have systemd told of the pod, a machine of `kind` ("container" or "vm"), if it is to be. First of all: it takes
+    its time. `limits` are those of its unit."""
+    if pod.manager is not None:
         from stage1.systemd import registrar
 
-        registrar.announce(boot.begin_registrar(), pod, limits, kind=kind)
+        registrar.announce(pod.manager, boot.begin_registrar(pod.manager), pod, limits, kind=kind)
 
 
 def run(pod: PreparedPod, made: PodPlan) -> NoReturn:
@@ -60,8 +60,10 @@ def run(pod: PreparedPod, made: PodPlan) -> NoReturn:
             )
         keep.append(worker.channel.fileno())
         made = made._replace(worker=worker.pid)
-    if booted():
-        registrar = boot.begin_registrar()
+    if pod.unit:
+        poddir.write_word(pod.directory, poddir.UNIT, pod.unit)
+    if pod.manager is not None:
+        registrar = boot.begin_registrar(pod.manager)
         keep.append(registrar.channel.fileno())
         made = made._replace(registrar=registrar.pid)
     if made.credentials:

@@ -18,6 +18,7 @@ _RLIMIT_NAMES = (
     "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile",
     "memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime",
 )  # fmt: skip
+_MORE_IDS = "without root they come from /etc/subuid and /etc/subgid, see docs/rootless.md"
 _PTY_MAJORS = range(136, 144)
 """Major numbers of pseudo-terminals (devices.txt, "Unix98 PTY slaves")."""
 
@@ -45,6 +46,8 @@ class LaunchSpec(NamedTuple):
     rlimits: tuple[tuple[int, int, int], ...] = ()
     """(resource, soft, hard) as setrlimit(2) takes them, -1 for no limit."""
     oom_score_adj: int | None = None
+    keeps_groups: bool = False
+    """Groups cannot be changed in our user namespace (`common.users`): the app stays in those of rkpy's caller."""
     owns_streams: bool = False
     """Descriptors 0 to 2 are the app's own pipes or terminal, so that its user may open them again by name."""
 
@@ -179,7 +182,7 @@ def _give_credentials(mount: int, who: identity.Identity) -> None:
         syscalls.mount_setattr(mount, "credentials", set_attributes=syscalls.MOUNT_ATTR_RDONLY, recursive=False)
         os.close(mount)
     except OSError as error:
-        raise LaunchError(f"cannot give the credentials to user {who.uid}: {reason(error)}") from error
+        raise _cannot(f"give the credentials to user {who.uid}", who, error) from error
 
 
 def _give_streams(who: identity.Identity) -> None:
@@ -192,7 +195,7 @@ def _give_streams(who: identity.Identity) -> None:
             if (pty or stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode)) and found.st_uid != who.uid:
                 os.fchown(fd, who.uid, -1)
         except OSError as error:
-            raise LaunchError(f"cannot give stream {fd} to user {who.uid}: {reason(error)}") from error
+            raise _cannot(f"give stream {fd} to user {who.uid}", who, error) from error
 
 
 def _become(who: identity.Identity, spec: LaunchSpec) -> None:
@@ -200,7 +203,12 @@ def _become(who: identity.Identity, spec: LaunchSpec) -> None:
     try:
         if spec.capabilities is not None:
             _bound(spec.capabilities)
-        os.setgroups(who.groups)
+        if not spec.keeps_groups:
+            os.setgroups(who.groups)
+        elif who.groups:
+            raise LaunchError(
+                f"cannot give the app supplementary groups: {', '.join(map(str, who.groups))}", hint=_MORE_IDS
+            )
         os.setresgid(who.gid, who.gid, who.gid)
         os.setresuid(who.uid, who.uid, who.uid)
         # Changing identity made us dumpable or not by a system-wide setting (suid_dumpable in proc(5)).
@@ -210,7 +218,16 @@ def _become(who: identity.Identity, spec: LaunchSpec) -> None:
             for ambient in spec.ambient:
                 syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, ambient)
     except OSError as error:
-        raise LaunchError(f"cannot become user {who.uid}, group {who.gid}: {reason(error)}") from error
+        raise _cannot(f"become user {who.uid}, group {who.gid}", who, error) from error
+
+
+def _cannot(what: str, who: identity.Identity, error: OSError) -> LaunchError:
+    if error.errno != errno.EINVAL:
+        return LaunchError(f"cannot {what}: {reason(error)}")
+    # user_namespaces(7): what takes an ID fails so for one that is not mapped.
+    groups = f", groups {' '.join(map(str, who.groups))}" if who.groups else ""
+    asked = f"user {who.uid}, group {who.gid}{groups}"
+    return LaunchError(f"the app cannot be {asked}: the pod's user namespace does not have them all", hint=_MORE_IDS)
 
 
 # What the app may do is settled by its own execve(2), not by calls that follow the filter: root is permitted its

@@ -19,9 +19,9 @@ shellcheck -x tests/*.sh docs/*.sh .ci/run
 export RKPY_TESTS_MUST_RUN=1 PATH="$BIN:$PATH"
 [ $# -eq 0 ] || exec "$BIN/pytest" "$@"
 
-# At once, because much of the time is waiting: what runs pods on this machine; what needs machines of its own, real or
-# not; and what runs no pods. What is left behind is looked for at the end of the first, when the second is over
-# (tests/host/conftest.py); the third is by then.
+# At once, because much of the time is waiting: what runs pods on this machine; what needs a system of its own; and what
+# runs no pods, after that pods that are machines. What is left behind is looked for at the end of the first, when the
+# others are over (tests/host/conftest.py).
 MACHINES="kvm or machine or qemu"
 beside() {
     # A shell has what it does not wait for ignore these signals, which some tests send.
@@ -30,17 +30,17 @@ beside() {
 LOGS=$(mktemp -d)
 (
     STATUS=0
-    beside tests/systemd tests/vm || STATUS=$?
+    beside --ignore=tests/host --ignore=tests/systemd --ignore=tests/vm || STATUS=$?
     beside tests/host -k "$MACHINES" || STATUS=$?
     exit "$STATUS"
-) >"$LOGS/machines" 2>&1 &
-IN_MACHINES=$!
-beside --ignore=tests/host --ignore=tests/systemd --ignore=tests/vm >"$LOGS/units" 2>&1 &
+) >"$LOGS/units" 2>&1 &
 UNITS=$!
-trap 'pkill -P "$IN_MACHINES,$UNITS" 2>/dev/null || true; rm -rf "$LOGS"' EXIT
+beside tests/systemd tests/vm >"$LOGS/systems" 2>&1 &
+SYSTEMS=$!
+trap 'pkill -P "$SYSTEMS,$UNITS" 2>/dev/null || true; rm -rf "$LOGS"' EXIT
 STATUS=0
-RKPY_TESTS_BESIDE=$IN_MACHINES "$BIN/pytest" tests/host -k "not ($MACHINES)" || STATUS=$?
-wait "$IN_MACHINES" || STATUS=$?
+RKPY_TESTS_BESIDE="$SYSTEMS $UNITS" "$BIN/pytest" tests/host -k "not ($MACHINES)" || STATUS=$?
+wait "$SYSTEMS" || STATUS=$?
 wait "$UNITS" || STATUS=$?
-cat "$LOGS/units" "$LOGS/machines"
+cat "$LOGS/units" "$LOGS/systems"
 exit "$STATUS"

@@ -32,8 +32,7 @@ def _name(pod: Pod, wanted: str) -> str:
 
 
 def _mutable(config: Config, uuid: str, app: str) -> tuple[Pod, str]:
-    rootless.become_root()
-    pod = apps.find_running(Pods(config.pods), uuid)
+    pod = apps.find_running(Pods(config.pods).require_own(), uuid)
     apps.require_mutable(pod)
     return pod, _name(pod, app)
 
@@ -78,15 +77,17 @@ def restart(config: Config, uuid: str, app: str) -> None:
 @click.pass_obj
 def rm(config: Config, uuid: str, app: str) -> None:
     """Remove an app from a pod, be it running or not, with all its files."""
-    rootless.become_root()
-    with Pods(config.pods).find(uuid) as pod:
+    with Pods(config.pods).require_own().find(uuid) as pod:
         state = pod.state()
         if state not in (State.RUNNING, State.EXITED, State.EXITED_GARBAGE):
             raise PodError(f'pod "{pod.uuid}" is {state}')
         apps.require_mutable(pod)
         name = _name(pod, app)
         alive = state is State.RUNNING
-        if not alive:
+        if alive:
+            apps.join(pod)
+        else:
+            rootless.become_root()
             pod.take(quietly=True)  # or somebody starts or removes it meanwhile
         apps.remove(pod, name, alive=alive)
 
@@ -178,9 +179,8 @@ def attach(config: Config, uuid: str, app: str, mode: str) -> int:
 
     Only those streams can be attached to that are stream or tty (--stdin, --stdout and --stderr of run).
     """
-    rootless.become_root()
     _check_mode(mode)
-    with apps.find_running(Pods(config.pods), uuid) as pod:
+    with apps.find_running(Pods(config.pods).require_own(), uuid) as pod:
         result: int = apps.operation(pod, "attach")(pod.path, _name(pod, app), mode)
         return result
 

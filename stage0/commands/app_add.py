@@ -38,9 +38,10 @@ def add(words: Sequence[str]) -> int:
         raise UsageError('"--" must follow the image')
     selected = ImageArguments(image.reference, request.flags, image.arguments)
     store = Store(settings.store)
-    with apps.find_running(Pods(settings.pods), uuid.reference) as pod:
+    with apps.find_running(Pods(settings.pods).require_own(), uuid.reference) as pod:
         apps.require_mutable(pod)
         apps.operation(pod, "app_add")
+        apps.join(pod)
         with store.lock():
             record = fetching.image(settings, store, selected, "never")
             app = assemble.added_app(Selected(selected, record), pod.manifest().volumes)

@@ -9,7 +9,7 @@ import click
 
 from aci.store import Store
 from common.errors import PodError, UsageError
-from stage0 import flags, prepare, rootless
+from stage0 import apps, flags, prepare
 from stage0.commands.pod_arguments import app_name
 from stage0.config import Config
 from stage0.pods import RUN, Pod, Pods, State
@@ -50,12 +50,9 @@ def run(
         raise UsageError(f"--cwd={cwd}: it has to be an absolute path")
     if user and privileged:
         raise UsageError("--user and --privileged exclude each other")
-    pod = _find(Pods(config.pods), uuid)
+    pod = _find(Pods(config.pods).require_own(), uuid)
     _wait_until_ready(pod)
-    leader = pod.leader()
-    if leader is None:
-        raise PodError(f'pod "{pod.uuid}" isn\'t currently running')
-    rootless.join(leader.pid)
+    apps.join(pod)
     prepared = prepare.load(pod, Store(config.store))
     command = words[1:] if words[:1] == ("--",) else words
     flavour = flavours.load(pod.flavour() or "")

@@ -39,7 +39,7 @@ def command(config: Config, app: str, overwrite: bool, uuid: str, file: str) -> 
     target = os.path.abspath(file)
     if os.path.lexists(target) and not overwrite:
         raise UsageError(f"{file} exists already", hint="--overwrite replaces it")
-    with Pods(config.pods).find(uuid) as pod:
+    with Pods(config.pods).require_own().find(uuid) as pod:
         _take_exited(pod)
         name = app_name([app.name for app in pod.manifest().apps], app)
         _export(pod, name, Store(config.store), target)

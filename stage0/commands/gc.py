@@ -47,7 +47,7 @@ def command(
     rootless.become_root()
     name, keep = _last(keep_last)
     told = _Told(quiet)
-    pods = Pods(config.pods)
+    pods = Pods(config.pods).require_own()
     for uuid in gc.mark_exited(pods, told.complain):
         told.notice(f'moving pod "{uuid}" to garbage')
     for uuid in gc.mark_aborted(pods, told.complain):

@@ -27,7 +27,7 @@ def command(config: Config, uuid: tuple[str, ...], uuid_file: str | None, wanted
     SIGKILL, the default, ends the pod with everything in it, unless it is for one app only.
     """
     number = behaviour.stop_signal(wanted)
-    pods = Pods(config.pods)
+    pods = Pods(config.pods).require_own()
     failures = 0
     for name in uuids(uuid, uuid_file):
         try:

@@ -222,7 +222,7 @@ def collect(config: Config) -> int:
 def check(config: Config, uuid: tuple[str, ...]) -> int:
     """Check that running pods, or these, still have of their networks what they were given."""
     _require_root()
-    pods = Pods(config.pods)
+    pods = Pods(config.pods).require_own()
     found = [pods.find(name) for name in uuid] if uuid else list(pods.all((RUN,)))
     problems = []
     for pod in found:

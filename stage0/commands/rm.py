@@ -23,7 +23,7 @@ def command(config: Config, uuid: tuple[str, ...], uuid_file: str | None, force:
     never run, or were never prepared to the end.
     """
     rootless.become_root()
-    pods = Pods(config.pods)
+    pods = Pods(config.pods).require_own()
     failed = False
     for prefix in uuids(uuid, uuid_file):
         try:

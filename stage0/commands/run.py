@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from common.errors import UsageError
-from stage0 import config, grammar, options, rootless, xdg
+from stage0 import config, grammar, options, rootless, servicemanager, xdg
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.notices import warn
@@ -112,7 +112,8 @@ def parse(
     everything = {**flags, **options.table(options.GLOBAL)}
     request = grammar.parse(words, everything, arguments=arguments, by_position=not flags_are_the_pods)
     settings = config.load(request.flags)
-    rootless.become_root()
+    if name != "app add":  # That goes where the pod is.
+        rootless.become_root(to_run=True)
     if request.flags.get("pod-file") is not None:
         request, settings = _of_file(request, settings, flags)
     if name in ("run", "prepare") and not request.images and request.flags.get("pod-manifest") is None:
@@ -150,20 +151,23 @@ def _begin(name: str, flags: Values) -> None:
 
     if name == "kvm" and xdg.is_ordinary():
         raise UsageError("the flavour kvm is for root", hint="use nspawn or fly, or run it as root")
-    systemd = given.booted() and not xdg.is_ordinary()
-    if not systemd:
+    place = servicemanager.place(keep_unit=flags.boolean("keep-unit"))
+    if not given.booted():
         _say_once("systemd is not running here: pods have no unit, no machine and no journal")
+    elif place == servicemanager.Place():
+        _say_once("this user has no service manager with a bus: pods have no unit (docs/rootless.md)")
     if name in boot.FLAVOURS:
         net = flags.get("net") or "default"
-        boot.begin("run", networks=net not in ("none", "host") and not net.startswith("ns:"), systemd=systemd)
-    elif systemd:
-        boot.begin_registrar()
+        boot.begin("run", networks=net not in ("none", "host") and not net.startswith("ns:"), manager=place.manager)
+    elif place.manager is not None:
+        boot.begin_registrar(place.manager)
 
 
 def _say_once(text: str) -> None:
-    """Once until the machine is booted anew: it is nothing that changes meanwhile."""
+    """Once until the machine is booted anew, or the user's last session is over: it is nothing that changes meanwhile.
+    Where there is no place to remember it, it is not said."""
     try:
-        place = xdg.directories(os.environ).runtime if xdg.is_ordinary() else "/run/rkpy"
+        place = f"{xdg.runtime(os.environ)}/rkpy" if xdg.is_ordinary() else "/run/rkpy"
         os.makedirs(place, exist_ok=True)
         os.close(os.open(f"{place}/{_SAID}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError:

@@ -27,7 +27,7 @@ def command(config: Config, uuid: tuple[str, ...], uuid_file: str | None, force:
 
     Asks the pod's apps to end (SIGTERM), or ends them (--force: SIGKILL), and does not wait; rkpy status --wait does.
     """
-    pods = Pods(config.pods)
+    pods = Pods(config.pods).require_own()
     failures = 0
     for prefix in uuids(uuid, uuid_file):
         try:

@@ -1,4 +1,4 @@
-"""A connection to the system bus, for calls to systemd and machined (the D-Bus specification;
+"""A connection to the bus of the system or of a user, for calls to systemd and machined (the D-Bus specification;
 org.freedesktop.systemd1(5), org.freedesktop.machine1(5)).
 
 dbus-next's codecs make and read the messages. Its package initializer, which loads asyncio and two whole clients, is
@@ -20,8 +20,8 @@ from io import BytesIO
 from typing import Any
 
 from common.errors import SystemdError, reason
+from stage1.systemd.controller import GREETING
 
-SOCKET = "/run/dbus/system_bus_socket"
 TIMEOUT = 25.0
 """Seconds a call may take, as other clients have it."""
 TIMED_OUT = "org.freedesktop.DBus.Error.Timeout"
@@ -66,7 +66,7 @@ class Bus:
     """One connection. SystemdError when there is no bus, it does not answer in time, or it says no; the error's `name`
     is then D-Bus's name for it."""
 
-    def __init__(self, path: str = SOCKET, timeout: float = TIMEOUT) -> None:
+    def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
         load()
         self._serial = 0
         self._signals: deque[Any] = deque()
@@ -75,15 +75,13 @@ class Bus:
         try:
             self.socket.settimeout(timeout)
             self.socket.connect(path)
-            # The server knows who we are by the socket's credentials; what follows in the same breath saves a round.
-            identity = str(os.geteuid()).encode("ascii").hex().encode("ascii")
-            self._send(b"\0AUTH EXTERNAL " + identity + b"\r\nBEGIN\r\n")
-            answer = self._line()
+            self._send(GREETING)
+            answer = self._line() and self._line()
         except OSError as error:
             self.socket.close()
-            raise SystemdError(f"cannot connect to the system bus {path}: {reason(error)}") from error
+            raise SystemdError(f"cannot connect to the bus {path}: {reason(error)}") from error
         if not answer.startswith(b"OK "):
-            raise SystemdError("the system bus does not let us in")
+            raise SystemdError(f"the bus {path} does not let us in")
         self.name: str = self.call(_BUS, "Hello")[0]
 
     def call(
@@ -127,9 +125,9 @@ class Bus:
                 if _is_signal(message) and matches(message):
                     return message
         except TimeoutError as error:
-            raise SystemdError(f"waiting for the system bus: {reason(error)}", name=TIMED_OUT) from error
+            raise SystemdError(f"waiting for the bus: {reason(error)}", name=TIMED_OUT) from error
         except OSError as error:
-            raise SystemdError(f"waiting for the system bus: {reason(error)}") from error
+            raise SystemdError(f"waiting for the bus: {reason(error)}") from error
 
     def close(self) -> None:
         self.socket.close()

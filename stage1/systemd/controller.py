@@ -1,4 +1,4 @@
-"""The monitor's end of the system bus: systemd asks here for the pod's scope to be stopped.
+"""The monitor's end of the bus: systemd asks here for the pod's scope to be stopped.
 
 A scope with a controller is not simply killed: systemd sends the controller a signal, RequestStop, and waits
 (org.freedesktop.systemd1(5), "Scope Unit Objects"). So the apps get their own stop signals in their own time. The
@@ -16,6 +16,10 @@ from collections.abc import Callable, Iterator
 
 from stage1.loop import Loop
 
+GREETING = b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n"
+"""What a client begins with ("Authentication Protocol" in the D-Bus specification). The server knows who we are by the
+socket's credentials, and we may not: root of a user namespace is somebody else outside. So we say no name, and what
+would be asked for next in the same breath. The answers are two lines, `DATA` and `OK …`."""
 _LARGEST = 1 << 16
 """Bytes of a message that is looked at; ours have a few hundred. Longer ones are passed over."""
 _CHUNK = 1 << 16

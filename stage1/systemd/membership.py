@@ -15,10 +15,8 @@ from common.errors import reason
 from stage1 import boot, channel, poddir
 from stage1.channel import Channel
 from stage1.loop import Loop
-from stage1.systemd.controller import Controller, has_answer
+from stage1.systemd.controller import GREETING, Controller, has_answer
 
-_PRIVATE = "/run/systemd/private"
-"""Where PID 1 listens to root without a bus."""
 _ATTEMPTS = 10
 _CHUNK = 1 << 16
 _PATIENCE = 1.0
@@ -35,6 +33,7 @@ class Membership:
         self._pid = pid
         self._bus = -1
         self._systemd = ""
+        self._private = ""
         self._loop: Loop | None = None
         self._controller: Controller | None = None
         self._farewell = b""
@@ -49,8 +48,9 @@ class Membership:
             self._dismiss()
             return False
         self._bus = fds[0]
-        unit, _, self._systemd = rest.partition(" ")
-        _write(self._directory, poddir.UNIT, unit)
+        unit, _, rest = rest.partition(" ")
+        self._systemd, _, self._private = rest.partition(" ")
+        poddir.write_word(self._directory, poddir.UNIT, unit)
         if verb == "scoped":
             self._giving_up = channel.read_memory_file(fds[1])
         return verb == "scoped"
@@ -63,16 +63,16 @@ class Membership:
 
     def _abandon(self) -> None:
         """Without the bus systemd cannot ask us any more, and would wait for us in vain. A scope that its controller
-        gave up is stopped by SIGTERM, as any other; PID 1 itself is told, on its private socket."""
+        gave up is stopped by SIGTERM, as any other; systemd itself is told, on its private socket."""
         if not self._giving_up:
             return
         socket = Socket(AF_UNIX, SOCK_STREAM, 0)
         try:
             socket.settimeout(_PATIENCE / _ATTEMPTS)
-            socket.connect(_PRIVATE)
+            socket.connect(self._private)
             _insist(socket, self._giving_up)
         except OSError as error:
-            why = f"{_PRIVATE}: {reason(error)}"
+            why = f"{self._private}: {reason(error)}"
             boot.complain(self._command, f"the pod will not hear that its scope is to be stopped: {why}")
         finally:
             socket.close()
@@ -91,7 +91,7 @@ class Membership:
         verb, _, rest = text.partition(" ")
         if verb == "machine":
             self._farewell = channel.read_memory_file(fds[0])
-            _write(self._directory, poddir.MACHINE, rest)
+            poddir.write_word(self._directory, poddir.MACHINE, rest)
         elif verb == "unknown":
             boot.complain(self._command, f"the pod is not registered with machined: {rest}")
         self._dismiss()
@@ -127,13 +127,13 @@ class Membership:
 def _insist(socket: Socket, call: bytes) -> None:
     """Until systemd has answered, because it hears no more of who leaves before that. What it has received together
     with the greeting it looks at when the next thing arrives (sd-bus), so this is said again. Raises OSError."""
-    socket.send(b"\0AUTH EXTERNAL 30\r\nBEGIN\r\n")
+    socket.send(GREETING)
     heard = b""
     for left in range(_ATTEMPTS, 0, -1):
         socket.send(call)
         try:
             # Before the answer there may be signals of all kinds.
-            while not has_answer(heard.partition(b"\r\n")[2]):
+            while not has_answer(b"".join(heard.split(b"\r\n", 2)[2:])):
                 heard += (data := socket.recv(_CHUNK))
                 if not data:
                     raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
@@ -141,9 +141,3 @@ def _insist(socket: Socket, call: bytes) -> None:
         except TimeoutError:
             if left == 1:
                 raise
-
-
-def _write(directory: str, name: str, text: str) -> None:
-    """For `list` and `status` only."""
-    with suppress(OSError), open(f"{directory}/{name}", "w", encoding="utf-8") as file:
-        file.write(f"{text}\n")

@@ -7,8 +7,9 @@ It hears, from the engine and then from the monitor (descriptors in brackets):
     pod [registration]  a Registration
     machine LEADER      the pod's leader exists and is attached to its networks; only for pods that are machines
 It says, to the monitor (under fly, to the engine):
-    scoped UNIT SYSTEMD [bus call]    the monitor is in its scope. By the bus's socket systemd, under that unique name,
-                        asks for the scope to be stopped; the call, a memory file, says that nobody listens any more
+    scoped UNIT SYSTEMD PRIVATE [bus call]    the monitor is in its scope. By the bus's socket systemd, under that
+                        unique name, asks for the scope to be stopped; the call, a memory file, tells systemd itself,
+                        on the socket PRIVATE, that nobody listens any more
     kept UNIT [bus]     it stays in the unit it was started in
     apart TEXT          there is no scope, for this reason; nothing follows
     machine NAME [call] registered with machined; the call, a memory file, takes it back
@@ -31,6 +32,7 @@ from stage1.channel import Channel
 from stage1.limits import Limits
 from stage1.systemd import bus, units
 from stage1.systemd.bus import MACHINED, SYSTEMD, Bus
+from stage1.systemd.manager import Manager
 from stage1.systemd.units import Property
 
 if TYPE_CHECKING:
@@ -76,23 +78,24 @@ class Registration(NamedTuple):
     disk: str = ""
     """The device that the pod's files are on, a path."""
     kind: str = ""
-    """Of machine: "container" or "vm"."""
+    """Of machine: "container" or "vm"; empty for what has no monitor, which could be asked to end."""
 
 
-def begin() -> Registrar:
-    """Fork the registrar. It ends by itself once nobody holds the other end of its channel."""
+def begin(manager: Manager) -> Registrar:
+    """Fork the registrar, which speaks to `manager` and ends by itself once nobody holds the other end of its
+    channel."""
     ours, theirs = channel.pair()
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         ours.close()
         # Whatever happens: nobody of the callers' is to run here.
-        os._exit(_main(theirs, parent))
+        os._exit(_main(manager, theirs, parent))
     theirs.close()
     return Registrar(pid, ours)
 
 
-def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, kind: str) -> None:
+def announce(manager: Manager, registrar: Registrar, pod: PreparedPod, limits: Limits, *, kind: str) -> None:
     """Tell the registrar of the pod; `kind`: as machined is to know it, empty when it is no machine."""
     from stage1 import cgroup, poddir
     from stage1.plan import dumps
@@ -107,7 +110,8 @@ def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, kind: st
         root=root if units.can_be_said(root) else "",
         keep=keep,
         # machined finds a machine's unit by its leader's cgroup, which is nowhere in a unit that is not ours to divide.
-        machine=bool(kind) and pod.register and (not keep or cgroup.find().delegated),
+        # And it takes none of those of ordinary users.
+        machine=bool(kind) and manager.is_system and pod.register and (not keep or cgroup.find().delegated),
         stop_timeout=pod.stop_timeout,
         limits=limits,
         disk=f"/dev/block/{disk}" if disk else "",
@@ -117,11 +121,11 @@ def announce(registrar: Registrar, pod: PreparedPod, limits: Limits, *, kind: st
         registrar.channel.send("pod", (channel.memory_file(dumps(registration)),))
 
 
-def _main(source: Channel, parent: int) -> int:
+def _main(manager: Manager, source: Channel, parent: int) -> int:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     try:
-        _work(source, parent)
+        _work(manager, source, parent)
     except RkpyError as error:
         _send(source, f"apart {error}")
     except OSError as error:
@@ -140,8 +144,8 @@ def _send(source: Channel, text: str, fds: tuple[int, ...] = ()) -> bool:
     return True
 
 
-def _work(source: Channel, parent: int) -> None:
-    connection = Bus(timeout=TIMEOUT)
+def _work(manager: Manager, source: Channel, parent: int) -> None:
+    connection = Bus(manager.bus, TIMEOUT)
     connection.listen(JOBS)
     systemd = connection.owner(SYSTEMD[0])
     message, fds = source.receive()
@@ -156,13 +160,13 @@ def _work(source: Channel, parent: int) -> None:
     connected = connection.socket.fileno()
     if unit:
         giving_up = channel.memory_file(bus.call_for_later(SYSTEMD, "AbandonScope", "s", (unit,), answer=True))
-        said = _send(source, f"scoped {unit} {systemd}", (connected, giving_up))
+        said = _send(source, f"scoped {unit} {systemd} {manager.private}", (connected, giving_up))
     else:
         said = _send(source, f"kept {units.own()}", (connected,))
     if said and pod.machine:
         # The monitor reads what comes from that connection; ours is another from now on.
         connection.close()
-        _register(Bus(timeout=TIMEOUT), pod, source)
+        _register(Bus(manager.bus, TIMEOUT), pod, source)
 
 
 # The scope
@@ -172,7 +176,7 @@ def make_scope(connection: Bus, pod: Registration, pid: int) -> str:
     """Put the process into a scope for the pod; its name. Raises SystemdError."""
     properties = [
         *units.about(pod.uuid, pod.name, pod.directory),
-        *units.of_scope(pid, connection.name if pod.machine else "", pod.stop_timeout),
+        *units.of_scope(pid, connection.name if pod.kind else "", pod.stop_timeout),
         *units.resources(pod.limits, pod.disk),
     ]
     unit, job = start(connection, units.names(pod.uuid, pod.name, "scope"), properties)

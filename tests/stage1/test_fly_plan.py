@@ -18,6 +18,7 @@ from stage1.limits import Limits
 from stage1.mounts import Bind, HostFile, ReadOnlyRoot, Tmpfs, normalize
 from stage1.rootfs import CopiedRoot, OverlayRoot
 from stage1.systemd import units
+from stage1.systemd.manager import SYSTEM, Manager
 from stage1.vm.machine import MachineOptions
 
 DEFAULTS = (
@@ -178,21 +179,23 @@ def test_what_cannot_be_ignored_safely_is_refused(case: str) -> None:
 # --- limits
 
 
-def limited(directory: Path, *, asked: tuple[str, ...] = (), starts: bool = False) -> PreparedPod:
+def limited(directory: Path, *, asked: tuple[str, ...] = (), manager: Manager | None = None) -> PreparedPod:
     made = pod({"isolators": (Isolator("resource/memory", {"limit": "1M"}), Isolator("resource/cpu", {"limit": "2"}))})
     of_pod = (Isolator("resource/pids", {"limit": 5}),)
-    return made._replace(directory=str(directory), isolators=of_pod, asked=asked, starts=starts)
+    return made._replace(directory=str(directory), isolators=of_pod, asked=asked, manager=manager)
 
 
 def test_a_limit_that_is_kept_is_nothing_to_speak_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroup, "enforceable", lambda *_: dict.fromkeys(cgroup.CONTROLLERS, ""))
+    monkeypatch.setattr(cgroup, "enforceable", lambda *_, **__: dict.fromkeys(cgroup.CONTROLLERS, ""))
     assert fly.check(limited(tmp_path, asked=("--memory", "--cpu"))) == []
 
 
 def test_a_limit_that_is_not_kept_is_refused_when_typed_and_else_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cgroup, "enforceable", lambda *_: {"cpu": "", "io": "", "memory": "no memory", "pids": "none"})
+    monkeypatch.setattr(
+        cgroup, "enforceable", lambda *_, **__: {"cpu": "", "io": "", "memory": "no memory", "pids": "none"}
+    )
     assert fly.check(limited(tmp_path, asked=("--cpu",))) == [
         "pids limit of the pod is not enforceable here: none",
         'memory limit of app "web" is not enforceable here: no memory',
@@ -202,14 +205,13 @@ def test_a_limit_that_is_not_kept_is_refused_when_typed_and_else_told_of(
 
 
 def test_what_systemd_has_put_into_a_unit_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cgroup, "enforceable", lambda *_: dict.fromkeys(cgroup.CONTROLLERS, ""))
-    monkeypatch.setattr(cgroup, "find", lambda: cgroup.Place("/c", "/c/rkpy", False, ""))
+    monkeypatch.setattr(cgroup, "enforceable", lambda *_, **__: dict.fromkeys(cgroup.CONTROLLERS, ""))
+    monkeypatch.setattr(cgroup, "find", lambda **_: cgroup.Place("/c", "/c/rkpy", False, ""))
     monkeypatch.setattr(units, "own", lambda: "web.service")
-    monkeypatch.setattr(flylimits, "booted", lambda: True)
-    assert fly.check(limited(tmp_path, asked=("--memory",))) == []  # It does not start here, perhaps.
+    assert fly.check(limited(tmp_path, asked=("--memory",))) == []  # It does not start here.
     with pytest.raises(UsageError, match=r"--memory cannot be enforced here: web\.service .*Delegate=yes"):
-        fly.check(limited(tmp_path, asked=("--memory",), starts=True))
-    assert len(fly.check(limited(tmp_path, starts=True))) == 3
+        fly.check(limited(tmp_path, asked=("--memory",), manager=SYSTEM))
+    assert len(fly.check(limited(tmp_path, manager=SYSTEM))) == 3
 
 
 def test_of_two_limits_the_lower_counts() -> None:

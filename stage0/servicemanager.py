@@ -1,0 +1,68 @@
+"""Which service manager a pod that is started here is to be a unit of, and whether it is in one already.
+
+Root's pods are units of the system's. An ordinary user's are units of his own, where he has one: while he is logged in,
+or for ever (loginctl(1), "enable-linger"). In a service they stay in that, whosever it is.
+"""
+
+from __future__ import annotations
+
+import os
+
+from common.records import NamedTuple
+from stage0 import xdg
+from stage1.systemd import given, manager
+from stage1.systemd.manager import Manager
+
+
+class Place(NamedTuple):
+    """A pod's among units."""
+
+    manager: Manager | None = None
+    """Who is to make it known, None for nobody."""
+    unit: str = ""
+    """The unit that it stays in when there is nobody to ask about it."""
+
+
+def find() -> Manager | None:
+    """The service manager of who called us, None when he has none."""
+    if not given.booted():
+        return None
+    if not xdg.is_ordinary():
+        return manager.SYSTEM
+    runtime = xdg.runtime(os.environ)
+    found = manager.of_user(xdg.UID, runtime)
+    return found if runtime and os.path.exists(found.bus) else None
+
+
+def place(*, keep_unit: bool) -> Place:
+    """Of a pod that is started here; `keep_unit` as it was typed."""
+    if not xdg.is_ordinary():
+        return Place(find())
+    if not given.booted():
+        return Place()
+    from stage1.systemd import units
+
+    # machined is told of nobody's pods but root's, and so there is nothing to say of one that stays.
+    return Place(unit=units.own()) if units.stays(keep_unit) else Place(find())
+
+
+def is_delegated(unit: str) -> bool:
+    """Whether our own service manager says that `unit` is: one of a user's cannot mark cgroups as the system's does. Of
+    a unit that is none of its own it has nothing to say. Raises SystemdError."""
+    found = find()
+    if not unit or found is None or found.is_system or not _is_below(found.cgroup):
+        return False
+    from stage1.systemd.bus import SYSTEMD, Bus
+
+    bus = Bus(found.bus)
+    try:
+        path = bus.call(SYSTEMD, "GetUnit", "s", (unit,))[0]
+        kind = unit.rpartition(".")[2].capitalize()
+        return bool(bus.get(SYSTEMD[0], path, f"org.freedesktop.systemd1.{kind}", "Delegate"))
+    finally:
+        bus.close()
+
+
+def _is_below(place: str) -> bool:
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        return any(f":/{place}/" in line for line in file)
