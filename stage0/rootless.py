@@ -45,10 +45,10 @@ def become_root(*, to_run: bool = False) -> None:
         _require_kernel()
         missing = _missing(mappings)
         if missing:
+            groups = " and stay in your groups" if {*os.getgroups()} - {gid} else ""
             syscalls.unshare(_NAMESPACES)
             _map_alone(gid)
             if to_run:
-                groups = " and stay in your groups" if {*os.getgroups()} - {gid} else ""
                 warn(f"apps can have no other user and group than root{groups}: {missing}")
         else:
             _map(mappings)
