@@ -54,7 +54,10 @@ def become_root(*, to_run: bool = False) -> None:
             _map(mappings)
         _settle()
     except OSError as error:
-        raise LaunchError(f"cannot become root of a user namespace: {reason(error)}", hint=_HINT) from error
+        # What unshare(2) says of limits (namespaces(7)).
+        limited = "there are as many as user.max_user_namespaces allows"
+        why = limited if error.errno == errno.ENOSPC else reason(error)
+        raise LaunchError(f"cannot become root of a user namespace: {why}", hint=_HINT) from error
 
 
 def join(leader: Leader) -> None:

@@ -1,15 +1,22 @@
-"""Which IDs the files of subuid(5) grant a user. What he does with them is in tests/host/test_becoming_root.py."""
+"""Which IDs the files of subuid(5) grant a user, and what the kernel may say to him. The rest is for real, in
+tests/host/test_becoming_root.py."""
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import syscalls
+from common.errors import LaunchError
 from common.users import EVERYTHING, Range
 from stage0 import rootless
+from stage1 import poddir
+from stage1.poddir import Leader
 
 NAMES = frozenset({"me", "1000"})
 
@@ -57,3 +64,50 @@ def test_no_id_is_mapped_twice(lines: list[str]) -> None:
     outside = sorted((one.outside, one.outside + one.size) for one in found)
     assert all(first[1] <= second[0] for first, second in pairwise(outside))
     assert all(0 <= first < last <= EVERYTHING.size for first, last in outside)
+
+
+# --- what the kernel refuses
+
+
+@pytest.fixture
+def ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+
+@pytest.mark.usefixtures("ordinary")
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.EPERM, "operation not permitted"),
+        (errno.ENOSPC, "there are as many as user.max_user_namespaces allows"),
+        (errno.EUSERS, "too many users"),
+    ],
+)
+def test_user_namespaces_may_not_be_allowed(monkeypatch: pytest.MonkeyPatch, code: int, said: str) -> None:
+    def unshare(_flags: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(rootless, "_missing", lambda _mappings: "nothing is granted")
+    monkeypatch.setattr(syscalls, "unshare", unshare)
+    with pytest.raises(LaunchError, match=f"cannot become root of a user namespace: {said}.*docs/rootless.md"):
+        rootless.become_root()
+
+
+def leader(pid: int, *, start_time: int = 0, boot_id: str = "") -> Leader:
+    started = poddir.start_time(pid)
+    assert started is not None
+    return Leader(pid, start_time or started, 0, boot_id or poddir.boot_id())
+
+
+@pytest.mark.usefixtures("ordinary")
+def test_a_pod_that_is_over_is_not_joined() -> None:
+    """Whoever has its leader's number now."""
+    for gone in (leader(os.getpid(), start_time=1), leader(os.getpid(), boot_id="another")):
+        with pytest.raises(ProcessLookupError):
+            rootless.join(gone)
+
+
+@pytest.mark.usefixtures("ordinary")
+def test_a_namespace_that_is_somebody_elses_is_not_joined() -> None:
+    with pytest.raises(LaunchError, match="cannot enter the user namespace of process 1: "):
+        rootless.join(leader(1))
