@@ -264,7 +264,7 @@ def test_limits(ground: Ground, variant: Variant, case: Case) -> None:
     ground.check(variant, case)
 
 
-@every(HERE)
+@by_root(HERE)
 def test_a_limit_is_kept_or_refused_when_it_was_typed_and_else_told_of(
     ground: Ground, variant: Variant, tmp_path: Path
 ) -> None:
