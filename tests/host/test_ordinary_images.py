@@ -216,7 +216,11 @@ def test_root_does_not_work_in_a_users_directories(rkpy: Rkpy, person: User) -> 
     ):  # fmt: skip
         line = root.refused("--insecure-options=image", *words)
         assert re.search(f"cannot use {why}", line), line
-    # Who may read may look.
+    # Who may read may look, and leaves nothing.
+    (rkpy.data / "cas" / "index.db").unlink()
+    root.ok("image", "cat-manifest", "example.com/app")
+    assert {os.lstat(path).st_uid for path in rkpy.data.rglob("*")} == {person.uid}
+    assert not (rkpy.data / "cas" / "index.db").exists()
     assert "example.com/app" in root.ok("image", "list")
     assert uuid[:8] in root.ok("list")
     assert "state=prepared" in root.ok("status", uuid)
