@@ -31,11 +31,14 @@ class User(NamedTuple):
     """A descriptor of the mount namespace in which he is known."""
     first: int
     """Of his range of IDs."""
+    groups: tuple[int, ...] = ()
+    """Those he is in beside his own."""
 
     def command(self, words: Sequence[object]) -> list[str]:
-        """`words` as this user, without any capabilities and groups but his own; the process stays the same."""
-        enter = ["nsenter", f"--mount=/proc/{os.getpid()}/fd/{self.namespace}", "--"]
-        become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all"]
+        """`words` as this user, without any capabilities; the process stays the same."""
+        enter = [str(shutil.which("nsenter")), f"--mount=/proc/{os.getpid()}/fd/{self.namespace}", "--"]
+        groups = f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups"
+        become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", groups, "--inh-caps=-all"]
         return [*enter, *become, *map(str, words)]
 
     def environment(self) -> dict[str, str]:

@@ -89,6 +89,7 @@ VARIANTS = (
     KVM,
 )
 ROOTLESS = (
+    # These two only: --private-users and machines are for root.
     Variant("rootless", ("--stage1=nspawn", "--net=none"), _OWN | _HERE - {ROOT}, user=RANGE),
     Variant("rootless-fly", ("--stage1=fly",), _HERE - {ROOT} | {FLY}, user=RANGE),
 )
@@ -307,6 +308,7 @@ class Ground:
         """A tree with the inspector, accounts and what `files` says: "name/" is a directory, "->x" a symlink,
         executable below bin/. `arrange` does the rest."""
         root = self.new("root")
+        os.chown(root, 0, 0)
         base: dict[str, bytes | str] = {
             "bin/": "", "etc/passwd": PASSWD, "etc/group": GROUP, "root/": "", "srv/www/": "", "tmp/": "", "owned": "",
         }  # fmt: skip
