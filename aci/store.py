@@ -393,7 +393,8 @@ class Store:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise StoreError(f"cannot remove {self.root}/{kind}/{name}: {reason(error)}") from error
+            hint = ownership.foreign_files(error)
+            raise StoreError(f"cannot remove {self.root}/{kind}/{name}: {reason(error)}", hint=hint) from error
 
 
 def damaged_name(layer: str) -> str:

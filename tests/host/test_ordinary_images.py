@@ -176,6 +176,32 @@ def test_a_user_without_a_range(alone: User, request: pytest.FixtureRequest) -> 
     assert in_pod(rkpy, "example.com/app:1", "stat -c %u:%g /bin/busybox /etc") == ["0:0", "0:0"]
 
 
+def test_what_is_left_of_times_with_more_ids(rkpy: Rkpy) -> None:
+    """Without new privileges there is the user's own ID only. What cannot be removed then stays for later."""
+    assert rkpy.user is not None
+    unverified(rkpy, "fetch", two_layers(rkpy.directory))
+    in_pod(rkpy, "example.com/app:1", "", "--no-overlay")
+
+    def less(*words: str) -> str:
+        command = ["setpriv", "--no-new-privs", "--", *Rkpy(rkpy.directory).command(*words)]
+        done = subprocess.run(
+            rkpy.user.command(command) if rkpy.user else [],
+            env=rkpy.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 254, done
+        return done.stderr
+
+    hint = "it may have files of IDs that are not yours now, see /etc/subuid"
+    assert hint in less("gc", "--grace-period=0s")
+    rkpy.ok("gc", "--grace-period=0s")
+    assert hint in less("image", "rm", "example.com/app:1")
+    rkpy.ok("image", "gc", "--grace-period=0s")
+    assert [os.listdir(rkpy.data / place) for place in ("cas/tmp", "cas/layer", "pods/garbage")] == [[], [], []]
+
+
 def test_archives_that_are_hostile_or_random(person: User) -> None:
     """The unpacker's own tests once more, in the user's namespace."""
     modules = [str(HERE / f"test_unpack_{name}.py") for name in ("hostile", "compare", "whiteouts")]
@@ -290,6 +316,21 @@ def test_a_fetch_that_was_killed_leaves_nothing_that_cannot_be_removed(rkpy: Rkp
     rkpy.ok("image", "gc", "--grace-period=0s")
     assert os.listdir(rkpy.data / "cas/tmp") == []
     subprocess.run(rkpy.user.command(["rm", "-r", str(rkpy.data)]), check=True, timeout=60)
+
+
+def test_a_registry(rkpy: Rkpy) -> None:
+    """Docker's own, which wants a login."""
+    made = registries.image({"etc/motd": b"hello"})
+    place = rkpy.directory / "registry"
+    place.mkdir()
+    with registries.real(place) as registry:
+        registry.put(made, "team/app:1")
+        login = base64.b64encode(f"{registries.USER}:{registries.PASSWORD}".encode()).decode()
+        (rkpy.directory / "auth.json").write_text(json.dumps({"auths": {registry.host: {"auth": login}}}))
+        where = {"SSL_CERT_FILE": str(registry.ca), "REGISTRY_AUTH_FILE": str(rkpy.directory / "auth.json")}
+        rkpy.ok("--insecure-options=image", "fetch", f"docker://{registry.host}/team/app:1", **where)
+    (name,) = (row["name"] for row in json.loads(rkpy.ok("image", "list", "--format=json")))
+    rkpy.ok("image", "verify", name)
 
 
 # Trust and configuration
