@@ -426,9 +426,9 @@ def test_configuration_has_three_levels(rkpy: Rkpy) -> None:
     assert not Path("/roots").exists()
 
 
-@pytest.fixture
-def registry(rkpy: Rkpy) -> Iterator[registries.Fake]:
-    made = registries.Fake(registries.certificate(rkpy.directory))
+@pytest.fixture(scope="module")
+def registry(person: User) -> Iterator[registries.Fake]:
+    made = registries.Fake(registries.certificate(person.directory))
     try:
         yield made
     finally:
@@ -440,6 +440,7 @@ def test_logins_are_the_callers(rkpy: Rkpy, registry: registries.Fake, place: st
     """Who is root of a namespace has the files of the user that he is, and not root's."""
     made = registries.image({"etc/motd": b"hello"})
     registry.add(made)
+    registry.rules.clear()
     expected = "Basic " + base64.b64encode(b"me:secret").decode()
     registry.rules.append(
         lambda asked: (
@@ -480,7 +481,7 @@ def test_logins_are_the_callers(rkpy: Rkpy, registry: registries.Fake, place: st
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HOME": str(home),
         "XDG_RUNTIME_DIR": str(runtime),
-        "SSL_CERT_FILE": str(rkpy.directory / "ca.crt"),
+        "SSL_CERT_FILE": str(rkpy.user.directory / "ca.crt"),
     }
     words = ("--insecure-options=image", "fetch", f"docker://{registry.host}/app:1")
     assert rkpy.ok(*words, **where).startswith("sha512-")
