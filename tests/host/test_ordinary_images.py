@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 HERE = Path(__file__).parent
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 """CAP_NET_RAW, as setcap(8) has it in an image (capabilities(7), VFS_CAP_REVISION_2)."""
-APPLETS = ("sh", "ls", "cat", "find", "stat")
+APPLETS = ("sh", "cat", "stat", "rm", "mkdir", "chown", "chmod")
 BASE = tars.pack(
     directory("bin"),
     file("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o4755),
@@ -138,6 +138,23 @@ def test_every_format(rkpy: Rkpy, form: str) -> None:
     assert name == "example.com/app"
     rkpy.ok("gc", "--grace-period=0s")
     rkpy.ok("image", "rm", "example.com/app:1")
+
+
+def test_what_an_app_left_becomes_an_image(rkpy: Rkpy) -> None:
+    """With the owners that it saw, and without what it has removed, which the kernel marks in the user's own way."""
+    unverified(rkpy, "fetch", two_layers(rkpy.directory))
+    change = "cd /; rm -r home data/new; mkdir home data/sub; echo >home/file"
+    in_pod(rkpy, "example.com/app:1", f"{change}; chown 7:8 home home/file; chmod 4711 home/file")
+    (uuid,) = (line.split()[0] for line in rkpy.ok("list", "--no-legend", "--full").splitlines())
+    path = rkpy.directory / "exported.aci"
+    rkpy.ok("export", uuid, path)
+    with tarfile.open(path) as archive:
+        found = {name.removeprefix("rootfs/"): (m.uid, m.gid, m.mode) for m in archive if (name := m.name)}
+    assert found["home/file"] == (7, 8, 0o4711)
+    assert found["home"][:2] == (7, 8)
+    assert {name for name in found if name.startswith(("home", "data", "gone"))} == {
+        "home", "home/file", "data", "data/sub",
+    }  # fmt: skip
 
 
 def test_device_nodes_are_left_out_and_named(rkpy: Rkpy) -> None:
@@ -275,6 +292,16 @@ def test_root_in_a_user_namespace_has_a_store_of_its_own(tmp_path: Path) -> None
     assert namespaced(inside, "fetch", image).returncode == 0
     assert "it was made outside of a user namespace" in namespaced(outside, "fetch", image).stderr
     assert "it was made in a user namespace" in inside.refused("--insecure-options=image", "fetch", image)
+
+
+def test_a_home_of_somebody_else(rkpy: Rkpy, tmp_path: Path) -> None:
+    """As runuser(1) leaves it."""
+    tmp_path.chmod(0o700)
+    line = rkpy("image", "list", HOME=str(tmp_path)).err
+    assert line == (
+        f"rkpy: image list: open {tmp_path}/.config/rkpy/paths.d: permission denied"
+        f" (HOME is {tmp_path}, is that yours?)\n"
+    )
 
 
 def test_what_is_a_users_own_is_for_nobody_else(person: User) -> None:
