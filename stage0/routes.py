@@ -12,6 +12,7 @@ from common import addresses
 from common.addresses import Subnet
 from common.errors import NetworkError
 from common.records import NamedTuple
+from stage1.network import pasta
 from stage1.network.plan import Network
 
 DEFAULT_BRIDGE = "cni0"
@@ -76,7 +77,10 @@ def _has_program(kind: str, plugin_path: Sequence[str]) -> bool:
 
 
 def subnets(plugin: dict[str, Any]) -> list[Subnet]:
-    """Those of the plugin's `host-local` ranges. What makes no sense is left for the plugin to complain of."""
+    """Those of the plugin's `host-local` ranges, or of pasta's addresses. What makes no sense is left for the plugin to
+    complain of."""
+    if plugin["type"] == pasta.TYPE:
+        return list(_parsed(plugin.get("addresses") or ()))
     ipam = plugin.get("ipam") or {}
     if ipam.get("type") != "host-local":
         return []

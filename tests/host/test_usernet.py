@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -286,7 +287,8 @@ def test_a_pod_outlives_it(home: Site) -> None:
     with running(home) as pod:
         os.kill(pasta_of(pod), signal.SIGKILL)
         until(lambda: "eth0" not in pod.inside("ip", "-br", "link"))
-        assert pod.enter("/bin/echo", "alive") == "alive\n"
+        assert pod.enter("/bin/sh", "-c", "echo alive") == "alive\n"
+        assert home("net", "check").err == f'rkpy: net check: pod "{pod.uuid}": network default: pasta has ended\n'
         done = pod.stop()
     assert done.err == "rkpy: run: pasta has ended: the pod goes on without a network\n"
 
@@ -311,3 +313,21 @@ def test_what_the_kernel_left_is_collected_and_nothing_else(home: Site, user: Us
     finally:
         other.kill()
         other.wait()
+
+
+# --- rkpy net
+
+
+def test_the_commands_about_networks_know_of_it(shop: NetPod) -> None:
+    home = shop.site
+    assert re.fullmatch(
+        r"default\tpasta\t172\.16\.29\.0/24,fd[0-9a-f:]+::/64\t1\tbuilt in",
+        re.sub(r"\t+", "\t", home.ok("net", "list", "--no-legend").strip()),
+    )
+    ports = [{"protocol": "tcp", "hostPort": 8081, "hostIP": "127.0.0.1", "pod": shop.uuid},
+             {"protocol": "udp", "hostPort": 7007, "hostIP": "", "pod": shop.uuid}]  # fmt: skip
+    for name in ("default", "shop"):
+        found = json.loads(home.ok("net", "inspect", name))["ports"]
+        assert all(port in found for port in ports)
+    assert home.ok("net", "check", shop.uuid) == ""
+    assert "for root" in home.refused("net", "reload")
