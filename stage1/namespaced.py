@@ -12,7 +12,8 @@ from typing import Any
 
 from common.errors import LaunchError
 from stage1 import apptree, boot, channel, namespaces, supervisor
-from stage1.cgroup import PodCgroup, Report
+from stage1.cgroup import PodCgroup
+from stage1.cgroupfiles import Report
 from stage1.enclosure import Hear
 from stage1.loop import Loop
 from stage1.plan import AppPlan, PodPlan, dumps

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stage1 import kernelfs
+from stage1 import cgroup, kernelfs
 from stage2 import capabilities as names_of_capabilities
 from stage2.environment import DEFAULT_PATH
 from tests.host import flavours
@@ -262,6 +262,28 @@ def test_loopback_is_up_and_nothing_else_is_there(ground: Ground, variant: Varia
 )  # fmt: skip
 def test_limits(ground: Ground, variant: Variant, case: Case) -> None:
     ground.check(variant, case)
+
+
+@every(HERE)
+def test_a_limit_is_kept_or_refused_when_it_was_typed_and_else_told_of(
+    ground: Ground, variant: Variant, tmp_path: Path
+) -> None:
+    file = tmp_path / "uuid"
+    isolator = {"name": "resource/memory", "value": {"limit": "64M"}}
+    of_image = ground.run(
+        variant, "id", image=ground.image(isolators=[isolator]), pod=(f"--uuid-file-save={file}",)
+    )  # fmt: skip
+    assert of_image.status == 0, of_image
+    verdict = ground.status(file.read_text().strip())["limit-app-memory"]
+    typed = ground.run(variant, "id", "--memory=64M")
+    if why := cgroup.enforceable(str(ground.directory))["memory"]:
+        assert (typed.status, typed.out) == (254, ""), typed
+        assert f"--memory cannot be enforced here: {why}" in typed.err
+        assert f'memory limit of app "app" is not enforceable here: {why}' in of_image.err
+        assert verdict == f"not enforceable: {why}"
+    else:
+        assert (typed.status, "enforceable" in typed.err + of_image.err) == (0, False), (typed, of_image)
+        assert verdict.startswith(("enforced: memory.max = ", "adjusted: memory.max = "))
 
 
 # --- capabilities and filters
