@@ -7,7 +7,7 @@ import os
 import click
 
 from common.errors import EXIT_FAILURE, RkpyError, UsageError
-from stage0 import flags, gc, rootless
+from stage0 import flags, gc, rootless, xdg
 from stage0.config import Config
 from stage0.pods import Pods
 
@@ -116,7 +116,7 @@ def _sweep_networks(told: _Told) -> None:
     """What pods had of networks whose directories somebody else has removed, or whose monitor was killed."""
     from stage1.network import state
 
-    if os.path.isdir(state.ROOT):
+    if os.path.isdir(state.ROOT) and not xdg.is_ordinary():  # Those are root's.
         from stage1.network import owners
 
         for uuid in owners.sweep(told.complain):
