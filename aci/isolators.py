@@ -259,6 +259,8 @@ BLOCK_BANDWIDTH: Final = "resource/block-bandwidth"
 BLOCK_IOPS: Final = "resource/block-iops"
 NETWORK_BANDWIDTH: Final = "resource/network-bandwidth"
 PIDS: Final = "resource/pids"
+RESOURCES: Final = frozenset({CPU, CPU_SHARES, MEMORY, BLOCK_BANDWIDTH, BLOCK_IOPS, PIDS})
+"""What cgroups deal with."""
 
 KNOWN: Final[dict[str, Known]] = {
     CAPABILITIES_RETAIN: Known(_check_capabilities, repeatable=True, excludes=CAPABILITIES_REMOVE),

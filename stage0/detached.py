@@ -39,6 +39,9 @@ def run(request: Request, settings: Config, flavour: str) -> int:
     try:
         return _launch(bus, pod, "run-prepared", request, settings)
     except BaseException:
+        # Who is interrupted once more is to have it no less: it would keep its name for a day.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         _give_back(settings, pod.uuid)
         raise
 

@@ -118,7 +118,7 @@ def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppI
         finished_at=pod.finished_at(app.name),
         exit_code=None if ending is _UNKNOWN else ending.status,
         signal=ending.signal,
-        oom_killed=ending.oom,
+        oom_killed=ending.oom or _lacked_memory(pod, state),
         restarts=pod.restarts(app.name),
         health=health[0],
         health_text=health[1],
@@ -126,6 +126,15 @@ def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppI
         user_annotations=app.app.user_annotations if app.app else (),
         user_labels=app.app.user_labels if app.app else (),
     )
+
+
+def _lacked_memory(pod: Pod, state: State) -> bool:
+    """Whether that is what an app has met whose end nobody was there to see, as long as its cgroup tells."""
+    if state is State.RUNNING or not state.started or pod.records_starts():
+        return False
+    from stage1 import cgroup
+
+    return cgroup.lacked_memory(pod.base)
 
 
 def _app_state(state: State, *, ended: bool, waiting: bool) -> str:

@@ -14,23 +14,22 @@ import os
 import select
 import signal
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 from common import users
 from common.errors import LaunchError, PodError, reason
 from common.records import NamedTuple
+from stage1.cgroupfiles import NOT_ENFORCEABLE, Report, counter, end_as_a_whole, keep, read, settings, try_write, write
 from stage1.limits import Limits
 
 CONTROLLERS = ("cpu", "io", "memory", "pids")
 """All of them are enabled for every pod: they account for what the limits bound."""
-CONTROLLER_OF = {
-    "memory": "memory", "cpu": "cpu", "cpu_weight": "cpu", "pids": "pids", "io_bandwidth": "io", "io_operations": "io",
-}  # fmt: skip
-"""The controller each field of Limits needs."""
 
 RECORD = "cgroup"
 """The file in the pod directory that names the pod's cgroup."""
+USUAL = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+"""Where systemd mounts it, the latter beside hierarchies of version 1."""
 TOP = "rkpy"
 INIT = "_init"
 SUPERVISOR = "supervisor"
@@ -38,20 +37,6 @@ MAX_DEPTH = 12
 """Levels an app that may make cgroups can add: few enough for any of their paths to fit into PATH_MAX."""
 DEATH = 10.0
 """Seconds that killed processes are given to be gone."""
-
-ENFORCED, ADJUSTED, NOT_ENFORCEABLE = "enforced", "adjusted", "not enforceable"
-
-
-class Report(NamedTuple):
-    """What became of one limit."""
-
-    app: str
-    """Empty for a limit of the whole pod."""
-    name: str
-    """A field of Limits, or "swap"."""
-    verdict: str
-    detail: str
-    """What was written, what the kernel made of it, or why it cannot be."""
 
 
 class Place(NamedTuple):
@@ -66,25 +51,17 @@ class Place(NamedTuple):
     """Why no cgroups can be made; empty when they can."""
 
 
-class _Setting(NamedTuple):
-    """One value for one file of a cgroup."""
-
-    name: str
-    file: str
-    value: str
-
-
 # Where
 
 
 def find(*, trusted: bool = False) -> Place:
     """Where this process may make cgroups. `trusted`: its service manager has said that the unit it is in is delegated;
     a user's cannot mark the cgroup."""
-    mount = _mount(_read("/proc/self/mountinfo"))
+    mount = _mount(read("/proc/self/mountinfo"))
     if mount is None:
         return Place("", "", False, "no cgroup2 file system is mounted")
     root, place = mount
-    own = _own(_read("/proc/self/cgroup"))
+    own = _own(read("/proc/self/cgroup"))
     base = _delegated(place, _below(root, own), trusted)
     if base:
         return Place(place, base, True, _cannot_write(base))
@@ -96,7 +73,7 @@ def find(*, trusted: bool = False) -> Place:
 
 def _of_manager(below: str) -> Place:
     """Where a user's service manager makes scopes, which are delegated to whom they are made for."""
-    mount = _mount(_read("/proc/self/mountinfo"))
+    mount = _mount(read("/proc/self/mountinfo"))
     if mount is None:
         return Place("", "", False, "no cgroup2 file system is mounted")
     root, place = mount
@@ -106,14 +83,18 @@ def _of_manager(below: str) -> Place:
 
 
 def _mount(mountinfo: str) -> tuple[str, str] | None:
-    """What of the hierarchy is mounted, and where (proc(5)); the last mount covers those before it."""
-    found = None
+    """What of the hierarchy is mounted, and where (proc(5)): in the usual place, or else anywhere; a root that
+    a process is to change to may have one, too. The last mount covers those before it."""
+    usual = other = None
     for line in mountinfo.splitlines():
         fields, _, rest = line.partition(" - ")
         if rest.split(" ", 1)[0] == "cgroup2":
             root, place = fields.split(" ")[3:5]
-            found = root, _unescape(place)
-    return found
+            if place in USUAL:
+                usual = root, place
+            else:
+                other = root, _unescape(place)
+    return usual or other
 
 
 def _unescape(path: str) -> str:
@@ -190,13 +171,13 @@ def enforceable(
     place = _of_manager(below) if below else find(trusted=trusted)
     moved = {str(os.getpid()), *map(str, ours)}
     answers = {name: place.refusal or _unavailable(place, name, moved) for name in CONTROLLERS}
-    answers["io"] = answers["io"] or _disk(directory)[1]
+    answers["io"] = answers["io"] or disk_or_why(directory)[1]
     return answers
 
 
 def _unavailable(place: Place, controller: str, ours: set[str]) -> str:
     above = place.base if place.delegated else place.mount
-    if controller not in _read(f"{above}/cgroup.controllers").split():
+    if controller not in read(f"{above}/cgroup.controllers").split():
         if _is_v1(controller):
             return f"the {controller} controller is on a cgroup v1 hierarchy"
         return f"the {controller} controller is not available in {above}"
@@ -205,23 +186,23 @@ def _unavailable(place: Place, controller: str, ours: set[str]) -> str:
 
 def _is_v1(controller: str) -> bool:
     name = "blkio" if controller == "io" else controller
-    lines = (line.split(":", 2) for line in _read("/proc/self/cgroup").splitlines())
+    lines = (line.split(":", 2) for line in read("/proc/self/cgroup").splitlines())
     return any(name in fields[1].split(",") for fields in lines)
 
 
 def _can_distribute(path: str, controller: str, ours: set[str]) -> bool:
     """A controller cannot be enabled below a cgroup that has processes, the root of the hierarchy excepted."""
-    if controller in _read(f"{path}/cgroup.subtree_control").split() or not os.path.exists(f"{path}/cgroup.type"):
+    if controller in read(f"{path}/cgroup.subtree_control").split() or not os.path.exists(f"{path}/cgroup.type"):
         return True
-    return not set(_read(f"{path}/cgroup.procs").split()) - ours
+    return not set(read(f"{path}/cgroup.procs").split()) - ours
 
 
 def disk(directory: str) -> str:
     """The disk the directory lies on, as MAJOR:MINOR; empty when there is none."""
-    return _disk(directory)[0]
+    return disk_or_why(directory)[0]
 
 
-def _disk(directory: str) -> tuple[str, str]:
+def disk_or_why(directory: str) -> tuple[str, str]:
     """The disk `directory` lies on as io.max wants it, whole and not a partition, and why there is none."""
     device = os.stat(directory).st_dev
     numbers = f"{os.major(device)}:{os.minor(device)}"
@@ -229,7 +210,7 @@ def _disk(directory: str) -> tuple[str, str]:
     if not os.path.isdir(place):
         return "", f"the file system of {directory} is not on one block device"
     if os.path.exists(f"{place}/partition"):
-        numbers = _read(f"{os.path.dirname(place)}/dev").strip()
+        numbers = read(f"{os.path.dirname(place)}/dev").strip()
     return numbers, ""
 
 
@@ -244,7 +225,7 @@ class PodCgroup:
         self.refusal = refusal
         """Why there are no cgroups."""
         self._directory = directory
-        self._disk = _disk(directory)
+        self._disk = disk_or_why(directory)
         self._owner = owner
         self._trusted = False
         """As for `find`."""
@@ -325,7 +306,7 @@ class PodCgroup:
 
     def oom_kills(self, app: str) -> int:
         """How many processes of the app were killed for want of memory since its cgroup was made."""
-        return _counter(f"{self.path}/{app}/memory.events", "oom_kill") if self.path else 0
+        return counter(f"{self.path}/{app}/memory.events", "oom_kill") if self.path else 0
 
     def remove_app(self, name: str) -> None:
         """Kill what is left of the app and remove its cgroup. PodError when something does not die."""
@@ -340,17 +321,9 @@ class PodCgroup:
             _remove_top(self.path)
 
     def _make_first(self, place: Place, helpers: Collection[int]) -> None:
-        while True:
-            _make_room(place, helpers)
-            try:
-                self._make(self.path)
-                break
-            except FileNotFoundError:
-                # The last pod of others has just taken BASE with it (`_remove_top`).
-                if place.delegated:
-                    raise
+        _make_in(place, helpers, lambda: self._make(self.path))
         os.mkdir(f"{self.path}/{INIT}")
-        _try_write(f"{self.path}/cgroup.max.depth", str(MAX_DEPTH))
+        try_write(f"{self.path}/cgroup.max.depth", str(MAX_DEPTH))
         _enable(self.path)
 
     def _make(self, path: str) -> None:
@@ -367,26 +340,54 @@ class PodCgroup:
     def _apply(self, app: str, limits: Limits) -> None:
         self._forget(app)
         path = f"{self.path}/{app}" if app else self._unit or self.path
-        for setting in _settings(limits, self._disk[0]):
-            if setting.name == "swap" and self._reports[-1].verdict == NOT_ENFORCEABLE:
-                continue
-            if self.refusal:
-                verdict, detail = NOT_ENFORCEABLE, self.refusal
-            elif not setting.value:
-                verdict, detail = NOT_ENFORCEABLE, self._disk[1]
-            else:
-                verdict, detail = _see(path, setting) if path == self._unit else _set(path, setting)
-                if verdict == NOT_ENFORCEABLE:
-                    controller = CONTROLLER_OF.get(setting.name, "memory")
-                    why = enforceable(self._directory, trusted=self._trusted).get(controller, "")
-                    if not why and setting.name != "swap":
-                        # It was said that it could be kept, so nobody has been told of a pod without it.
-                        raise LaunchError(f"cannot set a limit of {app or 'the pod'}: {detail}")
-                    detail = why or detail
-            self._reports.append(Report(app, setting.name, verdict, detail))
+        if self.refusal:
+            names = (setting.name for setting in settings(limits, "") if setting.name != "swap")
+            self._reports += (Report(app, name, NOT_ENFORCEABLE, self.refusal) for name in names)
+        else:
+            in_unit = path == self._unit
+            why = lambda: enforceable(self._directory, trusted=self._trusted)  # noqa: E731
+            self._reports += keep(path, app, limits, self._disk, unit=in_unit, why=why)
         # An app that lost some of its processes is of no use: it ends as a whole, and its restart policy decides.
         if self.path and app and (limits.memory or self._limits.memory):
-            _try_write(f"{path}/memory.oom.group", "1")
+            end_as_a_whole(path)
+
+
+def enter(directory: str, uuid: str, *, trusted: bool = False) -> str:
+    """Make the cgroup of the pod `uuid`, which lies in `directory` and is this process only, and move it there: its
+    path. There have to be cgroups (`Place.refusal`); `trusted` as for `find`. LaunchError when that is not possible."""
+    place = find(trusted=trusted)
+    path = f"{place.base}/{uuid}"
+    _record(directory, path)
+    try:
+        _make_in(place, (), lambda: os.mkdir(path, 0o755))
+        write(f"{path}/cgroup.procs", "0")
+        if place.delegated:
+            # Where `_make_in` has put us on the way, if nobody else is there.
+            with suppress(OSError):
+                os.rmdir(f"{place.base}/{SUPERVISOR}")
+    except OSError as error:
+        raise LaunchError(f'cannot move the pod into a cgroup "{path}": {reason(error)}') from error
+    return path
+
+
+def of_process(pid: int | str) -> str:
+    """The cgroup that a process ("self": this one) is in, as a path; empty when it is nowhere to be seen."""
+    mount = _mount(read("/proc/self/mountinfo"))
+    below = _below(mount[0], _own(read(f"/proc/{pid}/cgroup"))) if mount is not None else ""
+    return f"{mount[1]}{below}" if mount is not None and below else ""
+
+
+def _make_in(place: Place, helpers: Collection[int], make: Callable[[], None]) -> None:
+    """Make the first cgroup of a pod in BASE, which lets it have the controllers."""
+    while True:
+        _make_room(place, helpers)
+        try:
+            make()
+            return
+        except FileNotFoundError:
+            # The last pod of others has just taken BASE with it (`_remove_top`).
+            if place.delegated:
+                raise
 
 
 def _make_room(place: Place, helpers: Collection[int]) -> None:
@@ -406,7 +407,7 @@ def _make_room(place: Place, helpers: Collection[int]) -> None:
 
 def _enter_leaf(base: str, ours: Iterable[int]) -> None:
     """Leave `base` for a leaf of it: controllers cannot be enabled in a cgroup that has processes of its own."""
-    inside = _read(f"{base}/cgroup.procs").split()
+    inside = read(f"{base}/cgroup.procs").split()
     moving = [str(pid) for pid in ours if str(pid) in inside]
     if not moving:
         return
@@ -416,71 +417,13 @@ def _enter_leaf(base: str, ours: Iterable[int]) -> None:
         pass
     for pid in moving:
         with suppress(ProcessLookupError):  # The worker may fail at any time.
-            _write(f"{base}/{SUPERVISOR}/cgroup.procs", pid)
+            write(f"{base}/{SUPERVISOR}/cgroup.procs", pid)
 
 
 def _enable(path: str) -> None:
     """One by one: a write with several is refused as a whole for the sake of one."""
-    for controller in set(CONTROLLERS) & set(_read(f"{path}/cgroup.controllers").split()):
-        _try_write(f"{path}/cgroup.subtree_control", f"+{controller}")
-
-
-# Limits
-
-
-def _settings(limits: Limits, disk: str) -> Iterator[_Setting]:
-    """What to write for `limits`. The value is empty where `disk` is needed and there is none."""
-    if limits.memory:
-        yield _Setting("memory", "memory.max", str(limits.memory))
-        # As podman has it: what does not fit into memory may be swapped out, the same amount again and no more.
-        yield _Setting("swap", "memory.swap.max", str(limits.memory))
-    if limits.cpu:
-        # The kernel takes no quota of less than a millisecond: a small share of a core gets a longer period.
-        period = 100_000 if limits.cpu >= 10 else 1_000_000
-        yield _Setting("cpu", "cpu.max", f"{limits.cpu * period // 1000} {period}")
-    if limits.cpu_weight:
-        yield _Setting("cpu_weight", "cpu.weight", str(limits.cpu_weight))
-    if limits.pids:
-        yield _Setting("pids", "pids.max", str(limits.pids))
-    for name, value, kind in (
-        ("io_bandwidth", limits.io_bandwidth, "bps"),
-        ("io_operations", limits.io_operations, "iops"),
-    ):
-        if value:
-            yield _Setting(name, "io.max", f"{disk} r{kind}={value} w{kind}={value}" if disk else "")
-
-
-def _set(path: str, setting: _Setting) -> tuple[str, str]:
-    """Write a limit and see what became of it."""
-    try:
-        _write(f"{path}/{setting.file}", setting.value)
-    except FileNotFoundError:
-        return NOT_ENFORCEABLE, f"there is no {setting.file}"
-    except OSError as error:
-        return NOT_ENFORCEABLE, f"{setting.file} = {setting.value}: {reason(error)}"
-    return _see(path, setting)
-
-
-def _see(path: str, setting: _Setting) -> tuple[str, str]:
-    """What the kernel made of a limit that was written: it rounds to pages, and cuts what is beyond its range."""
-    text = _read(f"{path}/{setting.file}")
-    if not text:
-        return NOT_ENFORCEABLE, f"{setting.file} is not set"
-    got = _effective(setting, text)
-    if got == setting.value:
-        return ENFORCED, f"{setting.file} = {got}"
-    return ADJUSTED, f"{setting.file} = {got}, not {setting.value}"
-
-
-def _effective(setting: _Setting, text: str) -> str:
-    """What `text`, the file's content, says in the terms of `setting`; io.max has a line for each disk, and in it
-    everything about that disk."""
-    if setting.file != "io.max":
-        return text.strip()
-    disk, *asked = setting.value.split()
-    keys = {word.partition("=")[0] for word in asked}
-    line = next((line.split() for line in text.splitlines() if line.startswith(f"{disk} ")), [disk])
-    return " ".join([disk, *(word for word in line[1:] if word.partition("=")[0] in keys)])
+    for controller in set(CONTROLLERS) & set(read(f"{path}/cgroup.controllers").split()):
+        try_write(f"{path}/cgroup.subtree_control", f"+{controller}")
 
 
 # The end
@@ -506,8 +449,14 @@ def open_procs(directory: str, app: str) -> int:
     return os.open(f"{path}/{app}/cgroup.procs", os.O_WRONLY) if path else -1
 
 
+def lacked_memory(directory: str) -> bool:
+    """Whether a process of the pod in `directory`, whose cgroup is still there, was killed for want of memory."""
+    path = _recorded(directory)
+    return bool(path) and counter(f"{path}/memory.events", "oom_kill") > 0
+
+
 def _recorded(directory: str) -> str:
-    return _read(f"{directory}/{RECORD}").removesuffix("\n")
+    return read(f"{directory}/{RECORD}").removesuffix("\n")
 
 
 def _record(directory: str, path: str) -> None:
@@ -519,7 +468,7 @@ def _record(directory: str, path: str) -> None:
 
 
 def _require_cgroup_of(uuid: str, path: str) -> None:
-    mount = _mount(_read("/proc/self/mountinfo"))
+    mount = _mount(read("/proc/self/mountinfo"))
     below = mount is not None and path.startswith(f"{mount[1]}/") and os.path.normpath(path) == path
     if not below or mount is None or os.path.basename(path) != uuid or os.path.realpath(path) != path:
         raise PodError(f'"{path}" is not the cgroup of pod {uuid}', hint=f"the pod's file {RECORD} was changed")
@@ -584,7 +533,7 @@ def _remove_top(path: str) -> None:
 
 def _kill(path: str) -> bool:
     try:
-        _write(f"{path}/cgroup.kill", "1")
+        write(f"{path}/cgroup.kill", "1")
     except FileNotFoundError:
         if not os.path.isdir(path):
             return False
@@ -608,7 +557,7 @@ def _kill_one_by_one(path: str) -> None:
 
 def _processes(path: str) -> set[int]:
     """Those of the cgroup and all below it."""
-    return {int(pid) for directory, _, _ in os.walk(path) for pid in _read(f"{directory}/cgroup.procs").split()}
+    return {int(pid) for directory, _, _ in os.walk(path) for pid in read(f"{directory}/cgroup.procs").split()}
 
 
 def _pidfd(pid: int) -> int:
@@ -629,36 +578,4 @@ def _signal(pidfd: int) -> None:
 
 
 def _is_populated(path: str) -> bool:
-    return _counter(f"{path}/cgroup.events", "populated") == 1
-
-
-def _counter(path: str, key: str) -> int:
-    """A value of a flat keyed file; 0 when it is not there."""
-    words = _read(path).split()
-    return int(words[words.index(key) + 1]) if key in words else 0
-
-
-def _read(path: str) -> str:
-    """Empty when there is no such file, or the cgroup has gone."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
-            raise
-        return ""
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-
-
-def _try_write(path: str, text: str) -> None:
-    try:
-        _write(path, text)
-    except OSError:
-        pass
+    return counter(f"{path}/cgroup.events", "populated") == 1

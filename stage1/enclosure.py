@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from stage1.cgroup import Report
+from stage1.cgroupfiles import Report
 from stage1.channel import Channel
 from stage1.loop import Loop
 from stage1.plan import AppPlan

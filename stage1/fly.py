@@ -10,16 +10,17 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from aci.isolators import RESOURCES
 from common import files, journal, syscalls, users
-from common.errors import LaunchError, PodError, UsageError, reason
+from common.errors import LaunchError, PodError, UsageError, located, reason
 from common.imports import seal
 from common.records import NamedTuple
 from stage1 import appsockets, boot, logdriver, mounts, poddir
 from stage1.credentials import TARGET, VARIABLE, Credentials, show
 from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod, ignored_machine
-from stage1.limits import Limits
+from stage1.limits import FLAGS, Limits
 from stage1.plan import FILE, HEALTHY, JOURNALD, ON_ANY_FAILURE, READY_NOTIFY, READY_STARTED
 from stage1.processes import Process, send
 from stage1.rootfs import CopiedRoot, OverlayRoot, switch_root
@@ -28,6 +29,9 @@ from stage1.systemd import notify
 from stage1.systemd.given import FIRST_SOCKET
 from stage1.systemd.manager import Manager
 from stage2.launch import LaunchSpec, launch, run_and_wait
+
+if TYPE_CHECKING:
+    from stage1.flylimits import Bounds
 
 NETWORKS = False
 NO_NEW_PRIVILEGES = "os/linux/no-new-privileges"
@@ -97,12 +101,20 @@ def check(pod: PreparedPod) -> list[str]:
         if isinstance(step, mounts.Bind):
             step.require_source()
     app = pod.apps[0]
-    warnings = [f'fly ignores isolator "{isolator.name}" of the pod' for isolator in pod.isolators]
+    warnings = [
+        f'fly ignores isolator "{isolator.name}" of the pod'
+        for isolator in pod.isolators
+        if isolator.name not in RESOURCES
+    ]
     warnings += [
         f'fly ignores isolator "{isolator.name}" of app "{app.name}"'
         for isolator in app.app.isolators
-        if isolator.name != NO_NEW_PRIVILEGES
+        if isolator.name != NO_NEW_PRIVILEGES and isolator.name not in RESOURCES
     ]
+    if _has_limits(pod):
+        from stage1 import flylimits
+
+        warnings += flylimits.check(pod)
     warnings += [
         f'fly ignores event handler "{handler.name}" of app "{app.name}": nothing stays to run it after the app'
         for handler in app.app.event_handlers
@@ -153,17 +165,23 @@ def _refuse(pod: PreparedPod) -> None:
         raise UsageError(f"fly has no {', '.join(streams)}: apps have the caller's", hint="use another --stage1")
     if pod.apps[0].streams != Streams():
         raise UsageError("fly cannot redirect the streams of an app: it has the caller's", hint="use another --stage1")
-    if pod.asked:
-        raise UsageError(f"fly cannot enforce {', '.join(pod.asked)}", hint="use another --stage1")
+    if restrictions := [option for option in pod.asked if option not in FLAGS.values()]:
+        raise UsageError(f"fly cannot enforce {', '.join(restrictions)}", hint="use another --stage1")
+
+
+def _has_limits(pod: PreparedPod) -> bool:
+    return any(isolator.name in RESOURCES for isolator in (*pod.isolators, *pod.apps[0].app.isolators))
 
 
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's only app. Returns by LaunchError only; the process is of no use for anything else then."""
     app = pod.apps[0]
+    bounds = _bounds(pod)
     if pod.manager is not None:
         from stage1.systemd.registrar import announce
 
-        announce(pod.manager, boot.begin_registrar(pod.manager), pod, Limits(), kind="")
+        limits = Limits() if bounds is None else bounds.together()
+        announce(pod.manager, boot.begin_registrar(pod.manager), pod, limits, kind="")
     planned = plan(pod)
     if pod.debug:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
@@ -184,8 +202,11 @@ def run(pod: PreparedPod) -> NoReturn:
         step.apply(root, source)
     if pod.unit:
         poddir.write_word(pod.directory, poddir.UNIT, pod.unit)
-    if pod.manager is not None:
-        _join_unit(pod, pod.manager)
+    in_scope = pod.manager is not None and _join_unit(pod, pod.manager)
+    if bounds is not None:
+        from stage1 import flylimits
+
+        flylimits.bound(pod, bounds, scope=in_scope)
     spec = _with_journal(pod, launch_spec(app, app.app.exec, keep_fds=(pod.lock_fd,)))
     # Last thing done outside the root; from here on signals reach the app.
     poddir.write_leader(pod.directory, os.getpid())
@@ -211,14 +232,25 @@ def _told(pod: PreparedPod) -> Iterator[tuple[str, str]]:
         yield "WATCHDOG_USEC", str(pod.given.watchdog)
 
 
-def _join_unit(pod: PreparedPod, manager: Manager) -> None:
-    """Into a scope of the pod's own, if it is to have one; the app is to have no child that it does not know."""
+def _bounds(pod: PreparedPod) -> Bounds | None:
+    """None for a pod that nobody has limited, which nothing more is loaded for."""
+    if not _has_limits(pod):
+        return None
+    from stage1 import flylimits
+
+    return flylimits.of(pod)
+
+
+def _join_unit(pod: PreparedPod, manager: Manager) -> bool:
+    """Into a scope of the pod's own, if it is to have one: whether it has. The app is to have no child that it does not
+    know."""
     from stage1.systemd.membership import Membership
 
     registrar = boot.begin_registrar(manager)
     membership = Membership("run", pod.directory, registrar.channel, registrar.pid)
-    membership.join()
+    in_scope = membership.join()
     membership.leave()
+    return in_scope
 
 
 def _with_journal(pod: PreparedPod, spec: LaunchSpec) -> LaunchSpec:
@@ -279,11 +311,11 @@ def enter(request: EnterRequest) -> NoReturn:
         raise PodError("the pod has no leader yet", hint="wait until it runs")
     own = _credentials_variable(os.path.isdir(poddir.credentials(request.directory)))
     try:
-        _join(leader)
+        _join(request.directory, leader)
     except (ProcessLookupError, FileNotFoundError) as error:  # the latter from below /proc/PID, when it goes meanwhile
         raise PodError("the pod isn't currently running") from error
     except OSError as error:
-        raise LaunchError(f"cannot enter the pod's mount namespace: {reason(error)}") from error
+        raise LaunchError(f"cannot enter the pod: {located(error)}") from error
     argv = request.command or (("/bin/bash",) if os.access("/bin/bash", os.X_OK) else ("/bin/sh",))
     spec = launch_spec(request.app, argv, keep_fds=())
     launch(_as_requested(spec._replace(environment=(*spec.environment, *own)), request))
@@ -299,19 +331,41 @@ def _as_requested(spec: LaunchSpec, request: EnterRequest) -> LaunchSpec:
     return spec._replace(working_directory=request.cwd or spec.working_directory)
 
 
-def _join(leader: poddir.Leader) -> None:
-    """Enter the namespace of the process `leader` and of no other: what was opened counts only if the leader is found
-    alive afterwards. setns(2) also makes the namespace's root ours, even when the app has changed its own since."""
+def _join(directory: str, leader: poddir.Leader) -> None:
+    """Enter the cgroup, where the pod has limits, and the namespace of the process `leader` and of no other: what was
+    opened counts only if the leader is found alive afterwards. setns(2) also makes the namespace's root ours, even when
+    the app has changed its own since."""
     with Process(leader.pid, leader.start_time) as process:
         if not leader.is_alive():
             raise ProcessLookupError(errno.ESRCH, "the leader belongs to an earlier boot")
         namespace = os.open(f"/proc/{leader.pid}/ns/mnt", os.O_RDONLY)
+        procs = _open_procs(directory, leader)
         process.require_alive()
     if os.fstat(namespace).st_ino != leader.mount_namespace:
         raise ProcessLookupError(errno.ESRCH, "the leader left the pod's mount namespace")
     seal()
+    if procs >= 0:
+        _follow(procs)
     syscalls.setns(namespace, syscalls.CLONE_NEWNS)
     os.chdir("/")
+
+
+def _follow(procs: int) -> None:
+    """Into the cgroup whose cgroup.procs this is. An ordinary user may not leave that of his session."""
+    try:
+        os.write(procs, b"0")
+    except PermissionError as error:
+        boot.complain("enter", f"the limits of the pod do not bound the command: cgroup.procs: {reason(error)}")
+    os.close(procs)
+
+
+def _open_procs(directory: str, leader: poddir.Leader) -> int:
+    """A descriptor by which this process gets into the leader's cgroup; -1 for a pod without limits."""
+    if not os.path.exists(f"{directory}/{poddir.LIMITS}"):
+        return -1
+    from stage1 import flylimits
+
+    return flylimits.open_procs(directory, leader.pid)
 
 
 def stop(directory: str, *, force: bool) -> None:
@@ -384,4 +438,8 @@ def _holds_lock(pid: int, lock: os.stat_result) -> bool:
 
 
 def gc(directory: str) -> None:
-    """Nothing to undo: the mounts went with the last process, and all else lies in the pod directory."""
+    """Remove the pod's cgroup, if one was made: the mounts went with the last process, and all else lies in the pod
+    directory."""
+    from stage1 import cgroup
+
+    cgroup.gc(directory)

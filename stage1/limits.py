@@ -20,3 +20,12 @@ class Limits(NamedTuple):
     """Bytes a second, for reading and for writing each (io.max)."""
     io_operations: int = 0
     """Operations a second, for reading and for writing each (io.max)."""
+
+
+CONTROLLER_OF = {
+    "memory": "memory", "cpu": "cpu", "cpu_weight": "cpu", "pids": "pids", "io_bandwidth": "io", "io_operations": "io",
+}  # fmt: skip
+"""The controller each field of Limits needs."""
+
+FLAGS = {"memory": "--memory", "cpu": "--cpu", "cpu_weight": "--cpu-shares", "pids": "--pids-limit"}
+"""The flags that ask for a limit, by its field in Limits."""

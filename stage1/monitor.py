@@ -239,11 +239,7 @@ class Monitor:
 
     def _report_limits(self) -> None:
         """Where `rkpy status` finds what became of them."""
-        found = (
-            poddir.LimitReport(report.app or "-", report.name, f"{report.verdict}: {report.detail}")
-            for report in self._enclosure.reports()
-        )
-        poddir.write_limits(self._plan.directory, found)
+        poddir.write_limits(self._plan.directory, self._enclosure.reports())
 
     def _tell(self, text: str, fds: tuple[int, ...] = ()) -> None:
         self._enclosure.tell(text, fds)

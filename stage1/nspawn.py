@@ -11,7 +11,7 @@ import signal
 from typing import NoReturn
 
 from common import users
-from common.errors import PodError, UsageError
+from common.errors import PodError
 from stage1 import boot, cgroup, poddir, resources, supervised
 from stage1.compiling import check as check_common
 from stage1.compiling import compile_pod
@@ -25,8 +25,6 @@ gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supe
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
 app_rm, app_states = supervised.app_rm, supervised.app_states
 _AS_GOOD_AS_ROOT = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
-_FLAGS = {"memory": "--memory", "cpu": "--cpu", "cpu_weight": "--cpu-shares", "pids": "--pids-limit"}
-"""The flags that ask for a limit, by its field in Limits."""
 
 
 def check(pod: PreparedPod) -> list[str]:
@@ -80,18 +78,9 @@ def _unenforceable(pod: PreparedPod) -> list[str]:
     """A warning for each limit that cannot be kept here; UsageError for one that was typed."""
     below = pod.manager.cgroup if pod.manager else ""
     why = cgroup.enforceable(pod.directory, boot.ours(), below=below, trusted=pod.delegated)
-    found = []
     wanted = [("the pod", resources.of_pod(pod.isolators))]
     wanted += [(f'app "{app.name}"', resources.of_pod(app.app.isolators)) for app in pod.apps]
-    for owner, limits in wanted:
-        for field, value in limits._asdict().items():
-            problem = why[cgroup.CONTROLLER_OF[field]]
-            if not value or not problem:
-                continue
-            if _FLAGS.get(field, "") in pod.asked:
-                raise UsageError(f"{_FLAGS[field]} cannot be enforced here: {problem}")
-            found.append(f"{field.replace('_', ' ')} limit of {owner} is not enforceable here: {problem}")
-    return found
+    return resources.unenforceable(wanted, why, pod.asked)
 
 
 def run(pod: PreparedPod) -> NoReturn:

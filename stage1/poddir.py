@@ -249,9 +249,11 @@ def write_word(pod: str, name: str, word: str) -> None:
         file.write(f"{word}\n")
 
 
-def write_limits(pod: str, reports: Iterable[LimitReport]) -> None:
-    """Record what became of the limits; written whole or not at all."""
-    _write_text(f"{pod}/{LIMITS}", "\n".join(" ".join(report) for report in reports))
+def write_limits(pod: str, reports: Iterable[tuple[str, str, str, str]]) -> None:
+    """Record what became of the limits, each an app, or an empty name for one of the whole pod, the limit's name, the
+    verdict and the particulars; written whole or not at all."""
+    lines = (f"{app or '-'} {name} {verdict}: {detail}" for app, name, verdict, detail in reports)
+    _write_text(f"{pod}/{LIMITS}", "\n".join(lines))
 
 
 def read_limits(pod: str) -> list[LimitReport]:

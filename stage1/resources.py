@@ -5,12 +5,13 @@ Apart from `stage1.limits` because only the engine needs what it takes to read a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aci import isolators as names
 from aci.types import quantity
-from stage1.limits import Limits
+from common.errors import UsageError
+from stage1.limits import CONTROLLER_OF, FLAGS, Limits
 
 PIDS = "resource/pids"
 DEFAULT_PIDS = 2048
@@ -49,6 +50,22 @@ def weight(shares: int) -> int:
     """cpu.weight for cpu-shares, in proportion, as systemd does it: 1024 shares are the default weight of 100, so twice
     the shares remain twice the time; what falls outside 1 to 10000 becomes the nearest of these."""
     return max(1, min(shares * _DEFAULT_WEIGHT // _DEFAULT_SHARES, 10000))
+
+
+def unenforceable(wanted: Iterable[tuple[str, Limits]], why: Mapping[str, str], asked: Sequence[str]) -> list[str]:
+    """A warning for each limit that cannot be kept, of those `wanted` by the pod or an app, in words. `why` has a
+    reason for each controller, or nothing (`cgroup.enforceable`). UsageError for one that was `asked` for, by its flag.
+    """
+    found = []
+    for owner, limits in wanted:
+        for field, value in limits._asdict().items():
+            problem = why[CONTROLLER_OF[field]]
+            if not value or not problem:
+                continue
+            if FLAGS.get(field, "") in asked:
+                raise UsageError(f"{FLAGS[field]} cannot be enforced here: {problem}")
+            found.append(f"{field.replace('_', ' ')} limit of {owner} is not enforceable here: {problem}")
+    return found
 
 
 def _has_limit(value: Any) -> bool:

@@ -20,10 +20,6 @@ ENFORCED = frozenset({
     known.SECCOMP_REMOVE, known.NO_NEW_PRIVILEGES, known.OOM_SCORE_ADJ, known.RLIMIT,
 })  # fmt: skip
 """What is dealt with here."""
-RESOURCES = frozenset({
-    known.CPU, known.CPU_SHARES, known.MEMORY, known.BLOCK_BANDWIDTH, known.BLOCK_IOPS, known.PIDS,
-})  # fmt: skip
-"""What a cgroup deals with."""
 
 
 class _Sets(NamedTuple):
@@ -68,7 +64,7 @@ def restrict(
 
 def ignored(isolators: Iterable[Isolator]) -> list[str]:
     """The names of an app's isolators that nothing is done about."""
-    return [name for name in _by_name(isolators) if name not in ENFORCED | RESOURCES]
+    return [name for name in _by_name(isolators) if name not in ENFORCED | known.RESOURCES]
 
 
 def _by_name(isolators: Iterable[Isolator]) -> dict[str, list[Any]]:

@@ -40,7 +40,7 @@ class PodFile(NamedTuple):
 
 
 def directories(config: Config) -> tuple[str, ...]:
-    """Where to look, the first wins. A user has pods of his own."""
+    """Where to look, the first wins. The system's are for the system's services, and a user has none but his own."""
     if xdg.is_ordinary():
         runtime = xdg.runtime(os.environ)
         return tuple(f"{parent}/pods" for parent in (config.user_config, runtime and f"{runtime}/rkpy") if parent)

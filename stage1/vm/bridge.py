@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from common.records import NamedTuple
 from stage1.appsockets import JOURNAL, NOTIFY, SYSLOG
-from stage1.cgroup import ADJUSTED, ENFORCED, NOT_ENFORCEABLE, Report
+from stage1.cgroupfiles import ADJUSTED, ENFORCED, NOT_ENFORCEABLE, Report
 from stage1.enclosure import Hear
 from stage1.loop import Loop
 from stage1.outlet import own_description

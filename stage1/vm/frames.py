@@ -30,8 +30,8 @@ The agent says:
     stopping, over STATUS, pong, broken TEXT    as the supervisor has it; OOM is 1 when memory had run out. By then
                                        everything the app wrote was sent
     ending STREAM…                     whoever wrote to these has ended, and what is left of it comes now: make room
-    limits [Report, …]                 what became of the limits (`stage1.cgroup.Report`), after every start: a JSON
-                                       list of lists
+    limits [Report, …]                 what became of the limits (`stage1.cgroupfiles.Report`), after every start: a
+                                       JSON list of lists
     datagram NAME SOCKET [bytes]       written to one of the app's sockets (`stage1.appsockets`)
     entered ID STATUS                  the command has ended
     refused ID STATUS TEXT             it could not be run

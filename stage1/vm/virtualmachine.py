@@ -14,7 +14,8 @@ from typing import Any
 
 from common.errors import LaunchError, PodError
 from stage1 import appsockets, apptree, channel, footprint
-from stage1.cgroup import PodCgroup, Report
+from stage1.cgroup import PodCgroup
+from stage1.cgroupfiles import Report
 from stage1.channel import Channel
 from stage1.enclosure import Hear
 from stage1.loop import READ, Loop

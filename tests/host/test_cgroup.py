@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import LaunchError, PodError
-from stage1 import cgroup
+from stage1 import cgroup, cgroupfiles
 from stage1.cgroup import PodCgroup
-from stage1.limits import Limits
+from stage1.cgroupfiles import ENFORCED, NOT_ENFORCEABLE
+from stage1.limits import CONTROLLER_OF, Limits
 from tests.cgroups import born_asleep, born_in, end, of, opened, sleep, until
 from tests.test_structure import ROOT
 
@@ -90,7 +91,7 @@ def test_a_limit_that_was_promised_and_cannot_be_set_is_no_pod_without_it(
     pod: PodCgroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cgroup, "enforceable", lambda _directory: dict.fromkeys(cgroup.CONTROLLERS, ""))
-    monkeypatch.setattr(cgroup, "_set", lambda _path, _setting: (cgroup.NOT_ENFORCEABLE, "pids.max = 64: out of luck"))
+    monkeypatch.setattr(cgroupfiles, "put", lambda _path, _setting: (NOT_ENFORCEABLE, "pids.max = 64: out of luck"))
     with pytest.raises(LaunchError, match="cannot set a limit of web"):
         pod.app("web", Limits(pids=64))
 
@@ -102,7 +103,7 @@ def test_what_is_said_to_be_enforceable_is_enforced_and_nothing_else(directory: 
     pod = PodCgroup.create(directory, UUID, asked)
     verdicts = {report.name: report.verdict for report in pod.report() if report.name != "swap"}
     assert verdicts == {
-        name: cgroup.NOT_ENFORCEABLE if answers[cgroup.CONTROLLER_OF[name]] else cgroup.ENFORCED
+        name: NOT_ENFORCEABLE if answers[CONTROLLER_OF[name]] else ENFORCED
         for name in ("memory", "cpu", "cpu_weight", "pids")
     }
 
@@ -206,8 +207,8 @@ def test_without_cgroups_everything_answers(directory: str) -> None:
     pod = PodCgroup(directory, "", None, "no cgroup2 file system is mounted")
     assert pod.init_fd() == pod.app("web", Limits(memory=1 << 20, pids=7)) == -1
     assert [(report.name, report.verdict, report.detail) for report in pod.report()] == [
-        ("memory", cgroup.NOT_ENFORCEABLE, "no cgroup2 file system is mounted"),
-        ("pids", cgroup.NOT_ENFORCEABLE, "no cgroup2 file system is mounted"),
+        ("memory", NOT_ENFORCEABLE, "no cgroup2 file system is mounted"),
+        ("pids", NOT_ENFORCEABLE, "no cgroup2 file system is mounted"),
     ]
     assert not pod.kill()
     assert not pod.is_populated("web")

@@ -250,7 +250,7 @@ def test_bad_input_is_one_line_and_leaves_no_pod(rkpy: Rkpy, aci: str, words: li
 
 def test_ignored_fields_are_warned_about(rkpy: Rkpy, tmp_path: Path) -> None:
     isolators = [
-        {"name": "resource/memory", "value": {"limit": "64M"}},
+        {"name": "os/linux/oom-score-adj", "value": 500},
         {"name": "example.com/unknown", "value": {"any": "thing"}},
     ]
     ports = [{"name": "http", "protocol": "tcp", "port": 80}]
@@ -258,7 +258,14 @@ def test_ignored_fields_are_warned_about(rkpy: Rkpy, tmp_path: Path) -> None:
     path = images.make_aci(str(tmp_path / "a.aci"), images.manifest(app=app), images.busybox_files())
     done = rkpy.fly("--hostname=elsewhere", "--dns=192.0.2.1", "--hosts-entry=192.0.2.1=a", "--port=http:80", path)
     assert done.status == 0
-    for word in ("resource/memory", "example.com/unknown", "elsewhere", "--dns", "--hosts-entry", '--port of "http"'):
+    for word in (
+        "os/linux/oom-score-adj",
+        "example.com/unknown",
+        "elsewhere",
+        "--dns",
+        "--hosts-entry",
+        '--port of "http"',
+    ):
         assert any(word in line and "warning" in line for line in done.err.splitlines()), done.err
 
 

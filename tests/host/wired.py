@@ -16,7 +16,7 @@ from common import syscalls
 from common.errors import LaunchError
 from stage1 import appsockets, kernelfs, mounts
 from stage1.app_steps import DEV_SIZE
-from stage1.cgroup import Report
+from stage1.cgroupfiles import Report
 from stage1.loop import Loop
 from stage1.plan import AppPlan, PodPlan, dumps
 from stage1.rootfs import CopiedRoot

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import PodError
-from stage1 import cgroup
-from stage1.limits import Limits
+from stage1 import cgroup, cgroupfiles
+from stage1.limits import CONTROLLER_OF, Limits
 from tests.test_structure import HEAVY, ROOT
 
 UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -32,7 +32,10 @@ BOUND = "99 23 0:26 /machine.slice/a /sys/fs/c\\040group rw - cgroup2 none rw\n"
         (HYBRID, ("/", "/sys/fs/cgroup/unified")),
         (LEGACY, None),
         ("", None),
-        (UNIFIED + BOUND, ("/machine.slice/a", "/sys/fs/c group")),
+        (BOUND, ("/machine.slice/a", "/sys/fs/c group")),
+        # A root that has one, too, such as that of a pod that is about to be changed to.
+        (UNIFIED + BOUND, ("/", "/sys/fs/cgroup")),
+        (BOUND + UNIFIED, ("/", "/sys/fs/cgroup")),
     ],
 )
 def test_the_mount_is_found(mountinfo: str, found: tuple[str, str] | None) -> None:
@@ -69,7 +72,7 @@ def test_our_own_cgroup_is_placed_in_the_mount(root: str, own: str, below: str) 
 
 def test_limits_as_files_take_them() -> None:
     limits = Limits(1 << 20, 1500, 50, 64, 1000, 10)
-    assert [(file, value) for _, file, value in cgroup._settings(limits, "8:0")] == [
+    assert [(file, value) for _, file, value in cgroupfiles.settings(limits, "8:0")] == [
         ("memory.max", "1048576"),
         ("memory.swap.max", "1048576"),
         ("cpu.max", "150000 100000"),
@@ -82,27 +85,27 @@ def test_limits_as_files_take_them() -> None:
 
 @pytest.mark.parametrize(("cpu", "text"), [(1, "1000 1000000"), (9, "9000 1000000"), (10, "1000 100000")])
 def test_a_quota_is_never_less_than_the_kernel_takes(cpu: int, text: str) -> None:
-    assert [value for _, _, value in cgroup._settings(Limits(cpu=cpu), "")] == [text]
+    assert [value for _, _, value in cgroupfiles.settings(Limits(cpu=cpu), "")] == [text]
 
 
 def test_every_limit_has_a_controller() -> None:
-    assert set(cgroup.CONTROLLER_OF) == set(Limits._fields)
-    assert set(cgroup.CONTROLLER_OF.values()) == set(cgroup.CONTROLLERS)
+    assert set(CONTROLLER_OF) == set(Limits._fields)
+    assert set(CONTROLLER_OF.values()) == set(cgroup.CONTROLLERS)
 
 
 def test_io_max_is_read_for_the_disk_in_question() -> None:
-    setting = cgroup._Setting("io_bandwidth", "io.max", "8:0 rbps=1 wbps=2")
+    setting = cgroupfiles.Setting("io_bandwidth", "io.max", "8:0 rbps=1 wbps=2")
     text = "8:01 rbps=9 wbps=9 riops=9 wiops=9\n8:0 rbps=1 wbps=max riops=5 wiops=max\n"
-    assert cgroup._effective(setting, text) == "8:0 rbps=1 wbps=max"
-    assert cgroup._effective(setting, "") == "8:0"
+    assert cgroupfiles._effective(setting, text) == "8:0 rbps=1 wbps=max"
+    assert cgroupfiles._effective(setting, "") == "8:0"
 
 
 def test_a_counter_that_is_not_there_is_zero(tmp_path: Path) -> None:
     events = tmp_path / "memory.events"
-    assert cgroup._counter(str(events), "oom_kill") == 0
+    assert cgroupfiles.counter(str(events), "oom_kill") == 0
     events.write_text("low 0\noom 7\noom_kill 3\noom_group_kill 0\n")
-    assert cgroup._counter(str(events), "oom_kill") == 3
-    assert cgroup._counter(str(events), "oom_killer") == 0
+    assert cgroupfiles.counter(str(events), "oom_kill") == 3
+    assert cgroupfiles.counter(str(events), "oom_killer") == 0
 
 
 @pytest.mark.parametrize("record", ["/etc", "relative", "{mount}", "{mount}/../etc/{uuid}", "{pod}", "{mount}/other"])

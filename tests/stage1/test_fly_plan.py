@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 
 from aci.image_manifest import App, EventHandler, Isolator, Port
 from common.errors import LaunchError, UsageError
-from stage1 import fly
+from stage1 import cgroup, fly, flylimits
 from stage1.flavour import Mount, PreparedApp, PreparedPod
+from stage1.limits import Limits
 from stage1.mounts import Bind, HostFile, ReadOnlyRoot, Tmpfs, normalize
 from stage1.rootfs import CopiedRoot, OverlayRoot
+from stage1.systemd import units
+from stage1.systemd.manager import SYSTEM, Manager
 from stage1.vm.machine import MachineOptions
 
 DEFAULTS = (
@@ -134,8 +138,8 @@ WARNINGS: dict[str, tuple[PreparedPod, list[str]]] = {
         ['fly ignores isolator "os/unix/sysctl" of the pod'],
     ),
     "isolators": (
-        pod({"isolators": (Isolator("resource/memory", {"limit": "1M"}), Isolator("example.com/unknown", 1))}),
-        [f'fly ignores isolator "{name}" of app "web"' for name in ("resource/memory", "example.com/unknown")],
+        pod({"isolators": (Isolator("os/linux/oom-score-adj", 1), Isolator("example.com/unknown", 1))}),
+        [f'fly ignores isolator "{name}" of app "web"' for name in ("os/linux/oom-score-adj", "example.com/unknown")],
     ),
     "no new privileges": (pod({"isolators": (Isolator("os/linux/no-new-privileges", True),)}), []),
     "event handlers": (
@@ -160,7 +164,7 @@ REFUSED: dict[str, tuple[PreparedPod, str]] = {
     "nothing to execute": (pod({"exec": ()}), 'app "web" has nothing to execute'),
     "user namespaces": (pod(private_users=True), "no user namespaces"),
     "an IPC namespace": (pod(ipc="private"), "no IPC namespaces"),
-    "asked for": (pod(asked=("--caps-retain", "--memory")), "cannot enforce --caps-retain, --memory"),
+    "asked for": (pod(asked=("--caps-retain", "--memory", "--ulimit")), "cannot enforce --caps-retain, --ulimit"),
     "no network": (pod(net=("none",)), "cannot take the network away"),
 }
 
@@ -170,3 +174,52 @@ def test_what_cannot_be_ignored_safely_is_refused(case: str) -> None:
     value, message = REFUSED[case]
     with pytest.raises(UsageError, match=message):
         fly.check(value)
+
+
+# --- limits
+
+
+def limited(directory: Path, *, asked: tuple[str, ...] = (), manager: Manager | None = None) -> PreparedPod:
+    made = pod({"isolators": (Isolator("resource/memory", {"limit": "1M"}), Isolator("resource/cpu", {"limit": "2"}))})
+    of_pod = (Isolator("resource/pids", {"limit": 5}),)
+    return made._replace(directory=str(directory), isolators=of_pod, asked=asked, manager=manager)
+
+
+def test_a_limit_that_is_kept_is_nothing_to_speak_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "enforceable", lambda *_, **__: dict.fromkeys(cgroup.CONTROLLERS, ""))
+    assert fly.check(limited(tmp_path, asked=("--memory", "--cpu"))) == []
+
+
+def test_a_limit_that_is_not_kept_is_refused_when_typed_and_else_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        cgroup, "enforceable", lambda *_, **__: {"cpu": "", "io": "", "memory": "no memory", "pids": "none"}
+    )
+    assert fly.check(limited(tmp_path, asked=("--cpu",))) == [
+        "pids limit of the pod is not enforceable here: none",
+        'memory limit of app "web" is not enforceable here: no memory',
+    ]
+    with pytest.raises(UsageError, match="--memory cannot be enforced here: no memory"):
+        fly.check(limited(tmp_path, asked=("--memory",)))
+
+
+def test_what_systemd_has_put_into_a_unit_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "enforceable", lambda *_, **__: dict.fromkeys(cgroup.CONTROLLERS, ""))
+    monkeypatch.setattr(cgroup, "find", lambda **_: cgroup.Place("/c", "/c/rkpy", False, ""))
+    monkeypatch.setattr(units, "own", lambda: "web.service")
+    assert fly.check(limited(tmp_path, asked=("--memory",))) == []  # It does not start here.
+    with pytest.raises(UsageError, match=r"--memory cannot be enforced here: web\.service .*Delegate=yes"):
+        fly.check(limited(tmp_path, asked=("--memory",), manager=SYSTEM))
+    assert len(fly.check(limited(tmp_path, manager=SYSTEM))) == 3
+
+
+def test_of_two_limits_the_lower_counts() -> None:
+    of_pod, of_app = (
+        Limits(memory=10, cpu=5, cpu_weight=7, pids=3),
+        Limits(memory=5, cpu=5, cpu_weight=1, io_bandwidth=1),
+    )
+    whole, app = flylimits.stricter(of_pod, of_app)
+    assert whole == Limits(cpu_weight=7, pids=3)
+    assert app == Limits(memory=5, cpu=5, io_bandwidth=1)
+    assert flylimits.Bounds(whole, app, {}).together() == Limits(5, 5, 7, 3, 1)

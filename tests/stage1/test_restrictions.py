@@ -63,7 +63,7 @@ def test_no_new_privileges_is_not_taken_back() -> None:
 
 
 def test_what_cgroups_deal_with_is_left_to_them() -> None:
-    found = [Isolator(name, {}) for name in sorted(restrictions.RESOURCES)]
+    found = [Isolator(name, {}) for name in sorted(isolators.RESOURCES)]
     assert restrictions.ignored(found) == []
 
 
@@ -73,7 +73,7 @@ def test_what_is_ignored_is_said_once() -> None:
 
 
 def test_every_known_isolator_is_enforced_left_to_cgroups_ignored_or_refused() -> None:
-    rest = isolators.KNOWN.keys() - restrictions.ENFORCED - restrictions.RESOURCES
+    rest = isolators.KNOWN.keys() - restrictions.ENFORCED - isolators.RESOURCES
     assert rest == {
         isolators.SELINUX_CONTEXT, isolators.SYSCTL, isolators.NETWORK_BANDWIDTH, isolators.APPARMOR_PROFILE,
     }  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stage1.cgroup import ENFORCED, Report
+from stage1.cgroupfiles import ENFORCED, Report
 from stage1.loop import Loop
 from stage1.vm import frames
 from stage1.vm.bridge import Bridge, Calls

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests import images
 from tests.cgroups import until
 from tests.host.commands import Rkpy
 from tests.systemd import units
@@ -116,6 +117,28 @@ def test_a_pod_without_limits_may_have_many_tasks(rkpy: Rkpy) -> None:
     with pod(rkpy) as made:
         found = units.show(f"rkpy-{made.uuid}.scope", "MemoryMax", "TasksMax", "CollectMode")
     assert found == {"MemoryMax": "infinity", "TasksMax": "16384", "CollectMode": "inactive-or-failed"}
+
+
+def test_limits_of_an_app_under_fly_are_those_of_its_scope(rkpy: Rkpy) -> None:
+    """systemd is told of them, though there are no controllers here, which whoever typed them hears."""
+    isolators = [{"name": "resource/memory", "value": {"limit": "64M"}}, {"name": "os/linux/cpu-shares", "value": 512}]
+    app = {"exec": ["/bin/sleep", "1000"], "user": "0", "group": "0", "isolators": isolators}
+    image = str(rkpy.directory / "limited.aci")
+    images.make_aci(image, images.manifest("example.com/limited", app=app), images.busybox_files())
+    fly = ("--insecure-options=image", "run", "--stage1=fly", "--pod-name=flyer")
+    command = units.in_scope(*rkpy.command(*fly, image, "--name=app"))
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        units.becomes("rkpy-flyer.scope", ActiveState="active")
+        rkpy.ok("status", "--wait-ready=60s", "flyer")
+        found = units.show("rkpy-flyer.scope", "MemoryMax", "MemorySwapMax", "CPUWeight", "TasksMax")
+        assert found == {"MemoryMax": "64000000", "MemorySwapMax": "64000000", "CPUWeight": "50", "TasksMax": "16384"}
+        assert "limit-app-memory=not enforceable: " in rkpy.ok("status", "flyer")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=units.TIMEOUT)[1]
+    assert 'memory limit of app "app" is not enforceable here: ' in errors
+    assert "--memory cannot be enforced here: " in rkpy.refused(*fly, NAME, "--memory=64M")
 
 
 @pytest.mark.parametrize("how", ["systemctl stop", "terminate", "poweroff", "rkpy stop"])

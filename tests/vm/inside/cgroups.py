@@ -16,7 +16,8 @@ import pytest
 
 from common import syscalls
 from stage1 import cgroup
-from stage1.cgroup import ADJUSTED, ENFORCED, NOT_ENFORCEABLE, PodCgroup
+from stage1.cgroup import PodCgroup
+from stage1.cgroupfiles import ADJUSTED, ENFORCED, NOT_ENFORCEABLE, counter
 from stage1.limits import Limits
 from tests.cgroups import born_asleep, born_in, end, of, opened, sleep, until
 
@@ -84,10 +85,10 @@ def test_what_the_kernel_makes_of_a_value_is_told(directory: str) -> None:
 
 
 def test_io_has_to_be_on_a_disk() -> None:
-    assert cgroup._disk("/dev/shm") == ("", "the file system of /dev/shm is not on one block device")
+    assert cgroup.disk_or_why("/dev/shm") == ("", "the file system of /dev/shm is not on one block device")
     # The payload's file system is on a partition, which io.max does not take.
     assert os.stat("/payload").st_dev == os.stat("/dev/vdb1").st_rdev
-    assert cgroup._disk("/payload") == (Path("/sys/block/vdb/dev").read_text().strip(), "")
+    assert cgroup.disk_or_why("/payload") == (Path("/sys/block/vdb/dev").read_text().strip(), "")
 
 
 def test_io_without_a_disk_is_not_enforceable() -> None:
@@ -141,7 +142,7 @@ def test_a_busy_app_is_throttled(directory: str) -> None:
     made = pod(directory)
     with opened(made.app("web", Limits(cpu=50))) as fd:
         pid = born_in(fd, spin)
-    until(lambda: cgroup._counter(f"{made.path}/web/cpu.stat", "nr_throttled") > 2)
+    until(lambda: counter(f"{made.path}/web/cpu.stat", "nr_throttled") > 2)
     made.kill("web")
     assert end(pid) == -signal.SIGKILL
 
