@@ -38,7 +38,7 @@ class User(NamedTuple):
         """`words` as this user, without any capabilities; the process stays the same."""
         enter = [str(shutil.which("nsenter")), f"--mount=/proc/{os.getpid()}/fd/{self.namespace}", "--"]
         groups = f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups"
-        become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", groups, "--inh-caps=-all"]
+        become = [str(shutil.which("setpriv")), f"--reuid={self.uid}", f"--regid={self.uid}", groups, "--inh-caps=-all"]
         return [*enter, *become, *map(str, words)]
 
     def environment(self) -> dict[str, str]:
