@@ -216,7 +216,11 @@ def test_root_does_not_work_in_a_users_directories(rkpy: Rkpy, person: User) -> 
     ):  # fmt: skip
         line = root.refused("--insecure-options=image", *words)
         assert re.search(f"cannot use {why}", line), line
-    # Who may read may look.
+    # Who may read may look, and leaves nothing.
+    (rkpy.data / "cas" / "index.db").unlink()
+    root.ok("image", "cat-manifest", "example.com/app")
+    assert {os.lstat(path).st_uid for path in rkpy.data.rglob("*")} == {person.uid}
+    assert not (rkpy.data / "cas" / "index.db").exists()
     assert "example.com/app" in root.ok("image", "list")
     assert uuid[:8] in root.ok("list")
     assert "state=prepared" in root.ok("status", uuid)
@@ -253,14 +257,14 @@ def test_what_is_a_users_own_is_for_nobody_else(person: User) -> None:
     home.mkdir()
     person.own(home)
     image = aci(person.directory, "default")
-    command = person.command([sys.executable, "-P", ROOT / "rkpy.py", "--insecure-options=image", "fetch", image])
+    command = person.command([sys.executable, "-P", ROOT / "rkpy.py", "--insecure-options=image", "prepare", image])
     subprocess.run(
         command, env={**person.environment(), "HOME": str(home), "PYTHONPATH": str(ROOT)}, check=True, timeout=120
     )
     data = home / ".local/share/rkpy"
     assert os.listdir(data / "cas" / "image")
-    assert os.stat(data).st_mode & 0o777 == 0o700
-    assert os.stat(data).st_uid == person.uid
+    for path in (data, data / "pods", data / "cas" / "layer"):
+        assert (os.stat(path).st_mode & 0o777, os.stat(path).st_uid) == (0o700, person.uid), path
 
 
 def test_a_fetch_that_was_killed_leaves_nothing_that_cannot_be_removed(rkpy: Rkpy) -> None:
