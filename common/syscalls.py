@@ -24,6 +24,7 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -143,7 +144,8 @@ def clone3(flags: int, cgroup: int = -1) -> tuple[int, int]:
     Only for processes of one thread: neither glibc's nor Python's preparations for a fork are made."""
     pidfd = ctypes.c_int(-1)
     into = CLONE_INTO_CGROUP if cgroup >= 0 else 0
-    parts = (flags | into | CLONE_PIDFD, ctypes.addressof(pidfd), 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, max(cgroup, 0))
+    end = 0 if flags & CLONE_PARENT else signal.SIGCHLD  # Of a sibling it is the one that our own end is told by.
+    parts = (flags | into | CLONE_PIDFD, ctypes.addressof(pidfd), 0, 0, end, 0, 0, 0, 0, 0, max(cgroup, 0))
     arguments = ctypes.create_string_buffer(struct.pack("=11Q", *parts))
     size = _long(len(arguments) - 1)
     pid = _check(_syscall_locked(_long(_NR_CLONE3), arguments, size), "clone3", hex(flags))

@@ -1,8 +1,8 @@
 """Global flags and configuration directories (`paths.d`, `stage1.d`), resolved once per command.
 
-Directories, lowest priority first: system (/usr/lib/rkpy), local (/etc/rkpy), user (--user-config). Every file is a
-JSON object with `rktKind` and `rktVersion`, as rkt's are, and has to end in `.json`. A later directory wins; two files
-of one directory that speak of the same thing are an error.
+Directories, lowest priority first: system (/usr/lib/rkpy), local (/etc/rkpy), user (--user-config; who is not root
+need not say it: `stage0.xdg`). Every file is a JSON object with `rktKind` and `rktVersion`, as rkt's are, and has to
+end in `.json`. A later directory wins; two files of one directory that speak of the same thing are an error.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class Config(NamedTuple):
         """The configuration directories, lowest priority first."""
         return tuple(filter(None, (self.system_config, self.local_config, self.user_config)))
 
+    @property
+    def own_config(self) -> str:
+        """The configuration directory that is the caller's to write to."""
+        return self.user_config if xdg.is_ordinary() else self.local_config
+
 
 def places(flags: Values) -> Config:
     """What the flags alone say, whatever is in the directories. Raises UsageError."""
@@ -85,10 +90,8 @@ def places(flags: Values) -> Config:
 def load(flags: Values) -> Config:
     """The configuration of one command. Raises ConfigError or UsageError."""
     config = places(flags)
-    paths, stage1 = effective(config, "paths"), effective(config, "stage1")
-    # What the directories of the system say of root's is nothing to others.
-    theirs = config._replace(system_config="", local_config="") if xdg.is_ordinary() else config
-    data_dir = _absolute(flags, "dir", "") or _field(effective(theirs, "paths"), "data") or config.data_dir
+    paths, stage1 = paths_in_force(config), effective(config, "stage1")
+    data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or config.data_dir
     plugins = tuple(paths.get(CNI_PLUGINS) or ())
     machine = _machine(stage1[KVM]) if KVM in stage1 else MachineOptions()
     return config._replace(data_dir=data_dir, stage1=_field(stage1, "name"), cni_plugins=plugins, machine=machine)
@@ -132,18 +135,32 @@ def effective(config: Config, kind: str) -> dict[str, Any]:
     return found
 
 
+def paths_in_force(config: Config) -> dict[str, Any]:
+    """The document of kind "paths" that wins. What the system's directories say of root's data is nothing to others.
+    Raises ConfigError."""
+    found = effective(config, "paths")
+    if not xdg.is_ordinary():
+        return found
+    own = effective(config._replace(system_config="", local_config=""), "paths")
+    return {**found, "data": _field(own, "data")}
+
+
 def read(directory: str, subdirectory: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every document below `directory`/`subdirectory`, in the order of file names. Raises ConfigError."""
+    """Every document below `directory`/`subdirectory`, in the order of file names. Credentials that the caller may not
+    read are not meant for him, and passed over. Raises ConfigError."""
     folder = f"{directory}/{subdirectory}"
+    others = subdirectory == _KINDS["auth"] and xdg.is_ordinary()
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
+        if others and isinstance(error, PermissionError):
+            return
         raise ConfigError(f"open {folder}: {reason(error)}") from error
     for name in names:
         path = f"{folder}/{name}"
-        if name.endswith(".json") and os.path.isfile(path):
+        if name.endswith(".json") and os.path.isfile(path) and (not others or os.access(path, os.R_OK)):
             yield path, _document(path, subdirectory)
 
 

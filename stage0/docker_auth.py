@@ -12,6 +12,7 @@ import base64
 import binascii
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from aci.types import quote
 from common.errors import ConfigError, reason
 from common.records import NamedTuple
-from stage0 import auth
+from stage0 import auth, xdg
 from stage0.config import Config
 from stage0.docker_reference import HUB_ALIASES
 
@@ -75,7 +76,7 @@ def _paths(environment: Mapping[str, str]) -> tuple[str, ...]:
     if alone := environment.get("REGISTRY_AUTH_FILE"):
         return (alone,)
     home = environment.get("HOME", "")
-    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/containers/{os.getuid()}"
+    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/containers/{xdg.UID}"
     settings = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
     docker = environment.get("DOCKER_CONFIG") or (f"{home}/.docker" if home else "")
     found = [f"{runtime}/containers/auth.json" if environment.get("XDG_RUNTIME_DIR") else f"{runtime}/auth.json"]
@@ -167,18 +168,19 @@ def _ask(helper: Any, server: str, path: str, environment: Mapping[str, str]) ->
     if not isinstance(helper, str) or not helper or "/" in helper or not helper.isprintable():
         raise ConfigError(f"{path}: {quote(str(helper))} is not the name of a credential helper")
     program = f"docker-credential-{helper}"
+    missing = ConfigError(f"{path}: {program} is not installed", hint="install it, or take it out of the file")
+    if shutil.which(program, path=environment.get("PATH")) is None:
+        raise missing
     try:
         done = subprocess.run(
-            [program, "get"],
+            [*_as_caller(), program, "get"],
             input=server.encode(),
             capture_output=True,
             timeout=_HELPER_TIMEOUT,
             env=dict(environment),
         )
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: {program} is not installed", hint="install it, or take it out of the file"
-        ) from None
+        raise missing from None
     except OSError as error:
         raise ConfigError(f"{program}: {reason(error)}") from error
     except subprocess.TimeoutExpired:
@@ -187,6 +189,14 @@ def _ask(helper: Any, server: str, path: str, environment: Mapping[str, str]) ->
         return _answer(program, done.stdout)
     _check_unknown(program, server, done.stdout + done.stderr)
     return None
+
+
+def _as_caller() -> list[str]:
+    """What a program is started by that has to know who its user is, although we may be root of a user namespace now:
+    the services of his session let in nobody who goes by another number (dbus-daemon(1), EXTERNAL)."""
+    if not xdg.is_ordinary() or os.geteuid() == xdg.UID:
+        return []
+    return ["unshare", "--user", f"--map-user={xdg.UID}", f"--map-group={xdg.GID}", "--"]
 
 
 def _check_unknown(program: str, server: str, said: bytes) -> None:

@@ -107,8 +107,8 @@ def _fetch(
     """Get the image from where it is published."""
     import gc
 
+    from stage0 import keystore as keystores
     from stage0 import remote
-    from stage0.keystore import Keystore
 
     if policy == "never":
         raise ImageError(f"{arguments.reference} is not in the store", hint="--pull-policy=never forbids fetching")
@@ -117,7 +117,7 @@ def _fetch(
         raise ImageError(f'discovery failed: no image "{wanted.value}" in the store', hint=hint)
     gc.enable()  # `rkpy.main` switched it off, but a fetch may run for long.
     announce.status(f"fetching {arguments.reference}")
-    keystore = Keystore(config.local_config, config.system_config)
+    keystore = keystores.of(config)
     signature = arguments.flags.get("signature") or ""
     if wanted.kind == "docker":
         return _pull(config, store, keystore, wanted.value, signature, progress)
@@ -198,10 +198,10 @@ def _import(config: Config, store: Store, wanted: Reference, signature: str | No
 def _fetch_dependencies(config: Config, store: Store, record: ImageRecord, policy: str, quiet: bool) -> None:
     """What the store has will do, even where `policy` would ask for something newer of the image itself: whoever hands
     out files may never have published what they build upon."""
+    from stage0 import keystore as keystores
     from stage0 import remote
-    from stage0.keystore import Keystore
 
-    keystore = Keystore(config.local_config, config.system_config)
+    keystore = keystores.of(config)
     with _progress(quiet) as progress:
         remote.fetch_dependencies(
             config,
@@ -222,10 +222,10 @@ def _signature_beside(path: str, kind: str) -> str:
 
 def _verified(config: Config, store: Store, kind: str, wanted: Reference, signature: str) -> ImageRecord:
     from aci import importer
+    from stage0 import keystore as keystores
     from stage0 import verify
-    from stage0.keystore import Keystore
 
-    keystore = Keystore(config.local_config, config.system_config)
+    keystore = keystores.of(config)
     verify.read_signatures(signature)  # a missing signature is no reason to copy the image first
     with store.staging() as staged:
         copy = importer.stage(wanted.value, staged, kind)

@@ -349,7 +349,7 @@ class Client:
     def _remedy(self, request: _Request, response: Response) -> str:
         status, host = response.status, split(request.url).netloc
         if status in (401, 403):
-            place = f"{self.config.local_config}/auth.d"
+            place = f"{self.config.own_config}/auth.d"
             credential = self._credential(host)
             if response._secured and credential is not None:
                 return f"{host} does not accept the credentials in {credential.path}"

@@ -22,6 +22,8 @@ PREFIXES = ("/usr/local", "/usr")
 """Below which systemd, man and shells look."""
 _SOURCES = ("systemd-units", "rkpy_units")
 """The directory with the units beside the rooms: in a clone, and as a wheel installs it (pyproject.toml)."""
+_OF_USERS = "user"
+"""The directory among these with what is for the service managers of users."""
 _UNITS = (".service", ".socket", ".target", ".timer")
 _MODE = 0o644
 _EXECUTABLE = 0o755
@@ -74,7 +76,8 @@ def _completions(root: str, prefix: str) -> dict[str, str]:
 
 def _units(prefix: str, program: Sequence[str]) -> Iterator[File]:
     directory = _source()
-    for name in sorted(os.listdir(directory)):
+    names = [*os.listdir(directory), *(f"{_OF_USERS}/{name}" for name in os.listdir(f"{directory}/{_OF_USERS}"))]
+    for name in sorted(names):
         place = place_of(name)
         if place:
             with open(f"{directory}/{name}", "rb") as file:
@@ -90,10 +93,11 @@ def _units(prefix: str, program: Sequence[str]) -> Iterator[File]:
 def place_of(name: str) -> str:
     """Where below PREFIX/lib a file of systemd-units/ belongs (systemd.unit(5), systemd.generator(7), tmpfiles.d(5),
     sysusers.d(5), systemd.preset(5), journalctl(1)); empty for none."""
+    whose, _, name = name.rpartition("/")
     if name.endswith(_UNITS):
-        return f"systemd/system/{name}"
+        return f"systemd/{whose or 'system'}/{name}"
     if name.endswith("-generator"):
-        return f"systemd/system-generators/{name}"
+        return f"systemd/{whose or 'system'}-generators/{name}"
     if name.endswith(".preset"):
         return f"systemd/system-preset/{name}"
     if name.endswith(".catalog"):

@@ -2,7 +2,8 @@
 
 Any process of the machine may send entries to the journal, and put into them what it likes, but for the fields that the
 journal adds itself: these begin with an underscore (systemd.journal-fields(7)). Only entries of a process of the root
-user count here, sent in the native protocol; and of what apps send themselves the monitor lets none of our fields pass.
+user count here, and of whoever reads, sent in the native protocol; and of what apps send themselves the monitor lets
+none of our fields pass.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 
 from common import journal
 from common.errors import PodError
+from stage0 import xdg
 from stage1 import logreader
 from stage1.logreader import Entry
 
 STREAMS = ("stdout", "stderr", "journal", "syslog")
 """What RKPY_STREAM of an app's entry says: which of its outputs it came from."""
-_TRUSTED = {"_UID": "0", "_TRANSPORT": "journal"}
 _PREFIX = re.compile(r"[0-9a-f]{8}[0-9a-f-]*")
 _WHOLE = 36
 _PAUSE = 0.2
@@ -49,7 +50,9 @@ def open_journal(**matches: str) -> Any:
             hint=f"install rkpy[systemd], or use journalctl {wanted}",
         ) from error
     reader = library.Reader()
-    for name, value in {**_TRUSTED, **matches}.items():
+    for uid in dict.fromkeys((0, xdg.UID)):
+        reader.add_match(f"_UID={uid}")
+    for name, value in {"_TRANSPORT": "journal", **matches}.items():
         reader.add_match(f"{name}={value}")
     return reader
 

@@ -3,10 +3,11 @@
     CONFIG/trustedkeys/root.d/FINGERPRINT             trusted for every image
     CONFIG/trustedkeys/prefix.d/IDENTIFIER/FINGERPRINT  trusted for IDENTIFIER and the names below it
 
-CONFIG is the local directory (/etc/rkpy) or the system's (/usr/lib/rkpy). IDENTIFIER's slashes are directories.
+CONFIG is the local directory (/etc/rkpy) or the system's (/usr/lib/rkpy), and for those who are not root before these
+their own ($XDG_CONFIG_HOME/rkpy). IDENTIFIER's slashes are directories.
 FINGERPRINT is that of the one key inside, and its length says of which kind that is: 40 lower-case hex digits for the
-primary key of an OpenPGP key, 64 for the key of a cosign key pair (`stage0.spki`). An empty file under the local
-directory masks the system's file of the same name. Names beginning with a dot are not looked at.
+primary key of an OpenPGP key, 64 for the key of a cosign key pair (`stage0.spki`). An empty file masks those of
+the same name in later directories. Names beginning with a dot are not looked at.
 
 A file that is none of this is an error for the images it would apply to, and for no others.
 """
@@ -22,7 +23,8 @@ from collections.abc import Iterator
 from aci.types import ac_identifier
 from common.errors import ManifestError, TrustError, reason
 from common.records import NamedTuple
-from stage0 import openpgp, spki
+from stage0 import openpgp, spki, xdg
+from stage0.config import Config
 
 OPENPGP, COSIGN = "openpgp", "cosign"
 """Kinds of keys."""
@@ -31,7 +33,9 @@ MAX_KEY_SIZE = 1 << 20
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{40}")
 _COSIGN_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_REMEDY = "correct or remove that file; for a file of the system, an empty file of that name in /etc masks it"
+USER, LOCAL, SYSTEM = "user", "local", "system"
+"""Whose keys: in this order of precedence."""
+_REMEDY = "correct or remove that file; one that is not yours is masked by an empty file of that name in your directory"
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -43,9 +47,10 @@ class KeyFile(NamedTuple):
     """The identifier it is trusted for; empty for a root key."""
     fingerprint: str
     """Its name, which must be the key's fingerprint."""
-    system: bool
+    level: str
+    """USER, LOCAL or SYSTEM."""
     masked_by: str = ""
-    """The empty local file that disables this system key."""
+    """The empty file that disables this key."""
 
     @property
     def kind(self) -> str:
@@ -58,19 +63,31 @@ class KeyFile(NamedTuple):
 
 
 class Keystore:
-    """The trusted keys of a local and a system configuration directory; either may be missing."""
+    """The trusted keys of a local and a system configuration directory, and those of a user; any may be missing. Whose
+    keystore it is may add keys to the first and mask what is in the others."""
 
-    def __init__(self, local_config: str, system_config: str) -> None:
+    def __init__(self, local_config: str, system_config: str, user_config: str = "") -> None:
         self.local = f"{local_config}/trustedkeys"
         self.system = f"{system_config}/trustedkeys"
+        self.user = f"{user_config}/trustedkeys" if user_config else ""
+        levels = [(USER, self.user), (LOCAL, self.local), (SYSTEM, self.system)][not user_config :]
+        self._own_level, self.own = levels[0]
+        self._levels = [levels[0], *((level, root) for level, root in levels[1:] if root != self.own)]
 
     def files(self) -> list[KeyFile]:
-        """Every key file, masked ones included, the local ones first."""
-        local = list(_walk(self.local, system=False))
-        masks = {(file.prefix, file.fingerprint): file.path for file in local if _is_empty(file.path)}
-        keys = [file for file in local if (file.prefix, file.fingerprint) not in masks]
-        for file in _walk(self.system, system=True):
-            keys.append(file._replace(masked_by=masks.get((file.prefix, file.fingerprint), "")))
+        """Every key file, masked ones included, in the order of precedence."""
+        masks: dict[tuple[str, str], str] = {}
+        keys: list[KeyFile] = []
+        for level, root in self._levels:
+            here = list(_walk(root, level))
+            empty = [file for file in here if level != SYSTEM and _is_empty(file.path)]
+            keys += [
+                file._replace(masked_by=masks.get((file.prefix, file.fingerprint), ""))
+                for file in here
+                if file not in empty
+            ]
+            for file in empty:
+                masks.setdefault((file.prefix, file.fingerprint), file.path)
         return keys
 
     def active(self) -> list[KeyFile]:
@@ -91,12 +108,16 @@ class Keystore:
         files = [file for file in self.active() if file.kind == kind and file.applies_to(name)]
         return sorted(files, key=lambda file: len(file.prefix), reverse=True)
 
+    def is_own(self, file: KeyFile) -> bool:
+        """Whether it is among the keys that the keystore's owner has added."""
+        return file.level == self._own_level
+
     def place(self, prefix: str | None) -> str:
-        """The local directory for keys of `prefix`, or for root keys when it is None. Raises TrustError."""
+        """The own directory for keys of `prefix`, or for root keys when it is None. Raises TrustError."""
         if prefix is None:
-            return f"{self.local}/root.d"
+            return f"{self.own}/root.d"
         check_prefix(prefix)
-        return f"{self.local}/prefix.d/{prefix}"
+        return f"{self.own}/prefix.d/{prefix}"
 
     def add(self, armored: bytes, prefix: str | None) -> str:
         """Trust the one public key in `armored` for `prefix`, or for every image when that is None; return its path.
@@ -104,7 +125,7 @@ class Keystore:
         A file of the same name, a masking one too, is replaced. Raises TrustError."""
         directory = self.place(prefix)
         key = _one_key(armored, "the key")
-        _write(self.local, directory, key.fingerprint, armored)
+        _write(self.own, directory, key.fingerprint, armored)
         return f"{directory}/{key.fingerprint}"
 
     def add_cosign(self, pem: bytes, prefix: str | None) -> str:
@@ -114,20 +135,25 @@ class Keystore:
             key = spki.public_key(pem)
         except spki.UnusableKey as e:
             raise TrustError(f"the key is not a cosign public key: {e}") from e
-        _write(self.local, directory, key.fingerprint, key.pem)
+        _write(self.own, directory, key.fingerprint, key.pem)
         return f"{directory}/{key.fingerprint}"
 
     def remove(self, file: KeyFile) -> str:
-        """Stop trusting `file`: a local key is deleted, a system key masked. Return the path deleted or written."""
-        if file.system:
+        """Stop trusting `file`: an own key is deleted, another masked. Return the path deleted or written."""
+        if not self.is_own(file):
             directory = self.place(file.prefix or None)
-            _write(self.local, directory, file.fingerprint, b"")
+            _write(self.own, directory, file.fingerprint, b"")
             return f"{directory}/{file.fingerprint}"
         try:
             os.unlink(file.path)
         except OSError as e:
             raise TrustError(f"remove {file.path}: {reason(e)}", hint=_permission_hint(e)) from e
         return file.path
+
+
+def of(config: Config) -> Keystore:
+    """The keystore of whoever called us. Root's is the machine's."""
+    return Keystore(config.local_config, config.system_config, config.user_config if xdg.is_ordinary() else "")
 
 
 def check_prefix(prefix: str) -> None:
@@ -219,12 +245,12 @@ def _one_key(data: bytes, what: str, *, hint: str = "") -> openpgp.PublicKey:
     return keys[0]
 
 
-def _walk(root: str, *, system: bool) -> Iterator[KeyFile]:
-    yield from _walk_directory(f"{root}/root.d", "", system=system, nested=False)
-    yield from _walk_directory(f"{root}/prefix.d", "", system=system, nested=True)
+def _walk(root: str, level: str) -> Iterator[KeyFile]:
+    yield from _walk_directory(f"{root}/root.d", "", level, nested=False)
+    yield from _walk_directory(f"{root}/prefix.d", "", level, nested=True)
 
 
-def _walk_directory(directory: str, prefix: str, *, system: bool, nested: bool) -> Iterator[KeyFile]:
+def _walk_directory(directory: str, prefix: str, level: str, *, nested: bool) -> Iterator[KeyFile]:
     """Symbolic links are not followed: one is reported as a file, and `load` then refuses it."""
     try:
         with os.scandir(directory) as found:
@@ -233,18 +259,18 @@ def _walk_directory(directory: str, prefix: str, *, system: bool, nested: bool) 
         return
     except OSError:
         # Which keys are in there is unknown, so it stands as one unusable key of its prefix.
-        yield KeyFile(directory, prefix, os.path.basename(directory), system)
+        yield KeyFile(directory, prefix, os.path.basename(directory), level)
         return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         below = f"{prefix}/{entry.name}" if prefix else entry.name
         if nested and entry.is_dir(follow_symlinks=False):
-            yield from _walk_directory(entry.path, below, system=system, nested=True)
+            yield from _walk_directory(entry.path, below, level, nested=True)
         elif nested and entry.is_symlink() and not _is_fingerprint(entry.name):
-            yield KeyFile(entry.path, below, entry.name, system)  # stood for a directory, perhaps
+            yield KeyFile(entry.path, below, entry.name, level)  # stood for a directory, perhaps
         elif prefix or not nested:
-            yield KeyFile(entry.path, prefix, entry.name, system)
+            yield KeyFile(entry.path, prefix, entry.name, level)
 
 
 def _is_empty(path: str) -> bool:

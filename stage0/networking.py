@@ -42,13 +42,16 @@ def settle(pod: PreparedPod, manifest: PodManifest, flags: Values, settings: Con
     pod = pod._replace(bandwidth=_bandwidth(pod, wanted))
     if wanted.kind in (NONE, HOST):
         return pod
-    if users.confined():
-        raise UsageError("networks are for root to make", hint="use --net=none or --net=host")
     from stage0 import networks
 
     if wanted.kind == JOIN:
         networks.check_join(wanted.path)
         return pod._replace(join=wanted.path)
+    if users.confined():
+        from stage0 import usernet
+
+        usernet.require_no_limit(pod.bandwidth)
+        return pod._replace(networks=(usernet.network(wanted),))
     from stage0 import routes
 
     resolved = networks.resolve(wanted, settings.directories)

@@ -21,7 +21,7 @@ SUBNETS = {DEFAULT: "172.16.28.0/24", RESTRICTED: "172.31.0.0/16"}
 NO_MACHINE = bytes(16)
 """Instead of the machine's ID where there is none: every such host has the same IPv6 subnets."""
 
-_NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x40000000
+_NS_GET_USERNS, _NS_GET_NSTYPE, _CLONE_NEWNET = 0xB701, 0xB703, 0x40000000
 
 
 class Resolved(NamedTuple):
@@ -184,7 +184,7 @@ def plugin_path(directories: Sequence[str], configured: Iterable[str]) -> tuple[
 
 
 def check_join(path: str) -> None:
-    """Raises UsageError unless `path` is a network namespace (namespaces(7)) other than ours."""
+    """Raises UsageError unless `path` is a network namespace (namespaces(7)) other than ours, that we may enter."""
     import fcntl
     import stat
 
@@ -199,9 +199,23 @@ def check_join(path: str) -> None:
         if fcntl.ioctl(fd, _NS_GET_NSTYPE) != _CLONE_NEWNET:
             raise UsageError(f"{about}: it is a namespace, but not a network namespace")
         own = os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/net"))
+        mine = _is_within_ours(fd)
     except OSError:
         raise UsageError(f"{about}: it is not a network namespace", hint="ip netns makes some in /run/netns") from None
     finally:
         os.close(fd)
     if own:
         raise UsageError(f"{about}: it is the host's own", hint="use --net=host")
+    if not mine:
+        raise UsageError(f"{about}: it belongs to somebody else's user namespace", hint="root can join it")
+
+
+def _is_within_ours(fd: int) -> bool:
+    """Whether the user namespace that a namespace belongs to is ours or one below (ioctl_ns(2))."""
+    import fcntl
+
+    try:
+        os.close(fcntl.ioctl(fd, _NS_GET_USERNS))
+    except PermissionError:
+        return False
+    return True

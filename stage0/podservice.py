@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 AFTER = "network.target"
 """So that it ends before the network does, and its part of the firewall is made after other people's, as with
-systemd-nspawn@.service."""
+systemd-nspawn@.service. A user's service manager, which ends before it, does not know it."""
 _MARGIN = 15
 """Seconds beyond what the pod allows its apps and their handlers until systemd kills what is left
 (`stage1.systemd.units.MARGIN`)."""

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from common.errors import UsageError
 from common.records import NamedTuple
-from stage0 import behaviour, invocation, netflags, options, podservice, ports, reference, unitfile, values
+from stage0 import behaviour, invocation, netflags, options, podservice, ports, reference, unitfile, values, xdg
 from stage0.grammar import Request
 from stage0.options import BOOL, Flag, Values
 
@@ -37,8 +37,10 @@ class Unit(NamedTuple):
 
 
 def render(unit: Unit) -> str:
-    """The text of a service."""
-    online = [("Wants", "network-online.target"), ("After", "network-online.target")] if unit.fetches else []
+    """The text of a service: of the system's manager, or for an ordinary user of his own, which has no targets of the
+    network's."""
+    system = not xdg.is_ordinary()
+    online = [("Wants", "network-online.target"), ("After", "network-online.target")] if unit.fetches and system else []
     command = invocation.command()
     collect = [("ExecStopPost", f"-{unitfile.command(*command, *unit.collects)}")] if unit.collects else []
     return unitfile.render(
@@ -48,7 +50,7 @@ def render(unit: Unit) -> str:
                 [
                     ("Description", unitfile.literal(unit.description)),
                     ("Documentation", f"man:{unit.page}(1)"),
-                    ("After", podservice.AFTER),
+                    *([("After", podservice.AFTER)] if system else []),
                     *online,
                 ],
             ),
@@ -61,7 +63,7 @@ def render(unit: Unit) -> str:
                     ("Restart", "on-failure"),
                 ],
             ),
-            ("Install", [("WantedBy", "multi-user.target")]),
+            ("Install", [("WantedBy", "multi-user.target" if system else "default.target")]),
         ]
     )
 

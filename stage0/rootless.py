@@ -10,9 +10,12 @@ store, are the same in all. Into a pod that runs one only gets through the names
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
-from collections.abc import Iterator, Mapping
+from _socket import AF_INET, AF_NETLINK, SOCK_CLOEXEC, SOCK_DGRAM
+from _socket import socket as Socket  # noqa: N812
+from collections.abc import Iterable, Iterator, Mapping
 
 from common import syscalls, users
 from common.errors import LaunchError, reason
@@ -23,6 +26,9 @@ from stage1.poddir import Leader, boot_id
 from stage1.processes import Process
 
 _NAMESPACES = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
+_OF_NEWUIDMAP = (1, 6, 7, 21)
+"""CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN, by which it may do what it does (capabilities(7))."""
+_FAMILIES = {"AF_NETLINK": AF_NETLINK, "AF_INET": AF_INET}
 _HINT = "run it as root, or have user namespaces allowed (docs/rootless.md)"
 
 
@@ -34,13 +40,14 @@ def become_root(*, to_run: bool = False) -> None:
     gid = os.getegid()
     try:
         mappings = {"uid": [Range(0, UID, 1), *_granted("uid")], "gid": [Range(0, gid, 1), *_granted("gid")]}
+        _require_kernel()
         missing = _missing(mappings)
         if missing:
+            syscalls.unshare(_NAMESPACES)
+            _map_alone(gid)
             if to_run:
                 groups = " and stay in your groups" if {*os.getgroups()} - {gid} else ""
                 warn(f"apps can have no other user and group than root{groups}: {missing}")
-            syscalls.unshare(_NAMESPACES)
-            _map_alone(gid)
         else:
             _map(mappings)
         _settle()
@@ -101,7 +108,38 @@ def _missing(mappings: Mapping[str, list[Range]]) -> str:
             return f"there is no new{kind}map (Debian has it in uidmap)"
     if syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS, 0):
         return "newuidmap has no privileges here (NoNewPrivileges=)"
+    if not all(syscalls.prctl(syscalls.PR_CAPBSET_READ, number) for number in _OF_NEWUIDMAP):
+        return "newuidmap has no privileges here (CapabilityBoundingSet=)"
+    for kind, mapping in mappings.items():
+        if any(not _is_known(one, users.ranges(kind)) for one in mapping):
+            return f"this user namespace has not all that /etc/sub{kind} grants (PrivateUsers=)"
     return ""
+
+
+def _is_known(wanted: Range, known: Iterable[Range]) -> bool:
+    """Whether a namespace has all these IDs; ranges that follow each other are not put together."""
+    first, last = wanted.outside, wanted.outside + wanted.size
+    return any(one.inside <= first and last <= one.inside + one.size for one in known)
+
+
+def _require_kernel() -> None:
+    """What a service's settings may have taken away, and nothing goes without; it would be missed in places where
+    nobody could say what of. Raises LaunchError."""
+    try:
+        os.close(syscalls.openat2(syscalls.AT_FDCWD, "/", os.O_PATH | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        taken = "RestrictSUIDSGID= of its service, which DynamicUser= brings with it, or a filter of system calls"
+        raise LaunchError(f"rkpy cannot do without openat2(2), which is taken away by {taken}") from error
+    if not os.path.exists("/proc/sys"):
+        raise LaunchError("rkpy cannot do without /proc/sys, which is taken away by ProcSubset= of its service")
+    for name, family in _FAMILIES.items():
+        try:
+            Socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0).close()
+        except OSError as error:
+            taken = "RestrictAddressFamilies= of its service"
+            raise LaunchError(f"rkpy cannot do without {name}, which is taken away by {taken}") from error
 
 
 def _map_alone(gid: int) -> None:

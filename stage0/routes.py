@@ -97,8 +97,21 @@ def _parsed(texts: Iterable[Any]) -> Iterator[Subnet]:
 
 def read(proc: str = "/proc/self") -> list[Route]:
     """The host's routes to subnets, but for default routes and those by interfaces of ours."""
-    routes = [*_parse(f"{proc}/net/route", _ipv4), *_parse(f"{proc}/net/ipv6_route", _ipv6)]
-    return [route for route in routes if route.subnet.length >= _COARSE and not is_ours(route.interface)]
+    return [route for route in _all(proc) if route.subnet.length >= _COARSE and not is_ours(route.interface)]
+
+
+def defaults(proc: str = "/proc/self") -> set[int]:
+    """The families of which the host has a default route."""
+    return {route.subnet.version for route in _all(proc) if route.subnet.length == 0}
+
+
+def somewhere(proc: str = "/proc/self") -> str:
+    """An interface by which the host has a route to anything; empty when there is none."""
+    return next((route.interface for route in _all(proc) if not is_ours(route.interface)), "")
+
+
+def _all(proc: str) -> list[Route]:
+    return [*_parse(f"{proc}/net/route", _ipv4), *_parse(f"{proc}/net/ipv6_route", _ipv6)]
 
 
 def is_ours(interface: str) -> bool:

@@ -11,6 +11,8 @@ from common.records import NamedTuple
 
 UID = os.geteuid()
 """Who called us, whoever we become (`stage0.rootless`)."""
+GID = os.getegid()
+"""Likewise."""
 
 
 class Directories(NamedTuple):
@@ -29,14 +31,26 @@ def is_ordinary() -> bool:
 
 def directories(environment: Mapping[str, str]) -> Directories:
     """Those of the user who called us, who is not root. Raises RkpyError when he has no home directory."""
-    home = environment.get("HOME") or _home()
-    if not os.path.isabs(home):
+    found = home(environment)
+    if not os.path.isabs(found):
         raise RkpyError("there is no home directory for the user's images and pods", hint="name one with --dir")
     return Directories(
-        data=f"{_absolute(environment, 'XDG_DATA_HOME') or f'{home}/.local/share'}/rkpy",
-        config=f"{_absolute(environment, 'XDG_CONFIG_HOME') or f'{home}/.config'}/rkpy",
-        runtime=f"{found}/rkpy" if (found := runtime(environment)) else "",
+        data=f"{_absolute(environment, 'XDG_DATA_HOME') or f'{found}/.local/share'}/rkpy",
+        config=f"{_absolute(environment, 'XDG_CONFIG_HOME') or f'{found}/.config'}/rkpy",
+        runtime=f"{own}/rkpy" if (own := runtime(environment)) else "",
     )
+
+
+def home(environment: Mapping[str, str]) -> str:
+    """The home directory of whoever called us; empty when nobody says."""
+    if found := environment.get("HOME"):
+        return found
+    import pwd
+
+    try:
+        return pwd.getpwuid(UID).pw_dir
+    except KeyError:
+        return ""
 
 
 def _absolute(environment: Mapping[str, str], name: str) -> str:
@@ -61,12 +75,3 @@ def _is_mine(path: str) -> bool:
         return False
     # In a user namespace of ours we and our files go by another number.
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-
-
-def _home() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(UID).pw_dir
-    except KeyError:
-        return ""

@@ -227,6 +227,8 @@ class PodCgroup:
         self._directory = directory
         self._disk = disk_or_why(directory)
         self._owner = owner
+        self._trusted = False
+        """As for `find`."""
         self._unit = ""
         """The cgroup of the pod's own scope, whose limits systemd has set."""
         self._limits = Limits()
@@ -250,6 +252,7 @@ class PodCgroup:
         LaunchError on refusal."""
         place = find(trusted=trusted or scope)
         pod = cls(directory, "" if place.refusal else f"{place.base}/{uuid}", owner, place.refusal)
+        pod._trusted = trusted or scope
         if pod.path:
             _record(directory, pod.path)
             try:
@@ -341,12 +344,13 @@ class PodCgroup:
             names = (setting.name for setting in settings(limits, "") if setting.name != "swap")
             self._reports += (Report(app, name, NOT_ENFORCEABLE, self.refusal) for name in names)
         else:
-            self._reports += keep(
-                path, app, limits, self._disk, unit=path == self._unit, why=lambda: enforceable(self._directory)
-            )
+            self._reports += keep(path, app, limits, self._disk, unit=path == self._unit, why=self._why_not)
         # An app that lost some of its processes is of no use: it ends as a whole, and its restart policy decides.
         if self.path and app and (limits.memory or self._limits.memory):
             end_as_a_whole(path)
+
+    def _why_not(self) -> dict[str, str]:
+        return enforceable(self._directory, trusted=self._trusted)
 
 
 def enter(directory: str, uuid: str, *, trusted: bool = False) -> str:

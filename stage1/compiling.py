@@ -25,10 +25,13 @@ def check(pod: PreparedPod, flavour: str) -> tuple[PodPlan, list[str]]:
     pod = _with_log_driver(pod, journal.is_there())
     warnings = []
     if pod.published:
-        from stage1.network import ports
+        from stage1.network import pasta, ports
 
         ports.require_free(pod.published)
-        warnings += ports.warnings(pod.published)
+        if families := pasta.families(pod.networks):
+            ports.require_bindable(pod.published, families, pod.directory)
+        else:
+            warnings += ports.warnings(pod.published)
     kept = (*RESOURCES, *([NETWORK_BANDWIDTH] if pod.bandwidth else []))
     ignored = (isolator.name for isolator in pod.isolators if isolator.name not in kept)
     warnings += [f'{flavour} ignores isolator "{name}" of the pod' for name in ignored]

@@ -108,8 +108,16 @@ class Bind(NamedTuple):
         return tree
 
     def require_source(self) -> None:
-        """LaunchError unless the source is there and can be mounted as asked. Needs no privileges."""
-        os.close(self._open_place())
+        """LaunchError unless the source is there and, as far as can be told beforehand, can be mounted as asked. Needs
+        no privileges."""
+        place = self._open_place()
+        try:
+            if users.confined() and not self.recursive:
+                os.close(syscalls.open_tree(place, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH))
+        except OSError as error:
+            raise self._unusable(error) from error
+        finally:
+            os.close(place)
 
     def _open_place(self) -> int:
         # Symlinks are followed as mount(8) does, except the magic ones of /proc, which name other processes' files.

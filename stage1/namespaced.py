@@ -7,10 +7,11 @@ import select
 import signal
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from common.errors import LaunchError
-from stage1 import apptree, channel, namespaces, supervisor
+from stage1 import apptree, boot, channel, namespaces, supervisor
 from stage1.cgroup import PodCgroup
 from stage1.cgroupfiles import Report
 from stage1.enclosure import Hear
@@ -30,6 +31,7 @@ class Namespaced:
         self._host_mounts = host_mounts
         self._idmap: int | None = None
         self._loop: Loop | None = None
+        self._connection = -1
         self._next = -1
         """The cgroup of the app that has ended, for what comes after."""
 
@@ -59,7 +61,26 @@ class Namespaced:
             pass  # That it is gone is what will be heard from it next.
 
     def attached(self, fds: Sequence[int]) -> None:
-        """The network namespace is the apps' own: all is done."""
+        """The network namespace is the apps' own. What connects it comes along, if a process does (`network.usermode`):
+        its pidfd."""
+        self._connection = fds[0] if fds else -1
+        if self._loop is not None and fds:
+            self._loop.add(self._connection, select.EPOLLIN, self._disconnected)
+
+    def _disconnected(self, _events: int) -> None:
+        self._disconnect()
+        boot.complain("run", "pasta has ended: the pod goes on without a network")
+
+    def _disconnect(self) -> None:
+        process, self._connection = self._connection, -1
+        if process < 0:
+            return
+        if self._loop is not None:
+            self._loop.remove(process)
+        with suppress(ProcessLookupError, ChildProcessError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            os.waitid(os.P_PIDFD, process, os.WEXITED)
+        os.close(process)
 
     def start(self, plan: AppPlan, stdio: Sequence[int], sockets: Sequence[int]) -> None:
         if plan.launch.owns_streams:
@@ -112,4 +133,6 @@ class Namespaced:
         if self._loop is not None:
             self._loop.remove(self._channel.fileno())
         os.kill(self.pid, signal.SIGKILL)
-        return os.waitpid(self.pid, 0)[1]
+        status = os.waitpid(self.pid, 0)[1]
+        self._disconnect()
+        return status

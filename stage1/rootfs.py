@@ -87,7 +87,16 @@ class OverlayRoot(NamedTuple):
             os.mkdir(upper)
         except FileExistsError:
             return
-        os.chown(upper, top.st_uid, top.st_gid)
+        try:
+            os.chown(upper, top.st_uid, top.st_gid)
+        except OSError as error:
+            os.rmdir(upper)
+            if error.errno != errno.EINVAL:
+                raise
+            raise LaunchError(
+                "the owner of the image's top directory is nobody in this user namespace",
+                hint="without root IDs come from /etc/subuid and /etc/subgid, see docs/rootless.md",
+            ) from error
         os.chmod(upper, top.st_mode & 0o7777)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from stage0 import flags
-from stage0.config import CNI_PLUGINS, KVM, Config, effective, read
+from stage0.config import CNI_PLUGINS, KVM, Config, effective, paths_in_force, read
 from stage0.render import write_json
 
 
@@ -27,7 +27,7 @@ def documents(config: Config) -> list[dict[str, Any]]:
             for key in document.get("domains") or document.get("registries") or ():
                 found[f"{document['rktKind']} {key}"] = document
     unique = list({id(document): document for document in found.values()}.values())
-    paths, stage1 = effective(config, "paths"), effective(config, "stage1")
+    paths, stage1 = paths_in_force(config), effective(config, "stage1")
     return [
         *unique,
         {**_in_force("paths", paths, "data", "stage1-images"), CNI_PLUGINS: paths.get(CNI_PLUGINS) or []},

@@ -11,6 +11,7 @@ import click
 
 from common.errors import RkpyError, TrustError, UsageError
 from stage0 import flags, openpgp, pubkeys, render, spki
+from stage0 import keystore as keystores
 from stage0.config import Config
 from stage0.cosign import signer
 from stage0.gpg import KeyInfo, Subkey
@@ -56,7 +57,7 @@ def command(
     begins with PREFIX in whole components (example.com/app is not over example.com/apple), or with --root for every
     image.
     """
-    keystore = Keystore(config.local_config, config.system_config)
+    keystore = keystores.of(config)
     if prefix is not None and root:
         raise UsageError("--prefix and --root exclude each other", hint="a root key is trusted for every prefix")
     if list_keys or remove is not None:
@@ -202,7 +203,7 @@ def _remove(keystore: Keystore, fingerprint: str, prefix: str | None, root: bool
         raise TrustError(f"no trusted key has the fingerprint {fingerprint}", hint="see rkpy trust --list")
     for file in found:
         path = keystore.remove(file)
-        click.echo(f'Masked "{file.path}" by "{path}"' if file.system else f'Removed "{path}"')
+        click.echo(f'Removed "{path}"' if keystore.is_own(file) else f'Masked "{file.path}" by "{path}"')
 
 
 def _list(keystore: Keystore, format_: str) -> None:
@@ -229,7 +230,7 @@ def _row(file: KeyFile) -> dict[str, str]:
         "prefix": openpgp.printable(file.prefix),
         "fingerprint": openpgp.printable(file.fingerprint),
         "kind": file.kind,
-        "from": "system" if file.system else "local",
+        "from": file.level,
         "state": state,
         "user_id": user_id,
         "path": openpgp.printable(file.path),

@@ -15,21 +15,21 @@ from stage0.podfile.syntax import Mistake
 
 FLAGS: dict[str, dict[str, options.Flag]] = {
     "unit check": {},
-    "unit generate": {},
+    "unit generate": options.table([options.Flag("user", options.BOOL, "for the service manager of this user")]),
     "unit list": options.table([options.Flag("no-legend", options.BOOL, "leave out the header")]),
     "unit show": {},
 }
 
 
 def generate(words: Sequence[str]) -> int:
-    """`rkpy unit generate NORMAL [EARLY LATE]`: what systemd starts at boot and when it reloads."""
+    """`rkpy unit generate [--user] NORMAL [EARLY LATE]`: what systemd starts at boot and when it reloads."""
     # No mistake in the configuration keeps pods from having services, which then say what is wrong.
-    settings, directories, _ = _parse("unit generate", words, config.places)
+    settings, directories, flags = _parse("unit generate", words, config.places)
     if len(directories) not in (1, 3):
         raise UsageError("must provide one directory, or the three that systemd gives a generator")
     from stage0.podfile import generate as generator
 
-    return generator.main(settings, directories)
+    return generator.main(settings, directories, user=flags.boolean("user"))
 
 
 def check(words: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from aci.image_manifest import App, ImageManifest
 from aci.store import ImageRecord
 from common.errors import RkpyError, UsageError
-from stage0 import assemble, behaviour, config, credentials, grammar, netflags, options, ports, reference, values
+from stage0 import assemble, behaviour, config, credentials, grammar, netflags, options, ports, reference, values, xdg
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.commands import run
@@ -224,6 +224,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
     import subprocess
     import tempfile
 
+    whose = ["--user"] if xdg.is_ordinary() else []
     lines = list(units.lines(file, parsed, pod))
     origins = [line.origin for line in lines for _ in line.text.split("\n")]
     with tempfile.TemporaryDirectory(prefix="rkpy-check-") as directory:
@@ -234,7 +235,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
             unit.write("".join(f"{line.text}\n" for line in lines))
         try:
             done = subprocess.run(
-                [analyze, "verify", "--man=no", "--recursive-errors=no", path],
+                [analyze, *whose, "verify", "--man=no", "--recursive-errors=no", path],
                 capture_output=True,
                 text=True,
                 errors="replace",

@@ -1,7 +1,7 @@
 """The generator (systemd.generator(7)): every `.pod` file becomes a service, whatever is wrong with the others.
 
-It runs before the journal does and before most file systems are there: what it reads is below /etc, /run and /usr, it
-writes into the directory it is given and nowhere else, and says what is wrong to the kernel's log.
+It runs before the journal does and before most file systems are there: what it reads is below /etc, /run and /usr, or
+the user's own, it writes into the directory it is given and nowhere else, and says what is wrong to the kernel's log.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from common.errors import EXIT_FAILURE, ConfigError, RkpyError, reason
+from stage0 import xdg
 from stage0.config import Config
 from stage0.podfile import pods, quoting, search, specifiers, units
 from stage0.podfile.search import PodFile
@@ -165,9 +166,11 @@ def _to_kernel(line: str) -> None:
         os.close(fd)
 
 
-def main(config: Config, directories: Sequence[str]) -> int:
-    """`rkpy unit generate NORMAL [EARLY LATE]`, for the system's manager on the system proper."""
-    if os.environ.get("SYSTEMD_SCOPE") == "user" or os.environ.get("SYSTEMD_IN_INITRD") == "1":
+def main(config: Config, directories: Sequence[str], *, user: bool = False) -> int:
+    """`rkpy unit generate [--user] NORMAL [EARLY LATE]`, for the system's manager on the system proper, or for an
+    ordinary user's; root's pods are for the system's only."""
+    for_user = user or os.environ.get("SYSTEMD_SCOPE") == "user"
+    if (for_user and not (user and xdg.is_ordinary())) or os.environ.get("SYSTEMD_IN_INITRD") == "1":
         return 0
     try:
         return run(config, directories[0])

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from common.errors import RkpyError
-from stage1.network import leases, owners, ports, state
+from stage1.network import leases, owners, ports, state, usermode
 from stage1.network import record as records
 from stage1.network.record import Attachment, Record
 
@@ -26,6 +26,8 @@ def detach(directory: str) -> list[str]:
         record = records.read(directory)
     except RkpyError as error:
         return _without_record(directory, str(error))
+    if record is not None and usermode.is_of(record):
+        return usermode.detach(directory, record)
     uuid = os.path.basename(directory) if record is None else record.uuid
     if record is None:
         return abandon(uuid) if owners.is_registered(uuid) else []

@@ -47,16 +47,29 @@ class _Claim(NamedTuple):
     lines: str
 
 
-def write(plan: NetworkPlan, results: list[Result]) -> list[str]:
+class Alone(NamedTuple):
+    """What a pod without peers has instead."""
+
+    host: tuple[str, ...]
+    """Addresses that lead to the host."""
+    resolvers: tuple[str, ...]
+    """Addresses at which the host's name servers answer that are on its loopback."""
+
+
+def write(plan: NetworkPlan, results: list[Result], alone: Alone | None = None) -> list[str]:
     """Write the pod's files and tell its peers; what is not as one might wish, a line each. NetworkError when it cannot
     be done."""
-    warnings = resolvers.write(plan.directory, plan.names, [result for _, result in results], connected=bool(results))
     own = "" if plan.names.hosts == (("host", ""),) else poddir.etc(plan.directory, "hosts")
-    lines = {network: _for_others(plan, result) for network, result in _by_network(results)}
+    warnings = resolvers.write(
+        plan.directory, plan.names, [result for _, result in results], connected=bool(results),
+        hidden=alone.resolvers if alone else (),
+    )  # fmt: skip
+    host = alone.host if alone else _host_as_seen(plan.networks, results)
+    lines = {} if alone else {network: _for_others(plan, result) for network, result in _by_network(results)}
     try:
         if not lines:  # Nobody else is concerned.
             if own:
-                _make(own, _head(plan, results))
+                _make(own, _head(plan, results, host))
             return warnings
         with state.lock():
             _forget(plan.uuid)
@@ -65,7 +78,7 @@ def write(plan: NetworkPlan, results: list[Result]) -> list[str]:
                 state.write(_path(network, plan.uuid), f"{own}\n{each}")
             if own:
                 told = (claim.lines for claims in peers.values() for claim in claims)
-                _make(own, _head(plan, results) + "".join(dict.fromkeys(told)))
+                _make(own, _head(plan, results, host) + "".join(dict.fromkeys(told)))
             for network, claims in peers.items():
                 warnings += _tell(claims, _addition(lines[network]))
     except OSError as error:
@@ -211,7 +224,7 @@ def _by_network(results: list[Result]) -> Iterator[Result]:
         yield network, {"ips": ips}
 
 
-def _head(plan: NetworkPlan, results: list[Result]) -> str:
+def _head(plan: NetworkPlan, results: list[Result], host: Iterable[str]) -> str:
     """The part of the pod's own file that does not change."""
     names = plan.names
     addresses = [address for _, result in results for address in _addresses(result)]
@@ -220,7 +233,7 @@ def _head(plan: NetworkPlan, results: list[Result]) -> str:
     lines.append(_lines("127.0.0.1", [*_LOCAL[:2], *(own if not addresses else ())]))
     lines.append(_lines("::1", _LOCAL))
     lines += [_lines(address, own) for address in addresses]
-    lines += [_lines(gateway, GATEWAY_NAMES) for gateway in _host_as_seen(plan.networks, results)]
+    lines += [_lines(address, GATEWAY_NAMES) for address in host]
     return "".join(lines)
 
 

@@ -49,6 +49,11 @@ def depend_on(fd: int) -> None:
     _lifeline = fd
 
 
+def lifeline() -> int:
+    """What we depend on; -1 for nothing."""
+    return _lifeline
+
+
 def is_over() -> bool:
     """Whether the other end of what we depend on is closed."""
     poll = select.poll()

@@ -44,9 +44,17 @@ class _Settings(NamedTuple):
         return "".join(f"{line}\n" for line in lines)
 
 
-def write(directory: str, names: Names, results: Iterable[dict[str, Any]], *, connected: bool) -> list[str]:
+def write(
+    directory: str,
+    names: Names,
+    results: Iterable[dict[str, Any]],
+    *,
+    connected: bool,
+    hidden: tuple[str, ...] = (),
+) -> list[str]:
     """Write what the pod is to have; warnings. `connected`: whether it has any network, by which it could ask the
-    host's servers. NetworkError when that cannot be written."""
+    host's servers; `hidden`: where those on the host's loopback answer to it. NetworkError when that cannot be
+    written."""
     if names.dns == ("none",):
         return []
     try:
@@ -55,15 +63,17 @@ def write(directory: str, names: Names, results: Iterable[dict[str, Any]], *, co
             with open(HOST, "rb") as file:
                 files.replace(poddir.etc(directory, "resolv.conf"), file.read(), exact=True)
             return []
-        return _write(directory, names, results, connected)
+        return _write(directory, names, results, connected, hidden)
     except OSError as error:
         raise NetworkError(f"write resolv.conf: {error.filename or directory}: {reason(error)}") from error
 
 
-def _write(directory: str, names: Names, results: Iterable[dict[str, Any]], connected: bool) -> list[str]:
+def _write(
+    directory: str, names: Names, results: Iterable[dict[str, Any]], connected: bool, hidden: tuple[str, ...]
+) -> list[str]:
     said = _of_user(names)
     told, warnings = _of_networks(results)
-    host = _Settings() if said.servers or told.servers or not connected else _of_host()
+    host = _Settings() if said.servers or told.servers or not connected else _of_host(hidden)
     # Each thing from the first who says anything of it.
     searching = next((each for each in (said, told, host) if each.search or each.domain), host)
     chosen = _Settings(
@@ -118,12 +128,22 @@ def _words(value: Any) -> list[str]:
     return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
-def _of_host() -> _Settings:
+def _of_host(hidden: tuple[str, ...]) -> _Settings:
     found = _parse(HOST)
     if not found.servers:
         behind = _parse(BEHIND_STUB)
+        if hidden:  # The others are for when nobody answers there, or by UDP alone.
+            return found._replace(servers=(*hidden, *behind.servers))
         found = behind if behind.servers else found
     return found
+
+
+def is_hidden(gateway: str) -> bool:
+    """Whether all name servers of the host are on its loopback, one of the family of this address among them."""
+    if _parse(HOST).servers:
+        return False
+    servers = [values[0] for keyword, *values in _lines(HOST) if keyword == "nameserver" and values]
+    return any(_is_address(server) and (":" in server) == (":" in gateway) for server in servers)
 
 
 def _parse(path: str) -> _Settings:

@@ -7,8 +7,9 @@ It hears, from the engine and then from the monitor (descriptors in brackets):
     plan [plan, lock]  a NetworkPlan, and the pod's lock
     netns [namespace]  the pod's network namespace; that of a virtual machine has its taps already
 When nobody holds the other end any more it gives up. It says, to the monitor:
-    ready [steps]      the pod is attached; what follows is for people only. [] comes for virtual machines alone: a
-                       memory file with what is to be done inside (`stage1.vm.guestnet`)
+    ready [file]       the pod is attached; what follows is for people only. [] comes for virtual machines: a memory
+                       file with what is to be done inside (`stage1.vm.guestnet`); and where pasta connects the pod: a
+                       pidfd of it (`usermode`)
     failed STATUS TEXT it is not, and nothing of it is left
 """
 
@@ -19,6 +20,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from common import users
 from common.errors import EXIT_FAILURE, NetworkError, RkpyError, located
 from common.records import NamedTuple
 from stage1 import channel
@@ -76,6 +78,13 @@ def _main(source: Channel) -> int:
 
 def _load() -> None:
     """What will be needed in all likelihood."""
+    if users.confined():
+        import stage1.network.capabilities
+        import stage1.network.names
+        import stage1.network.ports
+        import stage1.network.usermode
+
+        return
     import ipaddress  # noqa: F401
 
     import stage1.network.cni
@@ -90,9 +99,8 @@ def _load() -> None:
     netlink.load()
 
 
-def _send(source: Channel, text: str, content: bytes | None = None) -> bool:
-    """`content` goes along in a memory file."""
-    fds = () if content is None else (channel.memory_file(content),)
+def _send(source: Channel, text: str, fds: tuple[int, ...] = ()) -> bool:
+    """Whether it was taken. Closes `fds`."""
     try:
         source.send(text, fds)
     except (BrokenPipeError, ConnectionResetError):
@@ -108,9 +116,9 @@ def _work(plan: NetworkPlan, source: Channel) -> None:
 
     programs.depend_on(source.fileno())
     try:
-        subnets, inside = _attach(plan, source)
+        subnets, given = _attach(plan, source)
         # The monitor may have been killed meanwhile.
-        gone = not _send(source, "ready", inside)
+        gone = not _send(source, "ready", given)
     except BaseException:
         _take_back(plan)  # What stays, the monitor will say: it tries again.
         raise
@@ -136,20 +144,20 @@ def _complain(problems: list[str]) -> None:
         boot.complain("run", problem)
 
 
-def _attach(plan: NetworkPlan, source: Channel) -> tuple[list[str], bytes | None]:
-    """The subnets that the pod can send from to anywhere, and what is to be done in a virtual machine."""
-    from stage1.network import cni, firewall, names, netns, owners, ports, programs
+def _attach(plan: NetworkPlan, source: Channel) -> tuple[list[str], tuple[int, ...]]:
+    """The subnets that the pod can send from to anywhere, and what goes along with `ready`."""
+    from stage1.network import cni, firewall, names, netns, owners, pasta, ports, programs
 
+    if pasta.serves(plan.networks):
+        return [], (_connect(plan, source),)
     owners.register(plan.uuid, plan.directory)
     done = Record(
         uuid=plan.uuid, plugin_path=plan.plugin_path, system_plugin_path=plan.system_plugin_path,
     )  # fmt: skip
     record.write(plan.directory, done)
     done = done._replace(ports=ports.claim(plan))
-    message, fds = source.receive()
-    if message != "netns":
-        raise NetworkError(_TOO_LATE)
-    path = f"/proc/{os.getpid()}/fd/{fds[0]}"
+    namespace = _namespace(source)
+    path = f"/proc/{os.getpid()}/fd/{namespace}"
     if cni.uses_programs(plan):
         done = done._replace(netns=netns.place(plan.uuid))
         record.write(plan.directory, done)
@@ -161,10 +169,27 @@ def _attach(plan: NetworkPlan, source: Channel) -> tuple[list[str], bytes | None
         done, result = _attach_one(plan, network, path, done)
         results.append((network.name, result))
     done = _publish(plan, results, done)
-    inside = _tie(plan, path) if plan.taps else None
+    given = (channel.memory_file(_tie(plan, path)),) if plan.taps else ()
     _complain(names.write(plan, results))
     firewall.apply(done.elements, plan.uuid)
-    return list(_travelling(results)), inside
+    return list(_travelling(results)), given
+
+
+def _namespace(source: Channel) -> int:
+    """A descriptor of the pod's network namespace, once there is one."""
+    message, fds = source.receive()
+    if message != "netns":
+        raise NetworkError(_TOO_LATE)
+    return fds[0]
+
+
+def _connect(plan: NetworkPlan, source: Channel) -> int:
+    """A pidfd of what connects the pod."""
+    from stage1.network import usermode
+
+    process, problems = usermode.attach(plan, _namespace(source))
+    _complain(problems)
+    return process
 
 
 def _tie(plan: NetworkPlan, path: str) -> bytes:

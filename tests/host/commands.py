@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from tests.ordinary import User
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
 """Seconds until a command counts as hung; far above what any takes."""
@@ -20,19 +22,22 @@ class Done(NamedTuple):
 
 
 class Rkpy:
-    """The command with `--dir` and `--local-config` below `directory`."""
+    """The command with `--dir` and `--local-config` below `directory`; as `user` if it is not to be run by root."""
 
-    def __init__(self, directory: Path, interpreter: str = sys.executable) -> None:
+    def __init__(self, directory: Path, interpreter: str = sys.executable, user: User | None = None) -> None:
         self.directory = directory
         self.interpreter = interpreter
+        self.user = user
         self.data, self.config = directory / "data", directory / "etc"
 
     def command(self, *words: object) -> list[str]:
         own = [f"--dir={self.data}", f"--local-config={self.config}", f"--system-config={self.directory / 'usr'}"]
-        return [self.interpreter, "-P", str(ROOT / "rkpy.py"), *own, *map(str, words)]
+        command = [self.interpreter, "-P", str(ROOT / "rkpy.py"), *own, *map(str, words)]
+        return command if self.user is None else self.user.command(command)
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(ROOT)}
+        own = os.environ if self.user is None else self.user.environment()
+        return {**own, "PYTHONPATH": str(ROOT)}
 
     def __call__(self, *words: object, **environment: str) -> Done:
         done = subprocess.run(

@@ -23,9 +23,10 @@ from typing import IO, Any, NamedTuple
 import pytest
 
 from stage1 import logreader, poddir, supervised
-from tests import images
+from tests import images, ordinary
 from tests.host.commands import Rkpy
 from tests.host.oci import build_oci
+from tests.ordinary import User
 
 DEADLINE = 60.0
 """Seconds until a test gives up waiting for what should take milliseconds, or a few seconds where a machine boots."""
@@ -53,6 +54,8 @@ HERE = "this kernel"
 QUICK = "quick"
 """A pod costs next to nothing, so a test may start as many as it likes. A machine takes seconds to boot: what the same
 supervisor does in there is asked of few of them, in test_machine_apps.py, test_kvm_life.py and test_kvm_failures.py."""
+ROOT = "run by root"
+"""rkpy is not run by an ordinary user: files of the host show their owners, devices can be made, limits be kept."""
 MACHINE = "machine"
 """What only kvm does, because the pod has a kernel of its own."""
 
@@ -64,15 +67,20 @@ class Variant(NamedTuple):
     words: tuple[str, ...]
     """Flags of `rkpy run`, and of `rkpy app sandbox`."""
     claims: frozenset[str]
+    user: str = ""
+    """Who runs rkpy, if it is not root: one of ORDINARY."""
     shares: bool = False
     """Tests share one pod where they can: what wants nothing special of its pod is an app added to it."""
 
 
+RANGE, ALONE = "range", "alone"
+ORDINARY = (RANGE, ALONE)
+"""Ordinary users: with a range of IDs in /etc/subuid, and without."""
 _OWN = frozenset({NAMESPACES, CAPABILITIES, SECCOMP, LIMITS, SUPERVISED, SEVERAL, TERMINAL, IMPLICIT})
-_HERE = frozenset({HERE, QUICK})
+_HERE = frozenset({HERE, QUICK, ROOT})
 KVM = Variant(
     # Emulated: it is the one that works everywhere.
-    "kvm", ("--stage1=kvm", "--kvm-accel=tcg", "--net=none"), _OWN | {HOST_IDS, ALL_IDS, MACHINE}, shares=True
+    "kvm", ("--stage1=kvm", "--kvm-accel=tcg", "--net=none"), _OWN | {HOST_IDS, ALL_IDS, MACHINE, ROOT}, shares=True
 )  # fmt: skip
 VARIANTS = (
     Variant("fly", ("--stage1=fly",), _HERE | {HOST_IDS, ALL_IDS, FLY}),
@@ -80,16 +88,22 @@ VARIANTS = (
     Variant("nspawn-users", ("--stage1=nspawn", "--net=none", "--private-users"), _OWN | _HERE),
     KVM,
 )
+ROOTLESS = (
+    # These two only: --private-users and machines are for root.
+    Variant("rootless", ("--stage1=nspawn", "--net=none"), _OWN | _HERE - {ROOT}, user=RANGE),
+    Variant("rootless-fly", ("--stage1=fly",), _HERE - {ROOT} | {FLY}, user=RANGE),
+)
+EVERYBODY = (*VARIANTS, *ROOTLESS)
 
 
-def claiming(*needs: str) -> list[Variant]:
+def claiming(*needs: str, of: Sequence[Variant] = VARIANTS) -> list[Variant]:
     """The variants a test with these needs runs for."""
-    return [variant for variant in VARIANTS if variant.claims.issuperset(needs)]
+    return [variant for variant in of if variant.claims.issuperset(needs)]
 
 
-def every(*needs: str) -> pytest.MarkDecorator:
+def every(*needs: str, of: Sequence[Variant] = VARIANTS) -> pytest.MarkDecorator:
     """A test that runs for each variant that claims `needs`."""
-    return pytest.mark.parametrize("variant", claiming(*needs), ids=lambda variant: variant.name)
+    return pytest.mark.parametrize("variant", claiming(*needs, of=of), ids=lambda variant: variant.name)
 
 
 class Case(NamedTuple):
@@ -112,9 +126,9 @@ class Case(NamedTuple):
     """A part of standard error."""
 
 
-def table(*cases: Case) -> pytest.MarkDecorator:
+def table(*cases: Case, of: Sequence[Variant] = VARIANTS) -> pytest.MarkDecorator:
     """A test that runs for every case and each variant that claims what it needs."""
-    rows = [(variant, case) for case in cases for variant in claiming(*case.needs)]
+    rows = [(variant, case) for case in cases for variant in claiming(*case.needs, of=of)]
     ids = [f"{variant.name}-{case.name}" for variant, case in rows]
     return pytest.mark.parametrize(("variant", "case"), rows, ids=ids)
 
@@ -280,9 +294,9 @@ Arrange = Callable[[Path], object]
 class Ground:
     """A data directory, images made of one root, and the pods run from them."""
 
-    def __init__(self, directory: Path, inspector: str) -> None:
+    def __init__(self, directory: Path, inspector: str, user: User | None = None) -> None:
         self.directory = directory
-        self.rkpy = Rkpy(directory)
+        self.rkpy = Rkpy(directory, user=user)
         self.inspector = inspector
         self._images: dict[str, str] = {}
         self._count = 0
@@ -294,6 +308,7 @@ class Ground:
         """A tree with the inspector, accounts and what `files` says: "name/" is a directory, "->x" a symlink,
         executable below bin/. `arrange` does the rest."""
         root = self.new("root")
+        os.chown(root, 0, 0)
         base: dict[str, bytes | str] = {
             "bin/": "", "etc/passwd": PASSWD, "etc/group": GROUP, "root/": "", "srv/www/": "", "tmp/": "", "owned": "",
         }  # fmt: skip
@@ -338,7 +353,11 @@ class Ground:
         self._count += 1
         path = self.directory / f"{prefix}{self._count}"
         path.mkdir()
-        return path
+        return path if self.rkpy.user is None else self.rkpy.user.own(path)
+
+    def outside(self, number: int) -> int:
+        """Which ID of the host is `number` in pods without --private-users."""
+        return number if self.rkpy.user is None else self.rkpy.user.outside(number)
 
     # Pods
 
@@ -443,9 +462,24 @@ class Ground:
 
 
 @contextmanager
-def ground(directory: Path, inspector: str) -> Iterator[Ground]:
+def grounds(directory: Path, inspector: str) -> Iterator[Callable[[str], Ground]]:
+    """A ground for root (""), and one for each ordinary user who is asked for."""
+    made: dict[str, Ground] = {}
+    with contextlib.ExitStack() as stack:
+
+        def find(who: str) -> Ground:
+            if who not in made:
+                user = stack.enter_context(ordinary.user(ORDINARY.index(who), ranges=who == RANGE)) if who else None
+                made[who] = stack.enter_context(ground(user.directory if user else directory, inspector, user))
+            return made[who]
+
+        yield find
+
+
+@contextmanager
+def ground(directory: Path, inspector: str, user: User | None = None) -> Iterator[Ground]:
     """A data directory that has to be empty of pods, and without mounts, after its last test."""
-    made = Ground(directory, inspector)
+    made = Ground(directory, inspector, user)
     try:
         yield made
     finally:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tests.host import flavours
 from tests.host.flavours import (
     ALL_IDS,
     CAPABILITIES,
+    EVERYBODY,
     FLY,
     HERE,
     IMPLICIT,
@@ -24,27 +27,42 @@ from tests.host.flavours import (
     MACHINE,
     NAMESPACES,
     QUICK,
+    ROOT,
     SECCOMP,
     Case,
     Ground,
     Variant,
-    every,
-    table,
 )
+
+# What is wrong on the command line, and what becomes of an app once it is one, is the same whoever runs rkpy: those
+# tests leave ordinary users out (`by_root`, `table_by_root`).
+every, by_root = partial(flavours.every, of=EVERYBODY), flavours.every
+table, table_by_root = partial(flavours.table, of=EVERYBODY), flavours.table
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator[Ground]:
-    place = tmp_path_factory.mktemp("conformance")
-    with flavours.ground(place, inspector) as made:
-        # Before any pod is there: where the host's mounts are private, one that runs does not hear of it.
-        (place / "mounted/below").mkdir(parents=True)
-        subprocess.run(["mount", "-t", "tmpfs", "below", place / "mounted/below"], check=True)
-        try:
-            yield made
-        finally:
-            made.stop_all()
-            subprocess.run(["umount", place / "mounted/below"], check=True)
+def grounds(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator[Callable[[str], Ground]]:
+    with flavours.grounds(tmp_path_factory.mktemp("conformance"), inspector) as find:
+        yield find
+
+
+@pytest.fixture
+def ground(grounds: Callable[[str], Ground], variant: Variant) -> Ground:
+    return grounds(variant.user)
+
+
+@pytest.fixture(scope="module")
+def mounted(grounds: Callable[[str], Ground]) -> Iterator[Path]:
+    """A directory below which something is mounted."""
+    place = grounds("").directory / "mounted"
+    # Before any pod is there: where the host's mounts are private, one that runs does not hear of it.
+    (place / "below").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "below", place / "below"], check=True)
+    try:
+        yield place
+    finally:
+        grounds("").stop_all()
+        subprocess.run(["umount", place / "below"], check=True)
 
 
 # --- who it is
@@ -111,7 +129,7 @@ def test_the_environment_is_exact(ground: Ground, variant: Variant) -> None:
     ), done  # fmt: skip
 
 
-@table(
+@table_by_root(
     Case("default", "cwd", ("/",)),
     Case("of-the-image", "cwd", ("/srv/www",), image={"workingDirectory": "/srv/www"}),
     Case("flag", "cwd", ("/etc",), app=("--working-dir=/etc",), image={"workingDirectory": "/srv/www"}),
@@ -137,7 +155,8 @@ def test_nothing_of_the_callers_process_comes_along(ground: Ground, variant: Var
     block = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK, {10, 17, 64}); os.umask(0o077)"
     ignore = "signal.signal(1, signal.SIG_IGN); signal.signal(12, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
     done = subprocess.run(
-        [command[0], "-c", f"{block}; {ignore}", *command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        [sys.executable, "-c", f"{block}; {ignore}", *command],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
         check=False, timeout=flavours.DEADLINE, env=ground.rkpy.environment(), pass_fds=[leak],
     )  # fmt: skip
     os.close(leak)
@@ -186,7 +205,8 @@ def test_the_pod_has_namespaces_of_its_own(ground: Ground, variant: Variant) -> 
     host = numbers([os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns") if "for" not in name])
     pod = numbers(ground.ask(variant, "ns"))
     same = {name for name in pod if pod[name] == host[name]}
-    assert same == ({"time"} if "users" in variant.name else {"time", "user"}), pod
+    own_users = "users" in variant.name or ROOT not in variant.claims
+    assert same == ({"time"} if own_users else {"time", "user"}), pod
     with_ipc = numbers(ground.ask(variant, "ns", pod=("--ipc=parent",))) if "users" not in variant.name else host
     assert with_ipc["ipc"] == host["ipc"]
 
@@ -201,7 +221,7 @@ def test_processes_of_the_host_are_invisible(ground: Ground, variant: Variant) -
     assert [line.split()[:2] for line in lines[4:]] == [["1", "0"], [str(own["pid"]), "1"]], lines
 
 
-@every(NAMESPACES)
+@by_root(NAMESPACES)
 def test_hostname(ground: Ground, variant: Variant) -> None:
     host = os.uname().nodename
     assert ground.ask(variant, "hostname")[0] not in ("", host)
@@ -209,7 +229,7 @@ def test_hostname(ground: Ground, variant: Variant) -> None:
     assert os.uname().nodename == host
 
 
-@every(NAMESPACES, QUICK)
+@by_root(NAMESPACES, QUICK)
 def test_the_pods_name_is_one_for_the_host(ground: Ground, variant: Variant) -> None:
     assert ground.ask(variant, "hostname", pod=("--pod-name=first",)) == ["first"]
 
@@ -223,7 +243,7 @@ def test_loopback_is_up_and_nothing_else_is_there(ground: Ground, variant: Varia
 # --- limits
 
 
-@table(
+@table_by_root(
     Case("soft-and-hard", "limits nofile", ("nofile 100 200",), app=("--ulimit=nofile=100:200",), needs=(LIMITS,)),
     Case("one-for-both", "limits nofile", ("nofile 300 300",), app=("--ulimit=nofile=300",), needs=(LIMITS,)),
     Case(
@@ -326,7 +346,7 @@ def test_capabilities_that_rkpy_itself_may_lack(ground: Ground, variant: Variant
     assert ground.ask(variant, "caps", f"--caps-retain={names}") == [*root_with((1 << 41) - 1)]
 
 
-@every(CAPABILITIES)
+@by_root(CAPABILITIES)
 def test_what_is_bounded_cannot_be_had_back(ground: Ground, variant: Variant) -> None:
     ask = "try raise-caps + try setpriv-ambient 21 + become 0 0 + exec /bin/inspect caps"
     assert ground.ask(variant, ask) == [
@@ -339,7 +359,7 @@ def filtered(name: str, ask: str, *lines: str, rule: str = "", status: int = 0, 
     return Case(name, ask, lines, app=app, needs=(SECCOMP,), status=status, error=error)
 
 
-@table(
+@table_by_root(
     filtered("default", "seccomp", "Seccomp:\t2"),
     filtered("all", "seccomp", "Seccomp:\t0", rule="mode=retain,@appc.io/all"),
     filtered("remove-with-errno", "call mkdir + call chmod", "mkdir: EACCES", "chmod: ok",
@@ -358,7 +378,7 @@ def test_seccomp(ground: Ground, variant: Variant, case: Case) -> None:
     ground.check(variant, case)
 
 
-@every(SECCOMP)
+@by_root(SECCOMP)
 @pytest.mark.parametrize(
     "rule", ["retain,@appc.io/empty", "retain,errno=EPERM,@appc.io/empty", "remove,errno=EPERM,@appc.io/all"]
 )
@@ -378,14 +398,14 @@ def test_a_filter_does_not_take_programs_their_privileges(ground: Ground, varian
     assert seen[:2] == ["NoNewPrivs:\t0", f"uid {number} 77 77"]
 
 
-@every(SECCOMP)
+@by_root(SECCOMP)
 def test_no_new_privileges(ground: Ground, variant: Variant) -> None:
     image = _with_set_id_program(ground)
     seen = ground.ask(variant, "nnp + seccomp + exec /bin/set-id id", "--no-new-privileges", "--user=web", image=image)
     assert seen[:3] == ["NoNewPrivs:\t1", "Seccomp:\t2", "uid 33 33 33"]
 
 
-@every()
+@by_root()
 def test_no_new_privileges_of_the_image(ground: Ground, variant: Variant) -> None:
     isolator = {"name": "os/linux/no-new-privileges", "value": True}
     assert ground.ask(variant, "nnp", image=ground.image(isolators=[isolator])) == ["NoNewPrivs:\t1"]
@@ -483,7 +503,7 @@ def test_read_only_paths(ground: Ground, variant: Variant) -> None:
     assert changed == ["/sys/x: EROFS", "/sys/kernel: EROFS", "/proc/sys/kernel: EROFS"]
 
 
-@every(NAMESPACES)
+@by_root(NAMESPACES)
 def test_the_paths_are_what_the_option_uncovers(ground: Ground, variant: Variant) -> None:
     """The control: without it the tests above would pass on a kernel that has none of these."""
     assert "cgroup" in ground.ask(variant, "list /sys/fs + list /sys/module", insecure="image,paths")
@@ -537,14 +557,15 @@ def test_pods_share_nothing(ground: Ground, variant: Variant) -> None:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Path:
+def host(ground: Ground) -> Path:
     """A directory to be a volume: `file` of user 5, a directory, a link that leads out, a socket and a pipe."""
-    place = tmp_path / "host"
+    place = ground.new("host")
     (place / "below").mkdir(parents=True)
     (place / "file").write_text("from the host\n")
-    os.chown(place / "file", 5, 6)
+    os.chown(place / "file", ground.outside(5), ground.outside(6))
     (place / "out").symlink_to("../../../etc/hostname")
     os.mkfifo(place / "pipe")
+    os.chown(place / "pipe", ground.outside(0), ground.outside(0))
     return place
 
 
@@ -556,12 +577,13 @@ def volume(source: Path, target: str = "/data", **options: str) -> list[str]:
 
 @every()
 def test_a_volume_of_the_host(ground: Ground, variant: Variant, host: Path) -> None:
-    """Owners are the same on both sides, whatever users the pod has."""
+    """Owners are the same on both sides, whatever users the pod has; for an ordinary user as his IDs are mapped."""
     ask = "stat /data/file + read /data/file + write /data/new mine + chown /data/new 7 8 + stat /data/new"
     lines = ground.ask(variant, ask, pod=volume(host))
     assert lines == ["file 0644 5 6", "from the host", "/data/new: ok", "file 0644 7 8"]
     assert (host / "new").read_text() == "mine"
-    assert ((host / "new").stat().st_uid, (host / "new").stat().st_gid) == (7, 8)
+    new = (host / "new").stat()
+    assert (new.st_uid, new.st_gid) == (ground.outside(7), ground.outside(8))
 
 
 @every()
@@ -574,10 +596,10 @@ def test_a_read_only_volume(ground: Ground, variant: Variant, host: Path) -> Non
 
 
 @every()
-def test_volumes_that_are_files_and_nested(ground: Ground, variant: Variant, host: Path, tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner/deep").write_text("inner\n")
-    pod = [*volume(tmp_path / "inner", "/data/below"), *volume(host), *volume(host / "file", "/etc/one")]
+def test_volumes_that_are_files_and_nested(ground: Ground, variant: Variant, host: Path) -> None:
+    inner = ground.new("inner")
+    (inner / "deep").write_text("inner\n")
+    pod = [*volume(inner, "/data/below"), *volume(host), *volume(host / "file", "/etc/one")]
     lines = ground.ask(variant, "read /data/below/deep + read /etc/one + read /data/file", pod=pod)
     assert lines == ["inner", "from the host", "from the host"]
     assert not list((host / "below").iterdir())
@@ -588,15 +610,14 @@ def test_volumes_that_are_pipes(ground: Ground, variant: Variant, host: Path) ->
     assert ground.ask(variant, "stat /run/pipe", pod=volume(host / "pipe", "/run/pipe")) == ["fifo 0644 0 0"]
 
 
-@every()
-def test_mounts_below_a_volume(ground: Ground, variant: Variant) -> None:
+@every(ROOT)
+def test_mounts_below_a_volume(ground: Ground, variant: Variant, mounted: Path) -> None:
     """They come along with recursive=true, read-only when the volume is."""
-    host = ground.directory / "mounted"
-    (host / "below/inside").write_text("mounted\n")
-    with_it = ground.ask(variant, "read /data/below/inside", pod=volume(host, recursive="true"))
-    without = ground.ask(variant, "list /data/below", pod=volume(host, recursive="false"))
+    (mounted / "below/inside").write_text("mounted\n")
+    with_it = ground.ask(variant, "read /data/below/inside", pod=volume(mounted, recursive="true"))
+    without = ground.ask(variant, "list /data/below", pod=volume(mounted, recursive="false"))
     ask = "try write /data/below/x 1 + read /data/below/inside"
-    read_only = ground.ask(variant, ask, pod=volume(host, recursive="true", readOnly="true"))
+    read_only = ground.ask(variant, ask, pod=volume(mounted, recursive="true", readOnly="true"))
     assert (with_it, without) == (["mounted"], [])
     assert read_only == ["/data/below/x: Read-only file system", "mounted"]
 
@@ -606,7 +627,7 @@ def test_a_volume_brings_no_devices_and_no_set_id_programs(ground: Ground, varia
     os.mknod(host / "zero", 0o20666, os.makedev(1, 5))
     os.chmod(host / "zero", 0o666)
     (host / "set-id").write_bytes(Path(ground.root(), "bin/inspect").read_bytes())
-    os.chown(host / "set-id", 77, 77)
+    os.chown(host / "set-id", ground.outside(77), ground.outside(77))
     (host / "set-id").chmod(0o4755)
     lines = ground.ask(variant, "open /data/zero + exec /data/set-id id", "--user=web", pod=volume(host))
     assert lines[:2] == ["/data/zero: EACCES", "uid 33 33 33"]
@@ -628,7 +649,7 @@ def test_an_empty_volume_of_limited_size(ground: Ground, variant: Variant) -> No
     ]  # fmt: skip
 
 
-@table(
+@table_by_root(
     Case("missing", "id", pod=("--volume=v,kind=host,source=/none/such", "--mount=volume=v,target=/v"), status=254,
          error='"/none/such" does not exist'),
     Case("at-the-root", "id", pod=("--volume=v,kind=empty", "--mount=volume=v,target=/"), status=254,
@@ -663,19 +684,19 @@ def test_a_mount_point_without_a_volume(ground: Ground, variant: Variant) -> Non
 # --- how it ends
 
 
-@every()
+@by_root()
 @pytest.mark.parametrize("status", [0, 1, 7, 125, 126, 127, 254, 255])
 def test_exit_status(ground: Ground, variant: Variant, status: int) -> None:
     assert ground.run(variant, f"exit {status}").status == status
 
 
-@every()
+@by_root()
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL, signal.SIGPIPE, signal.SIGTERM, signal.SIGXFSZ])
 def test_death_by_signal(ground: Ground, variant: Variant, number: int) -> None:
     assert ground.run(variant, f"signal {int(number)}").status == 128 + number
 
 
-@table(
+@table_by_root(
     Case("missing", "id", app=("--exec=/bin/nothing",), status=127, error='program "/bin/nothing" not found'),
     Case(
         "not-in-path", "id", app=("--exec=nothing",), status=127, error='program "nothing" not found in the app\'s PATH'

@@ -12,7 +12,8 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from tests.host import flavours
 from tests.host.flavours import (
     DEADLINE,
+    EVERYBODY,
     FLY,
     NAMESPACES,
     QUICK,
@@ -35,18 +37,25 @@ from tests.host.flavours import (
     until,
 )
 
+everybody = partial(flavours.every, of=EVERYBODY)
+"""Ordinary users too: where somebody has to have power over the pod, be it to start, stop, enter or remove it."""
+
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator[Ground]:
-    with flavours.ground(tmp_path_factory.mktemp("supervised"), inspector) as made:
-        yield made
+def grounds(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterator[Callable[[str], Ground]]:
+    with flavours.grounds(tmp_path_factory.mktemp("supervised"), inspector) as find:
+        yield find
 
 
 @pytest.fixture
-def notes(tmp_path: Path) -> Path:
+def ground(grounds: Callable[[str], Ground], variant: Variant) -> Ground:
+    return grounds(variant.user)
+
+
+@pytest.fixture
+def notes(ground: Ground) -> Path:
     """A directory for apps to write to; every user of a pod can."""
-    place = tmp_path / "notes"
-    place.mkdir()
+    place = ground.new("notes")
     place.chmod(0o1777)
     return place
 
@@ -73,7 +82,7 @@ def is_over(ground: Ground, uuid: str) -> None:
 # --- exit policies
 
 
-@every(SEVERAL, QUICK)
+@everybody(SEVERAL, QUICK)
 def test_several_apps_share_what_a_pod_shares(ground: Ground, variant: Variant) -> None:
     """Network, hostname and processes are the pod's, the root is each app's own."""
     one = ground.app("listen 127.0.0.1:7000 + write /only-here x + accept", "--name=one")
@@ -184,7 +193,7 @@ def test_no_restart_after_success_or_a_stop(ground: Ground, variant: Variant, no
     assert (notes / "always").read_text() == "x"
 
 
-@every(SUPERVISED, QUICK)
+@everybody(SUPERVISED, QUICK)
 def test_restart_always(ground: Ground, variant: Variant, notes: Path) -> None:
     ask = "append /notes/starts x + exit 0"
     with ground.running(variant, ground.app(ask, "--restart=always"), pod=noting(notes)) as running:
@@ -202,7 +211,7 @@ def handlers(**commands: str) -> list[dict[str, Any]]:
     ]
 
 
-@every(SUPERVISED, QUICK)
+@everybody(SUPERVISED, QUICK)
 def test_handlers_run_around_the_app(ground: Ground, variant: Variant, notes: Path) -> None:
     image = ground.image(
         user="web",
@@ -239,7 +248,7 @@ def test_the_app_does_not_start_when_its_handler_fails(ground: Ground, variant: 
 # --- stopping
 
 
-@every(SUPERVISED, QUICK)
+@everybody(SUPERVISED, QUICK)
 def test_stop_asks_by_signal(ground: Ground, variant: Variant) -> None:
     with ground.running(variant, ground.app("say up + sleep")) as running:
         assert running.line() == "up"
@@ -274,7 +283,7 @@ def test_who_does_not_listen_is_killed(ground: Ground, variant: Variant, deaf: s
         assert "ignore" not in deaf or status == 128 + signal.SIGKILL
 
 
-@every(SUPERVISED, QUICK)
+@everybody(SUPERVISED, QUICK)
 def test_a_signal_to_the_command_stops_the_pod(ground: Ground, variant: Variant) -> None:
     """As a service manager does it, or ^C."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -285,7 +294,7 @@ def test_a_signal_to_the_command_stops_the_pod(ground: Ground, variant: Variant)
             is_over(ground, running.uuid)
 
 
-@every(SUPERVISED, QUICK)
+@everybody(SUPERVISED, QUICK)
 def test_stop_by_force(ground: Ground, variant: Variant) -> None:
     ask = "ignore-term + hold + daemon + say up + sleep"
     with ground.running(variant, ground.app(ask), pod=("--stop-timeout=1000s",)) as running:
@@ -295,7 +304,7 @@ def test_stop_by_force(ground: Ground, variant: Variant) -> None:
         is_over(ground, running.uuid)
 
 
-@every(SUPERVISED, QUICK)
+@everybody(SUPERVISED, QUICK)
 def test_nothing_outlives_the_monitor(ground: Ground, variant: Variant) -> None:
     """kill -9 of the command: the pod ends with it, and gc removes what is left."""
     with ground.running(variant, ground.app("ignore-term + daemon + hold + say up + sleep")) as running:
@@ -454,7 +463,7 @@ def terminals() -> Iterator[list[Terminal]]:
         terminal.close()
 
 
-@every(TERMINAL, QUICK)
+@everybody(TERMINAL, QUICK)
 def test_interactive_gives_a_terminal_of_its_own(ground: Ground, variant: Variant, terminals: list[Terminal]) -> None:
     app = ground.app("tty + fdlinks + echo + say end + exit 6")
     terminals.append(terminal := Terminal(ground, [*ground.words(variant, "--interactive"), *app]))
@@ -516,7 +525,7 @@ def entered(ground: Ground, request: pytest.FixtureRequest) -> Iterator[Running]
         yield running
 
 
-@every(QUICK)
+@everybody(QUICK)
 def test_a_running_pod_can_be_entered(ground: Ground, variant: Variant) -> None:
     image = ground.image(user="web", group="web", workingDirectory="/srv/www")
     with ground.running(variant, ground.app("say up + sleep", image=image)) as running:
@@ -528,7 +537,7 @@ def test_a_running_pod_can_be_entered(ground: Ground, variant: Variant) -> None:
         assert ground.rkpy("enter", running.uuid, "nowhere").status == 127
 
 
-@every(NAMESPACES, QUICK)
+@everybody(NAMESPACES, QUICK)
 def test_enter_is_as_restricted_as_the_app(ground: Ground, variant: Variant, entered: Running) -> None:
     ask = "caps + nnp + seccomp + ns + signals + umask + hostname + limits nofile"
     app = Path(f"/proc/{_app_pid(ground, entered)}")
@@ -557,7 +566,7 @@ def _app_pid(ground: Ground, running: Running) -> int:
     return found[0]
 
 
-@every(NAMESPACES, QUICK)
+@everybody(NAMESPACES, QUICK)
 def test_enter_as_somebody_else(ground: Ground, variant: Variant, entered: Running) -> None:
     def enter(*words: str) -> list[str]:
         return ground.rkpy.ok("enter", *words).splitlines()
@@ -571,7 +580,7 @@ def test_enter_as_somebody_else(ground: Ground, variant: Variant, entered: Runni
     assert (done.status, done.out) == (254, "")
 
 
-@every(NAMESPACES, QUICK)
+@everybody(NAMESPACES, QUICK)
 def test_privileged_enter(ground: Ground, variant: Variant, entered: Running) -> None:
     """As root with every capability, but still inside."""
     lines = ground.rkpy.ok(
@@ -585,7 +594,7 @@ def test_privileged_enter(ground: Ground, variant: Variant, entered: Running) ->
     assert int(bounding.split()[1], 16) & 1 << 21, "no CAP_SYS_ADMIN"
 
 
-@every(NAMESPACES, QUICK)
+@everybody(NAMESPACES, QUICK)
 def test_enter_streams_and_signals(ground: Ground, variant: Variant, entered: Running) -> None:
     command = ground.rkpy.command("enter", entered.uuid, "/bin/inspect", "echo", "+", "say-error", "err")
     done = subprocess.run(
@@ -598,7 +607,7 @@ def test_enter_streams_and_signals(ground: Ground, variant: Variant, entered: Ru
 # --- prepared pods and many of them
 
 
-@every(QUICK)
+@everybody(QUICK)
 def test_prepare_and_run(ground: Ground, variant: Variant) -> None:
     stage1 = [word for word in variant.words if not word.startswith("--net")]
     net = [word for word in variant.words if word.startswith("--net")]
@@ -618,7 +627,7 @@ def test_many_pods_at_once(ground: Ground, variant: Variant) -> None:
     assert {out for out, _ in results} == {"up\n"}
 
 
-@every(SUPERVISED, QUICK)
+@everybody(SUPERVISED, QUICK)
 def test_what_is_recorded(ground: Ground, variant: Variant) -> None:
     with ground.running(variant, ground.app("say up + sleep"), pod=("--pod-name=known",)) as running:
         assert running.line() == "up"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from common import overlay
 from common.errors import StoreError
-from tests.host.unpacking import Cage
+from tests.host.unpacking import Cage, needs_devices
 from tests.tars import device, directory, file, hardlink, pack, symlink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -48,8 +49,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "xattr": (lambda top: os.setxattr(top / "d/f", "user.a", b"c"), "'d/f' has another extended attribute 'user.a'"),
     "no xattr": (lambda top: os.removexattr(top / "d/f", "user.a"), "'d/f' has another extended attribute 'user.a'"),
     "new xattr": (lambda top: os.setxattr(top / "one", "user.new", b""), "attribute 'user.new'"),
-    "not opaque": (lambda top: os.removexattr(top / "opaque", "trusted.overlay.opaque"), "'opaque' has another"),
-    "opaque": (lambda top: os.setxattr(top / "d", "trusted.overlay.opaque", b"y"), "'d' has another extended"),
+    "not opaque": (lambda top: os.removexattr(top / "opaque", overlay.opaque()), "'opaque' has another"),
+    "opaque": (lambda top: os.setxattr(top / "d", overlay.opaque(), b"y"), "'d' has another extended"),
     "missing": (lambda top: (top / "d/f").unlink(), "'d/f' is missing"),
     "missing tree": (lambda top: shutil.rmtree(top / "im"), "'im' is missing"),
     "missing whiteout": (lambda top: (top / "gone").unlink(), "'gone' is missing"),
@@ -79,7 +80,9 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copy2(source, target)
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_devices) if name == "device" else name for name in CHANGES]
+)
 def test_a_change_is_told(tmp_path: Path, name: str) -> None:
     cage = Cage(tmp_path)
     cage.unpack(ARCHIVE, whiteouts=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aci.unpack import Limits
 from common.errors import ImageError
-from tests.host.unpacking import Cage
+from tests.host.unpacking import Cage, needs_devices
 from tests.tars import (
     END,
     Entry,
@@ -195,6 +195,7 @@ def test_the_root_stays_a_directory(cage: Cage, root: Entry) -> None:
         cage.unpack(pack(file("f"), root))
 
 
+@needs_devices
 def test_devices_keep_their_numbers_and_modes_their_limits(cage: Cage) -> None:
     cage.unpack(header(b"d", b"3", mode=b"7777777", major=b"0000001", minor=b"0000003") + END)
     assert cage.tree()["d"][0] == oct(stat.S_IFCHR | 0o7777)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from common import overlay
 from common.errors import ImageError
 from tests.host.unpacking import Cage
 from tests.tars import Entry, device, directory, file, pack, symlink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-OPAQUE = {"trusted.overlay.opaque": b"y"}
+OPAQUE = {overlay.opaque(): b"y"}
 LOWER = pack(
     directory("d", mode=0o755), file("d/one", b"lower"), file("d/two", b"lower"), directory("d/sub"), file("d/sub/f"),
     file("top", b"lower"), symlink("link", "top"),
@@ -35,7 +36,7 @@ def cage(tmp_path: Path) -> Cage:
 def _overlay(tmp_path: Path, lower: Cage, upper: Cage) -> Iterator[Path]:
     merged = tmp_path / "merged"
     merged.mkdir()
-    options = f"lowerdir={upper.target}:{lower.target}"
+    options = ",".join([f"lowerdir={upper.target}:{lower.target}", *(name for name, _ in overlay.options())])
     subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged], check=True)
     try:
         yield merged

@@ -8,9 +8,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from aci.compare import compare_layer
 from aci.unpack import Limits, Unpacked, unpack_layer
+from common import users
 
+needs_devices = pytest.mark.skipif(users.confined(), reason="nobody can make devices in a user namespace")
 Tree = dict[str, tuple[Any, ...]]
 SMALL = Limits(entries=1000, size=1 << 26, depth=64)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, UsageError
-from stage0 import config
+from stage0 import config, xdg
 from stage0.options import GLOBAL, Values, table
 from stage1.vm.machine import MachineOptions
 
@@ -23,6 +23,12 @@ def flags(**given: str) -> Values:
 def write(directory: Path, subdirectory: str, name: str, /, **document: object) -> None:
     (directory / subdirectory).mkdir(parents=True, exist_ok=True)
     (directory / subdirectory / name).write_text(json.dumps(document))
+
+
+@pytest.fixture(autouse=True)
+def root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests; it is said where somebody else asks."""
+    monkeypatch.setattr(xdg, "UID", 0)
 
 
 @pytest.fixture
@@ -46,6 +52,47 @@ def test_a_later_directory_wins_key_by_key(tmp_path: Path, directories: dict[str
     write(tmp_path / "local_config", "paths.d", "a.json", **paths("/local"))
     assert config.load(flags(**directories)).data_dir == "/local"
     assert config.effective(config.load(flags(**directories)), "paths")["stage1-images"] == "/images"
+
+
+def test_where_roots_data_is_is_nothing_to_others(
+    tmp_path: Path, directories: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xdg, "UID", 1000)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    write(tmp_path / "local_config", "paths.d", "a.json", **paths("/local"), **{"cni-plugins": ["/cni"]})
+    found = config.load(flags(**directories))
+    assert (found.data_dir, found.cni_plugins) == ("/home/me/.local/share/rkpy", ("/cni",))
+    assert config.paths_in_force(found)["data"] == ""
+    write(tmp_path / "user_config", "paths.d", "a.json", **paths("/mine"))
+    assert config.load(flags(**directories)).data_dir == "/mine"
+
+
+@pytest.mark.parametrize(
+    ("environment", "own"),
+    [
+        ({"HOME": "/home/me"}, "/home/me/.config/rkpy"),
+        ({"HOME": "/home/me", "XDG_CONFIG_HOME": "/else"}, "/else/rkpy"),
+        ({"HOME": "/home/me", "XDG_CONFIG_HOME": "relative"}, "/home/me/.config/rkpy"),
+    ],
+)
+def test_a_users_directory_need_not_be_said(
+    environment: dict[str, str], own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xdg, "UID", 1000)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = config.places(flags())
+    assert found.directories == ("/usr/lib/rkpy", "/etc/rkpy", own)
+    assert found.own_config == own
+    assert config.places(flags(user_config="/given")).own_config == "/given"
+
+
+def test_root_has_no_directory_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/home/me/.config")
+    found = config.places(flags())
+    assert (found.directories, found.own_config) == (("/usr/lib/rkpy", "/etc/rkpy"), "/etc/rkpy")
 
 
 def test_the_flag_beats_the_files(tmp_path: Path, directories: dict[str, str]) -> None:

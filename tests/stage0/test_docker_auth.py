@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
+from stage0 import xdg
 from stage0.config import Config
 from stage0.docker_auth import Login, Logins
 
@@ -58,6 +59,13 @@ def test_nothing_is_found_in_nothing_and_the_places_are_named(home: Home) -> Non
             "run/containers/auth.json", ".config/containers/auth.json", ".docker/config.json",
         )
     )  # fmt: skip
+
+
+def test_the_runtime_directory_is_that_of_who_called(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may since have become root of a user namespace."""
+    monkeypatch.setattr(xdg, "UID", 1234)
+    del home.environment["XDG_RUNTIME_DIR"]
+    assert "/run/containers/1234/auth.json" in Logins(home.config, home.environment).looked_at
 
 
 @pytest.mark.parametrize("path", ["run/containers/auth.json", ".config/containers/auth.json", ".docker/config.json"])

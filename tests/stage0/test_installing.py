@@ -43,9 +43,13 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def test_everything_has_a_place(tmp_path: Path) -> None:
-    assert all(installing.place_of(path.name) for path in UNITS.iterdir())
+    sources = [str(path.relative_to(UNITS)) for path in UNITS.rglob("*") if path.is_file()]
+    assert all(map(installing.place_of, sources))
+    assert len({installing.place_of(source) for source in sources}) == len(sources)
     assert installing.place_of("rkpy-generator") == "systemd/system-generators/rkpy-generator"
+    assert installing.place_of("user/rkpy-generator") == "systemd/user-generators/rkpy-generator"
     assert installing.place_of("rkpy@.service") == "systemd/system/rkpy@.service"
+    assert installing.place_of("user/rkpy@.service") == "systemd/user/rkpy@.service"
     assert installing.place_of("rkpy.catalog") == "systemd/catalog/rkpy.catalog"
     assert installing.place_of("rkpy.tmpfiles.conf") == "tmpfiles.d/rkpy.conf"
     assert installing.place_of("README.md") == installing.place_of("other.conf") == ""

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from common.errors import TrustError
-from stage0 import openpgp
-from stage0.keystore import Keystore, check_prefix, load, normal_fingerprint
+from stage0 import openpgp, xdg
+from stage0.config import Config
+from stage0.keystore import Keystore, check_prefix, load, normal_fingerprint, of
 from tests.gpg import Signer, signer
 
 
@@ -98,6 +99,56 @@ def test_local_and_system_keys_both_count(keystore: Keystore, keys: Keys) -> Non
     put(keystore.system, "prefix.d/example.com", keys.one, keys.one_file)
     keystore.add(keys.two_file, "example.com")
     assert {key for _, key in trusted(keystore, "example.com")} == {keys.one, keys.two}
+
+
+ABSENT, KEY, MASK = "absent", "key", "mask"
+
+
+@pytest.mark.parametrize("user", [ABSENT, KEY, MASK])
+@pytest.mark.parametrize("local", [ABSENT, KEY, MASK])
+@pytest.mark.parametrize("system", [ABSENT, KEY])
+def test_a_users_directory_comes_before_the_machines(
+    tmp_path: os.PathLike[str], keys: Keys, user: str, local: str, system: str
+) -> None:
+    """A key counts wherever it is, unless a directory before that masks it; and the machine's keystore knows nothing of
+    what a user has."""
+    top = os.fspath(tmp_path)
+    machines, users = Keystore(f"{top}/etc", f"{top}/usr"), Keystore(f"{top}/etc", f"{top}/usr", f"{top}/user")
+    for root, what in ((users.user, user), (users.local, local), (users.system, system)):
+        if what != ABSENT:
+            put(root, "prefix.d/example.com", keys.one, keys.one_file if what == KEY else b"")
+    levels = {"user": user == KEY, "local": local == KEY and user != MASK, "system": False}
+    levels["system"] = system == KEY and MASK not in (user, local)
+    assert [file.level for file in users.active()] == [level for level, active in levels.items() if active]
+    assert bool(trusted(users, "example.com/a")) == any(levels.values())
+    assert bool(trusted(machines, "example.com/a")) == (local == KEY or (system == KEY and local != MASK))
+    for file in users.active():
+        users.remove(file)
+    assert trusted(users, "example.com/a") == []
+    assert bool(trusted(machines, "example.com/a")) == (local == KEY or (system == KEY and local != MASK))
+
+
+def test_a_users_keys_are_written_to_his_directory(tmp_path: os.PathLike[str], keys: Keys) -> None:
+    top = os.fspath(tmp_path)
+    keystore = Keystore(f"{top}/etc", f"{top}/usr", f"{top}/user")
+    assert keystore.add(keys.one_file, "example.com") == f"{top}/user/trustedkeys/prefix.d/example.com/{keys.one}"
+    assert os.listdir(top) == ["user"]
+
+
+def test_a_member_of_the_group_may_name_the_machines_directory_as_his(tmp_path: os.PathLike[str], keys: Keys) -> None:
+    top = os.fspath(tmp_path)
+    keystore = Keystore(f"{top}/etc", f"{top}/usr", f"{top}/etc")
+    keystore.add(keys.one_file, None)
+    (file,) = keystore.files()
+    assert keystore.remove(file) == file.path
+    assert keystore.files() == []
+    assert not os.path.exists(file.path)
+
+
+@pytest.mark.parametrize(("uid", "own"), [(0, "/etc/rkpy/trustedkeys"), (1000, "/home/me/rkpy/trustedkeys")])
+def test_whose_keystore_it_is(monkeypatch: pytest.MonkeyPatch, uid: int, own: str) -> None:
+    monkeypatch.setattr(xdg, "UID", uid)
+    assert of(Config(user_config="/home/me/rkpy")).own == own
 
 
 def broken_files(keys: Keys) -> list[tuple[str, bytes, str]]:

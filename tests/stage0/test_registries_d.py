@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from stage0 import docker_reference, registries_d
+from stage0 import docker_reference, registries_d, xdg
 from stage0.config import Config
 
 MANUAL = """
@@ -78,6 +78,16 @@ def test_without_configuration_the_store_of_podman(case: Case) -> None:
     assert case.lookaside("busybox") == (registries_d.built_in(),)
     assert case.lookaside("busybox", "missing") == (registries_d.built_in(),)
     assert registries_d.built_in().startswith("file:///")
+
+
+@pytest.mark.parametrize(
+    ("uid", "store"), [(0, "/var/lib/containers/sigstore"), (1000, "/home/me/.local/share/containers/sigstore")]
+)
+def test_the_store_is_that_of_who_called(monkeypatch: pytest.MonkeyPatch, uid: int, store: str) -> None:
+    """Who may since have become root of a user namespace."""
+    monkeypatch.setattr(xdg, "UID", uid)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert registries_d.built_in() == f"file://{store}"
 
 
 def test_several_directories(case: Case) -> None:

@@ -11,7 +11,7 @@ from tests.systemd.container import Container
 
 INSIDE = Path(__file__).parent / "inside"
 QEMU = "qemu-system-x86_64"
-IN_MACHINE = ("limits",)
+IN_MACHINE = ("limits", "rootless_limits")
 """Those that tests/vm/test_guest.py runs, because they need controllers."""
 MODULES = sorted({path.stem for path in INSIDE.glob("*.py")} - {"conftest", *IN_MACHINE})
 

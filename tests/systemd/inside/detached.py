@@ -61,7 +61,7 @@ def test_a_detached_pod_is_a_service_of_its_own(rkpy: Rkpy) -> None:
 
 def test_without_a_bus_nothing_is_prepared(rkpy: Rkpy) -> None:
     with no_bus():
-        assert "cannot connect to the system bus" in rkpy.refused(*RUN, "--detach", *SLEEP)
+        assert "cannot connect to the bus" in rkpy.refused(*RUN, "--detach", *SLEEP)
     assert not states(rkpy)
 
 

@@ -126,16 +126,18 @@ def test_members_of_the_group_may_look_and_nothing_else(installed: list[str], tm
     command = (*PROGRAM, "--insecure-options=image", "run", "--no-overlay", "--net=none", *volume, image)
     units.run(*command, "--", "-c", script)
     gid = Path("/var/lib/rkpy").stat().st_gid
-    member = ("setpriv", "--reuid=65534", f"--regid={gid}", "--clear-groups", *PROGRAM)
+    theirs = ("env", "HOME=/nonexistent", *PROGRAM, "--dir=/var/lib/rkpy")
+    become = ("setpriv", "--reuid=65534", f"--regid={gid}", "--clear-groups")
+    member = (*become, *theirs)
     uuid = units.run(*member, "list", "--full", "--no-legend").stdout.split("\t")[0]
     assert "state=exited" in units.run(*member, "status", uuid).stdout
     assert NAME in units.run(*member, "image", "list").stdout
     # By a program of root's in a pod its members would be root themselves.
     assert len(list(Path("/var/lib/rkpy").rglob("program"))) == 2
-    assert units.run(*member[: -len(PROGRAM)], "find", "/var/lib/rkpy", "-name", "program", check=False).stdout == ""
+    assert units.run(*become, "find", "/var/lib/rkpy", "-name", "program", check=False).stdout == ""
     for words in (("rm", uuid), ("--insecure-options=image", "fetch", image), ("run", NAME)):
         assert units.run(*member, *words, check=False).returncode == 254
-    stranger = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *PROGRAM)
+    stranger = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *theirs)
     assert units.run(*stranger, "status", uuid, check=False).returncode == 254
     collect(uuid)
 

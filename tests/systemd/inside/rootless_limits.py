@@ -1,0 +1,88 @@
+"""Limits of ordinary users' pods, where there are controllers; tests/vm/test_guest.py runs these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.systemd import people, units
+from tests.systemd.people import RKPY, Person, busybox
+
+MIB = 1 << 20
+# It reads as much into memory as it says, in one go.
+HOG = "busybox dd if=/dev/zero of=/dev/null bs=128M count=1"
+LIMITED = ("--memory=64M", "--cpu=500m", "--pids-limit=20")
+KEPT = {
+    "limit-app-memory": f"enforced: memory.max = {64 * MIB}",
+    "limit-app-cpu": "enforced: cpu.max = 50000 100000",
+    "limit-app-pids": "enforced: pids.max = 20",
+}
+
+
+@pytest.fixture(scope="module")
+def alice(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
+    with people.account(tmp_path_factory.mktemp("alice"), lingers=True) as person:
+        yield person
+
+
+def is_killed_for_memory(alice: Person, pod: str) -> None:
+    status = alice.status(pod)
+    assert {name: status[name] for name in KEPT} == KEPT
+    assert (status["app-app"], status["app-app-oom"]) == ("137", "true")
+
+
+def test_in_a_delegated_service(alice: Person) -> None:
+    words = alice.in_service(*busybox("--pod-name=served", app=LIMITED, script=HOG))
+    properties = {"User": alice.name, "Delegate": "yes", "KillMode": "mixed"}
+    assert units.run(*units.in_service(*words, properties=properties), check=False).returncode == 137
+    is_killed_for_memory(alice, "served")
+
+
+def test_by_the_limits_of_the_service_itself(alice: Person) -> None:
+    """Delegated or not."""
+    for delegate in ("yes", "no"):
+        properties = {"User": alice.name, "Delegate": delegate, "MemoryMax": "96M", "MemorySwapMax": "0"}
+        words = units.in_service(*alice.in_service(*busybox(script=HOG)), properties=properties)
+        assert units.run(*words, check=False).returncode != 0
+
+
+def test_in_a_scope_of_the_users_manager(alice: Person) -> None:
+    done = alice.rkpy(*busybox("--pod-name=scoped", app=LIMITED, script=HOG), check=False)
+    assert done.returncode == 137, done
+    assert "warning" not in done.stderr
+    is_killed_for_memory(alice, "scoped")
+
+
+def test_in_a_service_of_the_users_manager(alice: Person) -> None:
+    """Which cannot mark what it delegates, but can be asked."""
+    for delegate, expected in (("yes", 137), ("no", 254)):
+        run = ["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--collect", f"--property=Delegate={delegate}"]
+        environment = [f"--setenv={name}={value}" for name, value in alice.environment.items()]
+        words = busybox(f"--pod-name=own-{delegate}", app=LIMITED, script=HOG)
+        done = alice.run(*run, *environment, "--", *RKPY, *words, check=False)
+        assert done.returncode == expected, done
+    is_killed_for_memory(alice, "own-yes")
+    assert "--memory cannot be enforced here: without root it takes a delegated cgroup (Delegate=yes)" in done.stderr
+
+
+def test_under_fly_they_are_those_of_the_scope(alice: Person) -> None:
+    words = busybox("--stage1=fly", "--pod-name=flown", app=LIMITED, script=f"cat /proc/self/cgroup; {HOG}; exit 7")
+    words.remove("--net=none")
+    done = alice.rkpy(*words, check=False)
+    assert done.returncode == 137, done
+    place = f"user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice/rkpy-flown.scope"
+    assert (done.stdout, "warning" in done.stderr) == (f"0::/{place}\n", False)
+    status = alice.status("flown")
+    assert {name: status[name] for name in KEPT} == KEPT
+
+
+def test_limits_of_the_pod_are_its_scopes(alice: Person) -> None:
+    """As properties, which the user may change."""
+    with people.running(alice, "web") as process:
+        assert alice.show("rkpy-web.scope", "TasksMax") == {"TasksMax": "16384"}
+        alice.run("systemctl", "--user", "set-property", "--runtime", "rkpy-web.scope", "MemoryMax=64M")
+        cgroup = f"user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice/rkpy-web.scope"
+        with open(f"/sys/fs/cgroup/{cgroup}/memory.max", encoding="ascii") as file:
+            assert file.read().strip() == str(64 * MIB)
+        assert process.poll() is None
