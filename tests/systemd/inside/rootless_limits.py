@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from tests.systemd.people import RKPY, Person, busybox
 MIB = 1 << 20
 # It reads as much into memory as it says, in one go.
 HOG = "busybox dd if=/dev/zero of=/dev/null bs=128M count=1"
-LIMITED = ("--memory=64M", "--cpu=500m", "--pids-limit=20")
+LIMITED = ("--memory=64Mi", "--cpu=500m", "--pids-limit=20")
 KEPT = {
     "limit-app-memory": f"enforced: memory.max = {64 * MIB}",
     "limit-app-cpu": "enforced: cpu.max = 50000 100000",
@@ -70,7 +71,7 @@ def test_under_fly_they_are_those_of_the_scope(alice: Person) -> None:
     words = busybox("--stage1=fly", "--pod-name=flown", app=LIMITED, script=f"cat /proc/self/cgroup; {HOG}; exit 7")
     words.remove("--net=none")
     done = alice.rkpy(*words, check=False)
-    assert done.returncode == 137, done
+    assert done.returncode == -signal.SIGKILL, done
     place = f"user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice/rkpy-flown.scope"
     assert (done.stdout, "warning" in done.stderr) == (f"0::/{place}\n", False)
     status = alice.status("flown")
