@@ -28,7 +28,8 @@ BY_THE_SUPERVISOR = {
 """What goes to the guest in the plan, and is done there as anywhere."""
 BY_THE_HOST = {
     "PreparedPod": "uuid directory lock_fd apps name data_directory insecure networks plugin_path published names ready"
-    " credentials register keep_unit starts log_driver debug bandwidth ports name_options net asked",
+    " credentials register keep_unit manager unit delegated starts log_driver debug bandwidth ports name_options net"
+    " asked",
     "PreparedApp": "image_id layers read_only_root mounts from_oci image_name",
 }
 """What the engine or the monitor does; of `net` and `mounts` a part is refused, of `mounts` a part is ignored."""
