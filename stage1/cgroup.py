@@ -344,12 +344,13 @@ class PodCgroup:
             names = (setting.name for setting in settings(limits, "") if setting.name != "swap")
             self._reports += (Report(app, name, NOT_ENFORCEABLE, self.refusal) for name in names)
         else:
-            in_unit = path == self._unit
-            why = lambda: enforceable(self._directory, trusted=self._trusted)  # noqa: E731
-            self._reports += keep(path, app, limits, self._disk, unit=in_unit, why=why)
+            self._reports += keep(path, app, limits, self._disk, unit=path == self._unit, why=self._why_not)
         # An app that lost some of its processes is of no use: it ends as a whole, and its restart policy decides.
         if self.path and app and (limits.memory or self._limits.memory):
             end_as_a_whole(path)
+
+    def _why_not(self) -> dict[str, str]:
+        return enforceable(self._directory, trusted=self._trusted)
 
 
 def enter(directory: str, uuid: str, *, trusted: bool = False) -> str:

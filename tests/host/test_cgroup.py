@@ -90,7 +90,7 @@ def test_a_limit_is_reported_once_however_often_the_app_starts(pod: PodCgroup) -
 def test_a_limit_that_was_promised_and_cannot_be_set_is_no_pod_without_it(
     pod: PodCgroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cgroup, "enforceable", lambda _directory: dict.fromkeys(cgroup.CONTROLLERS, ""))
+    monkeypatch.setattr(cgroup, "enforceable", lambda _directory, **_: dict.fromkeys(cgroup.CONTROLLERS, ""))
     monkeypatch.setattr(cgroupfiles, "put", lambda _path, _setting: (NOT_ENFORCEABLE, "pids.max = 64: out of luck"))
     with pytest.raises(LaunchError, match="cannot set a limit of web"):
         pod.app("web", Limits(pids=64))
