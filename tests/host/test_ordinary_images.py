@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import gpg, images, layouts, ordinary, tars
+from tests import gpg, images, layouts, ordinary, servers, tars
 from tests.host import registries
 from tests.host.commands import ROOT, Rkpy
 from tests.ordinary import User
@@ -373,6 +373,33 @@ def test_a_registry(rkpy: Rkpy) -> None:
         rkpy.ok("--insecure-options=image", "fetch", f"docker://{registry.host}/team/app:1", **where)
     (name,) = (row["name"] for row in json.loads(rkpy.ok("image", "list", "--format=json")))
     rkpy.ok("image", "verify", name)
+
+
+def test_an_image_by_its_name(rkpy: Rkpy) -> None:
+    """Discovered and downloaded with what it depends on; the key that was announced comes to be the user's."""
+    with gpg.signer() as signer, servers.site() as site, servers.proxy(site.port) as proxy:
+        key = signer.key("Maker <maker@example.com>")
+        site.pages["//mirror.example.com/keys"] = servers.page(signer.export(key))
+        for name, below in (("app", [{"imageName": "example.com/below"}]), ("below", [])):
+            path = str(rkpy.directory / f"{name}.aci")
+            images.make_aci(path, images.manifest(f"example.com/{name}", dependencies=below), {f"etc/{name}": name})
+            for ending, file_ in (("", path), (".asc", signer.sign(key, path))):
+                site.pages[f"//mirror.example.com/example.com/{name}.aci{ending}"] = servers.page(
+                    Path(file_).read_bytes()
+                )
+            site.pages[f"//example.com/{name}"] = servers.html(
+                ("ac-discovery", "example.com https://mirror.example.com/{name}.{ext}"),
+                ("ac-discovery-pubkeys", "example.com https://mirror.example.com/keys"),
+            )
+        authority = rkpy.directory / "ca.crt"
+        authority.write_bytes(Path(servers.authority().certificate).read_bytes())
+        where = {"HOME": str(rkpy.directory), "SSL_CERT_FILE": str(authority), "https_proxy": proxy.url}
+        rkpy.ok("--trust-keys-from-https", "fetch", "example.com/app", **where)
+    kept = list((rkpy.directory / ".config/rkpy/trustedkeys/prefix.d").rglob(key))
+    assert rkpy.user is not None
+    assert {os.stat(path).st_uid for path in kept} == {rkpy.user.uid}
+    rkpy.ok("image", "render", "--rootfs-only", "example.com/app", rkpy.directory / "out")
+    assert sorted(os.listdir(rkpy.directory / "out/etc")) == ["app", "below"]
 
 
 # Trust and configuration
