@@ -282,9 +282,13 @@ def test_root_does_not_work_in_a_users_directories(rkpy: Rkpy, person: User) -> 
 
 def test_a_user_does_not_work_in_the_stores_of_others(rkpy: Rkpy, tmp_path: Path) -> None:
     root = Rkpy(rkpy.directory)
-    unverified(root, "fetch", aci(rkpy.directory))
+    unverified(root, "prepare", aci(rkpy.directory))
+    assert rkpy.user is not None
+    rkpy.user.own(rkpy.data)
     for words in (("fetch", "example.com/app"), ("image", "gc"), ("run", "--net=none", "example.com/app")):
         assert "it belongs to somebody else (use one of your own, see --dir)" in rkpy.refused(*words)
+    for command in ("gc", "rm 1234", "stop 1234", "run-prepared 1234"):
+        assert "pods: it belongs to" in rkpy.refused(*command.split())
     assert "example.com/app" in rkpy.ok("image", "list")
 
 
