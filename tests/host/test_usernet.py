@@ -186,7 +186,7 @@ except TimeoutError:
 
 @pytest.mark.parametrize("target", ["127.0.0.1", "127.1.2.3", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"])
 def test_frames_of_its_own_making_do_not_get_to_the_hosts_loopback(shop: NetPod, target: str) -> None:
-    """Which CAP_NET_RAW, that apps have unless it is taken from them, is enough for. pasta of 2023 delivers them."""
+    """Which CAP_NET_RAW, that apps have unless it is taken from them, is enough for. pasta of Debian 12 delivers them."""
     lab = shop.site.lab
     for address in ("0.0.0.0", "::") if "5557" not in lab.host("ss", "-Hlnu") else ():
         lab.serve("host", "udp", address, 5557, "host")
@@ -380,5 +380,11 @@ def test_the_commands_about_networks_know_of_it(shop: NetPod) -> None:
     for name in ("default", "shop"):
         found = json.loads(home.ok("net", "inspect", name))["ports"]
         assert all(port in found for port in ports)
+    assert {
+        "uuid": shop.uuid,
+        "name": "shop",
+        "interface": "eth0",
+        "ips": [f"{POD4}/24", f"{shop.addresses[1]}/64"],
+    } in (json.loads(home.ok("net", "inspect", "default"))["pods"])
     assert home.ok("net", "check", shop.uuid) == ""
     assert "for root" in home.refused("net", "reload")
