@@ -155,18 +155,22 @@ class Store:
     def find(self, name: str, labels: dict[str, str]) -> ImageRecord | None:
         """The best image called `name` that has all of `labels`; one that names no os or arch is for any. Among several
         the one marked `latest` wins unless a version is asked for, then the newest import."""
-        entries = self.index.lookup(name)
-        if entries is None:
-            self.index.rebuild(self._entries)
-            entries = self.index.lookup(name)
-        if entries is None:
-            entries = [entry for entry in self._entries() if entry.name == name]
-        fitting = [entry for entry in entries if _fits(json.loads(entry.labels), labels)]
+        fitting = [entry for entry in self._called(name) if _fits(json.loads(entry.labels), labels)]
         if not fitting:
             return None
         wants_latest = "version" not in labels
         best = max(fitting, key=lambda entry: (wants_latest and entry.latest, entry.import_time, entry.id))
         return self._read(best.id, missing_ok=True)
+
+    def _called(self, name: str) -> list[Entry]:
+        entries = None
+        # To open the database is to write it, and what somebody else has there may be a way to another file.
+        if not ownership.objection(self.root):
+            entries = self.index.lookup(name)
+            if entries is None:
+                self.index.rebuild(self._entries)
+                entries = self.index.lookup(name)
+        return [entry for entry in self._entries() if entry.name == name] if entries is None else entries
 
     def _ids(self) -> list[str]:
         try:
@@ -389,7 +393,8 @@ class Store:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise StoreError(f"cannot remove {self.root}/{kind}/{name}: {reason(error)}") from error
+            hint = ownership.foreign_files(error)
+            raise StoreError(f"cannot remove {self.root}/{kind}/{name}: {reason(error)}", hint=hint) from error
 
 
 def damaged_name(layer: str) -> str:

@@ -384,6 +384,9 @@ class _Unpacker:
                 f"archive entry {show(member.name)} belongs to {ids}, which is none of the IDs that you may use",
                 hint="have more of them in /etc/subuid and /etc/subgid, see docs/rootless.md",
             )
+        if error.errno == errno.ENOTSUP and self._call == "setxattr":
+            # What the archive has of them is dropped then; this one is overlayfs's.
+            return StoreError(message, hint="layers need a file system with extended attributes, see --dir")
         if error.errno in _STORE_ERRORS:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return StoreError(message, hint="free some space, `rkpy image gc` may help" if full else "")

@@ -45,6 +45,13 @@ def objection(path: str) -> str:
     return "it was made outside of a user namespace" if confined else "it was made in a user namespace"
 
 
+def foreign_files(error: OSError) -> str:
+    """A hint to `error` of a removal: what was made when there were more IDs, or others, is nobody's here."""
+    if not isinstance(error, PermissionError) or not users.confined():
+        return ""
+    return "it may have files of IDs that are not yours now, see /etc/subuid and docs/rootless.md"
+
+
 def _name(uid: int) -> str:
     import pwd
 

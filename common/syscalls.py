@@ -96,11 +96,13 @@ _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
 _NR_CLOSE_RANGE = 436
+_NR_PIDFD_GETFD = 438
 _NR_PROCESS_MADVISE = 440
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 
 # The calls here whose numbers depend on the machine, without functions of their own in libc.
+_TUNATTACHFILTER = 0x401054D5
 _NR_FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "loongarch64": 273, "ppc64le": 353, "s390x": 344}
 _NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280}
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -289,6 +291,19 @@ def set_seccomp_filter(program: bytes) -> None:
     mode = _long(SECCOMP_MODE_FILTER)
     result = _libc.prctl(ctypes.c_int(PR_SET_SECCOMP), mode, sock_fprog, _long(0), _long(0))
     _check(result, "prctl", "PR_SET_SECCOMP")
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2) (Linux 5.6): our own descriptor of what another process has open as `fd`."""
+    return _check(_syscall(_long(_NR_PIDFD_GETFD), _long(pidfd), _long(fd), _long(0)), "pidfd_getfd", str(fd))
+
+
+def filter_tap(fd: int, program: bytes) -> None:
+    """TUNATTACHFILTER (linux/if_tun.h): an array of struct sock_filter that sees the frames which are sent to the tap
+    `fd`. Those it returns 0 for never arrive."""
+    code = ctypes.create_string_buffer(program, len(program))
+    sock_fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    _check(_libc.ioctl(ctypes.c_int(fd), ctypes.c_ulong(_TUNATTACHFILTER), sock_fprog), "ioctl", "TUNATTACHFILTER")
 
 
 def setrlimit(resource: int, soft: int, hard: int) -> None:

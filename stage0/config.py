@@ -157,11 +157,18 @@ def read(directory: str, subdirectory: str) -> Iterator[tuple[str, dict[str, Any
     except OSError as error:
         if others and isinstance(error, PermissionError):
             return
-        raise ConfigError(f"open {folder}: {reason(error)}") from error
+        raise ConfigError(f"open {folder}: {reason(error)}", hint=_stray_home(folder, error)) from error
     for name in names:
         path = f"{folder}/{name}"
         if name.endswith(".json") and os.path.isfile(path) and (not others or os.access(path, os.R_OK)):
             yield path, _document(path, subdirectory)
+
+
+def _stray_home(path: str, error: OSError) -> str:
+    """Who became another user need not have got his environment: runuser(1) leaves it alone."""
+    home = os.environ.get("HOME", "")
+    stray = xdg.is_ordinary() and isinstance(error, PermissionError) and home and path.startswith(f"{home}/")
+    return f"HOME is {home}, is that yours?" if stray else ""
 
 
 def _document(path: str, subdirectory: str) -> dict[str, Any]:

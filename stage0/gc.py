@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from common import files
+from common import files, ownership
 from common.errors import PodError, RkpyError, reason
 from common.syscalls import (
     MNT_DETACH,
@@ -285,7 +285,7 @@ def _remove_directory(pod: Pod) -> None:
 
 def _failure(pod: Pod, error: OSError) -> PodError:
     about = f"{os.fsdecode(error.filename)!r}: " if error.filename and error.filename != pod.path else ""
-    hint = "gc will try again"
+    hint = ownership.foreign_files(error) or "gc will try again"
     if error.errno in (errno.EBUSY, errno.EXDEV):
         hint = "something is mounted there; unmount it, and gc will try again"
     return PodError(f'unable to remove pod "{pod.uuid}": {about}{reason(error)}', hint=hint)

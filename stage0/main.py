@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -87,6 +88,8 @@ def main(words: Sequence[str]) -> int:
     """Run one command; the exit status. What ends here is a RkpyError, or the kernel refusing something that nobody
     expects to fail, such as a write to a full disk; all else is a bug."""
     _open_standard_streams()
+    # Whoever ignores it has his children ignored with it (wait(2)), and ours would end without a status.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if words[:1] == ["__complete"]:
         from stage0 import completing
 

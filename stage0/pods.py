@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
-from common import files, locks, ownership
+from common import files, locks, ownership, users
 from common.errors import PodError, RkpyError, reason
 from stage1 import poddir
 
@@ -396,7 +396,8 @@ class Pods:
 
     def _make_directories(self) -> None:
         ownership.make_data_directory(os.path.dirname(self.root))
-        files.make_directory(self.root, _DIRECTORY_MODE)
+        # Copied roots have set-user-ID programs, of the user where they are root's.
+        files.make_directory(self.root, 0o700 if users.confined() else _DIRECTORY_MODE)
         if not os.path.lexists(f"{self.root}/{DIRECTORIES[0]}"):
             ownership.claim(self.root)
         for name in DIRECTORIES:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import re
 from _socket import AF_INET, AF_NETLINK, SOCK_CLOEXEC, SOCK_DGRAM
 from _socket import socket as Socket  # noqa: N812
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from common import syscalls, users
 from common.errors import LaunchError, reason
@@ -26,6 +27,7 @@ from stage1.poddir import Leader, boot_id
 from stage1.processes import Process
 
 _NAMESPACES = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
+_NUMBER = re.compile("[0-9]{1,10}")
 _OF_NEWUIDMAP = (1, 6, 7, 21)
 """CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN, by which it may do what it does (capabilities(7))."""
 _FAMILIES = {"AF_NETLINK": AF_NETLINK, "AF_INET": AF_INET}
@@ -43,16 +45,19 @@ def become_root(*, to_run: bool = False) -> None:
         _require_kernel()
         missing = _missing(mappings)
         if missing:
+            groups = " and stay in your groups" if {*os.getgroups()} - {gid} else ""
             syscalls.unshare(_NAMESPACES)
             _map_alone(gid)
             if to_run:
-                groups = " and stay in your groups" if {*os.getgroups()} - {gid} else ""
                 warn(f"apps can have no other user and group than root{groups}: {missing}")
         else:
             _map(mappings)
         _settle()
     except OSError as error:
-        raise LaunchError(f"cannot become root of a user namespace: {reason(error)}", hint=_HINT) from error
+        # What unshare(2) says of limits (namespaces(7)).
+        limited = "there are as many as user.max_user_namespaces allows"
+        why = limited if error.errno == errno.ENOSPC else reason(error)
+        raise LaunchError(f"cannot become root of a user namespace: {why}", hint=_HINT) from error
 
 
 def join(leader: Leader) -> None:
@@ -83,29 +88,49 @@ def _granted(kind: str) -> Iterator[Range]:
     """The IDs that the user may have beside his own, from 1 on; a line of the file each (subuid(5))."""
     try:
         with open(f"/etc/sub{kind}", encoding="utf-8", errors="surrogateescape") as file:
-            lines = [line.strip().split(":") for line in file]
+            lines = file.read().splitlines()
     except FileNotFoundError:
         return
     try:
         names = {str(UID), pwd.getpwuid(UID).pw_name}
     except KeyError:
         names = {str(UID)}
-    first = 1
-    for line in lines:
-        if len(line) == 3 and line[0] in names and line[1].isdecimal() and line[2].isdecimal() and int(line[2]):
-            yield Range(first, int(line[1]), int(line[2]))
-            first += int(line[2])
+    yield from of_user(lines, names, UID if kind == "uid" else os.getegid())
+
+
+def of_user(lines: Iterable[str], names: Container[str], own: int) -> list[Range]:
+    """What `lines` of subuid(5) grant whoever goes by `names`, as IDs from 1 on. What makes no sense is passed over,
+    and what comes twice, the ID `own` included: an ID has one place in a namespace."""
+    found: list[Range] = []
+    taken = [Range(0, own, 1)]
+    for fields in (line.strip().split(":") for line in lines):
+        if len(fields) != 3 or fields[0] not in names or not all(map(_NUMBER.fullmatch, fields[1:])):
+            continue
+        start, size = map(int, fields[1:])
+        if size == 0 or start + size > users.EVERYTHING.size:
+            continue
+        if any(start < one.outside + one.size and one.outside < start + size for one in taken):
+            continue
+        inside = 1 + sum(one.size for one in found)
+        if inside + size > users.EVERYTHING.size:
+            break
+        found.append(Range(inside, start, size))
+        taken.append(found[-1])
+    return found
 
 
 def _missing(mappings: Mapping[str, list[Range]]) -> str:
     """Why the user's other IDs cannot be had, or empty."""
-    from shutil import which
-
     for kind, mapping in mappings.items():
         if len(mapping) == 1:
             return f"/etc/sub{kind} grants this user nothing"
-        if which(f"new{kind}map") is None:
+        if not _program(kind):
             return f"there is no new{kind}map (Debian has it in uidmap)"
+    try:
+        if pwd.getpwuid(UID).pw_gid != os.getegid():
+            return "newgidmap serves nobody whose group is not that of his account (newgrp, Group=)"
+    except KeyError:
+        return f"newuidmap serves nobody without an account, and user {UID} has none"
     if syscalls.prctl(syscalls.PR_GET_NO_NEW_PRIVS, 0):
         return "newuidmap has no privileges here (NoNewPrivileges=)"
     if not all(syscalls.prctl(syscalls.PR_CAPBSET_READ, number) for number in _OF_NEWUIDMAP):
@@ -114,6 +139,12 @@ def _missing(mappings: Mapping[str, list[Range]]) -> str:
         if any(not _is_known(one, users.ranges(kind)) for one in mapping):
             return f"this user namespace has not all that /etc/sub{kind} grants (PrivateUsers=)"
     return ""
+
+
+def _program(kind: str) -> str:
+    """The path of newuidmap or newgidmap, or empty. (shutil would take half as long to load as the programs to run.)"""
+    paths = (f"{place}/new{kind}map" for place in os.get_exec_path() if place.startswith("/"))
+    return next((path for path in paths if os.access(path, os.X_OK) and not os.path.isdir(path)), "")
 
 
 def _is_known(wanted: Range, known: Iterable[Range]) -> bool:
@@ -159,8 +190,12 @@ def _map(mappings: Mapping[str, list[Range]]) -> None:
     if child == 0:
         os.close(writes)
         os.dup2(complaints, 2)
-        # Our parent has the namespaces, or is gone.
-        os._exit(_run_programs(parent, mappings) if os.read(reads, 1) else 1)
+        status = 1
+        try:
+            if os.read(reads, 1):  # Our parent has the namespaces; otherwise it is gone.
+                status = _run_programs(parent, mappings)
+        finally:
+            os._exit(status)
     os.close(reads)
     os.close(complaints)
     try:
@@ -177,9 +212,14 @@ def _map(mappings: Mapping[str, list[Range]]) -> None:
 
 
 def _run_programs(pid: int, mappings: Mapping[str, list[Range]]) -> int:
+    """Both at once, which say what goes wrong on standard error; an exit status."""
     started = []
     for kind, mapping in mappings.items():
-        program = f"new{kind}map"
+        program = _program(kind)
         words = [program, str(pid), *(str(number) for one in mapping for number in one)]
-        started.append(os.posix_spawnp(program, words, os.environ))
+        try:
+            started.append(os.posix_spawn(program, words, os.environ))
+        except OSError as error:
+            os.write(2, f"{program}: {reason(error)}\n".encode("utf-8", "backslashreplace"))
+            return 1
     return max(os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) != 0 for one in started)

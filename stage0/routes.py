@@ -12,12 +12,14 @@ from common import addresses
 from common.addresses import Subnet
 from common.errors import NetworkError
 from common.records import NamedTuple
+from stage1.network import pasta
 from stage1.network.plan import Network
 
 DEFAULT_BRIDGE = "cni0"
 ROUTED = ("ptp", "bridge")
 """Plugins that make the host route to the network; with others it is the network of some interface on purpose."""
 
+_PROC = "/proc/self"
 _ORDER = -1 if sys.byteorder == "little" else 1
 _RTF_UP, _RTF_REJECT, _RTF_ANYCAST, _RTF_LOCAL = 0x1, 0x200, 0x00100000, 0x80000000
 _COARSE = 8
@@ -29,7 +31,7 @@ class Route(NamedTuple):
     interface: str
 
 
-def check(networks: Iterable[Network], plugin_path: Sequence[str] = (), proc: str = "/proc/self") -> None:
+def check(networks: Iterable[Network], plugin_path: Sequence[str] = (), proc: str = _PROC) -> None:
     """Raises NetworkError when the subnet of a network that the host is to route to overlaps with one that it has a
     route to, or with that of another of `networks`."""
     taken: list[tuple[Subnet, Network]] = []
@@ -75,7 +77,10 @@ def _has_program(kind: str, plugin_path: Sequence[str]) -> bool:
 
 
 def subnets(plugin: dict[str, Any]) -> list[Subnet]:
-    """Those of the plugin's `host-local` ranges. What makes no sense is left for the plugin to complain of."""
+    """Those of the plugin's `host-local` ranges, or of pasta's addresses. What makes no sense is left for the plugin to
+    complain of."""
+    if plugin["type"] == pasta.TYPE:
+        return list(_parsed(plugin.get("addresses") or ()))
     ipam = plugin.get("ipam") or {}
     if ipam.get("type") != "host-local":
         return []
@@ -95,19 +100,19 @@ def _parsed(texts: Iterable[Any]) -> Iterator[Subnet]:
             continue
 
 
-def read(proc: str = "/proc/self") -> list[Route]:
+def read(proc: str = _PROC) -> list[Route]:
     """The host's routes to subnets, but for default routes and those by interfaces of ours."""
     return [route for route in _all(proc) if route.subnet.length >= _COARSE and not is_ours(route.interface)]
 
 
-def defaults(proc: str = "/proc/self") -> set[int]:
+def defaults() -> set[int]:
     """The families of which the host has a default route."""
-    return {route.subnet.version for route in _all(proc) if route.subnet.length == 0}
+    return {route.subnet.version for route in _all(_PROC) if route.subnet.length == 0}
 
 
-def somewhere(proc: str = "/proc/self") -> str:
+def somewhere() -> str:
     """An interface by which the host has a route to anything; empty when there is none."""
-    return next((route.interface for route in _all(proc) if not is_ours(route.interface)), "")
+    return next((route.interface for route in _all(_PROC) if not is_ours(route.interface)), "")
 
 
 def _all(proc: str) -> list[Route]:

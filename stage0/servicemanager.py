@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from common.errors import SystemdError
 from common.records import NamedTuple
 from stage0 import xdg
 from stage1.systemd import given, manager
@@ -48,19 +49,22 @@ def place(*, keep_unit: bool) -> Place:
 
 def is_delegated(unit: str) -> bool:
     """Whether our own service manager says that `unit` is: one of a user's cannot mark cgroups as the system's does. Of
-    a unit that is none of its own it has nothing to say. Raises SystemdError."""
+    a unit that is none of its own it has nothing to say, and when it does not answer the pod runs without."""
     found = find()
     if not unit or found is None or found.is_system or not _is_below(found.cgroup):
         return False
     from stage1.systemd.bus import SYSTEMD, Bus
 
-    bus = Bus(found.bus)
     try:
-        path = bus.call(SYSTEMD, "GetUnit", "s", (unit,))[0]
-        kind = unit.rpartition(".")[2].capitalize()
-        return bool(bus.get(SYSTEMD[0], path, f"org.freedesktop.systemd1.{kind}", "Delegate"))
-    finally:
-        bus.close()
+        bus = Bus(found.bus)
+        try:
+            path = bus.call(SYSTEMD, "GetUnit", "s", (unit,))[0]
+            kind = unit.rpartition(".")[2].capitalize()
+            return bool(bus.get(SYSTEMD[0], path, f"org.freedesktop.systemd1.{kind}", "Delegate"))
+        finally:
+            bus.close()
+    except SystemdError:
+        return False
 
 
 def _is_below(place: str) -> bool:

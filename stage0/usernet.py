@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
+from common import users
 from common.errors import NetworkError, UsageError
-from stage0 import routes
+from stage0 import routes, xdg
 from stage0.netflags import Wanted
 from stage0.networks import DEFAULT, unique_local
 from stage1.network import pasta
@@ -16,6 +17,11 @@ _PREFIX = "172.16.29"
 """Not that of root's pods, whom one would otherwise not reach."""
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 _HINT = "--net=host and --net=none do without"
+
+
+def is_all_there_is() -> bool:
+    """Whether pods have this network and no other."""
+    return xdg.is_ordinary() or users.confined()
 
 
 def network(wanted: Wanted) -> Network:

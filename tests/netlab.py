@@ -202,7 +202,7 @@ class Lab:
 
     def serve(self, where: Where, protocol: str, address: str, port: int, banner: str = "") -> None:
         """From now on something listens there, "tcp" or "udp", and tells whoever asks what address it sees, behind
-        `banner` and a space if there is one."""
+        `banner` and a space if there is one. "asked" is TCP where whoever asks has to say something first."""
         words = (sys.executable, "-I", "-S", __file__, "serve", protocol, address, str(port), banner)
         server = self.popen(where, *words, stdout=subprocess.PIPE)
         assert server.stdout is not None
@@ -218,7 +218,7 @@ class Lab:
 
 
 def _socket(protocol: str, address: str) -> socket.socket:
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
     return socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
 
 
@@ -226,13 +226,15 @@ def _serve(protocol: str, address: str, port: int, banner: str) -> None:
     with _socket(protocol, address) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((address, port))
-        if protocol == "tcp":
+        if protocol != "udp":
             server.listen(64)
         print("ready", flush=True)
         while True:
-            if protocol == "tcp":
+            if protocol != "udp":
                 connection, peer = server.accept()
                 with connection:
+                    if protocol == "asked":
+                        connection.recv(1)
                     connection.sendall(f"{banner} {peer[0]}".strip().encode())
             else:
                 _, peer = server.recvfrom(64)
@@ -242,9 +244,11 @@ def _serve(protocol: str, address: str, port: int, banner: str) -> None:
 def _ask(protocol: str, address: str, port: int, timeout: float) -> None:
     end = time.monotonic() + timeout
     with _socket(protocol, address) as client:
-        if protocol == "tcp":
+        if protocol != "udp":
             client.settimeout(timeout)
             client.connect((address, port))
+            if protocol == "asked":
+                client.sendall(b"?")
             print(client.makefile("rb").read().decode(), end="")
             return
         client.connect((address, port))

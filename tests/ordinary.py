@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from common import syscalls
 
+ROOT = Path(__file__).parents[1]
 FIRST = 61184
 """Where user IDs begin that systemd hands out for a while only (its UIDS-GIDS): accounts have none of them."""
 RANGE, SIZE = 0x70000000, 65536
@@ -38,7 +40,7 @@ class User(NamedTuple):
         """`words` as this user, without any capabilities; the process stays the same."""
         enter = [str(shutil.which("nsenter")), f"--mount=/proc/{os.getpid()}/fd/{self.namespace}", "--"]
         groups = f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups"
-        become = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", groups, "--inh-caps=-all"]
+        become = [str(shutil.which("setpriv")), f"--reuid={self.uid}", f"--regid={self.uid}", groups, "--inh-caps=-all"]
         return [*enter, *become, *map(str, words)]
 
     def environment(self) -> dict[str, str]:
@@ -106,6 +108,7 @@ def _namespace(files: Path) -> int:
                 target = Path("/etc", path.name)
                 if target.exists():
                     syscalls.mount(str(path), str(target), None, syscalls.MS_BIND)
+            _let_in((ROOT, Path(sys.prefix), Path(sys.base_prefix)))
             os.write(knows, b"!")
             os.read(done, 1)
         finally:
@@ -119,3 +122,19 @@ def _namespace(files: Path) -> int:
         os.close(known)
         os.close(ends)
         os.waitpid(child, 0)
+
+
+def _let_in(paths: Sequence[Path]) -> None:
+    """Let everybody walk to `paths`, which have to be readable themselves, where a directory on the way is closed to
+    others, such as root's home. In a mount namespace of our own: there is nothing else in such a directory then."""
+    found = {path: os.open(path, os.O_PATH) for path in paths}
+    closed = {path: _first_closed(path) for path in paths}
+    for place in {place for place in closed.values() if place}:
+        syscalls.mount("tmpfs", str(place), "tmpfs", 0, "mode=755")
+    for path in sorted(path for path, place in closed.items() if place):
+        path.mkdir(parents=True, exist_ok=True)
+        syscalls.mount(f"/proc/self/fd/{found[path]}", str(path), None, syscalls.MS_BIND | syscalls.MS_REC)
+
+
+def _first_closed(path: Path) -> Path | None:
+    return next((parent for parent in reversed(path.parents) if not parent.stat().st_mode & 0o001), None)

@@ -6,6 +6,7 @@ import os
 
 import click
 
+from common import users
 from common.errors import EXIT_FAILURE, RkpyError, UsageError
 from stage0 import flags, gc, rootless
 from stage0.config import Config
@@ -116,7 +117,8 @@ def _sweep_networks(told: _Told) -> None:
     """What pods had of networks whose directories somebody else has removed, or whose monitor was killed."""
     from stage1.network import state
 
-    if os.path.isdir(state.ROOT):
+    # What is claimed is root's of the host.
+    if os.path.isdir(state.ROOT) and not users.confined():
         from stage1.network import owners
 
         for uuid in owners.sweep(told.complain):

@@ -12,7 +12,7 @@ import click
 
 from common.errors import EXIT_FAILURE, NetworkError, PodError, RkpyError, UsageError
 from common.records import NamedTuple
-from stage0 import flags, netd, networks, podnets, render, routes
+from stage0 import flags, netd, netflags, networks, podnets, render, routes, usernet
 from stage0.config import Config
 from stage0.netd import Definition, Found
 from stage0.pods import RUN, Pod, Pods, State
@@ -39,20 +39,22 @@ def list_networks(config: Config, no_legend: bool, form: str) -> None:
     """List networks: those of net.d, and the built-in ones they leave."""
     found = netd.read(config.directories)
     known = _known(found)
-    attached = list(_attached())
+    attached = list(_attached(config))
     if form:
         render.write_json([_listed(network, attached) for network in known], pretty=form == "json-pretty")
     else:
         rows = [] if no_legend else [_HEADER]
         click.echo(render.table([*rows, *(_row(network, attached) for network in known)]), nl=False)
-    for bad in found.malformed:
+    for bad in found.malformed if not usernet.is_all_there_is() else ():
         _notice("list", f"{bad.source} makes no sense: {bad.why}")
-    for loser, winner in found.ignored:
+    for loser, winner in found.ignored if not usernet.is_all_there_is() else ():
         _notice("list", f'{loser.source} is ignored: network "{loser.name}" is defined by {winner.source}')
 
 
 def _known(found: Found) -> list[Definition]:
     """What can be asked for by name: of those that a malformed file is meant to define nothing is known."""
+    if usernet.is_all_there_is():
+        return [Definition(networks.DEFAULT, usernet.network(netflags.DEFAULT).conf)]
     spoilt = {bad.name for bad in found.malformed if all(bad.rank < each.rank for each in _named(found, bad.name))}
     defined = {network.name for network in found.networks}
     builtin = [networks.builtin(name) for name in networks.SUBNETS if name not in defined]
@@ -89,7 +91,10 @@ def _of(network: str, attached: list[_Attached]) -> list[_Attached]:
     return [pod for pod in attached if any(each.network == network for each in pod.record.attachments)]
 
 
-def _attached() -> Iterator[_Attached]:
+def _attached(config: Config) -> Iterator[_Attached]:
+    if usernet.is_all_there_is():
+        yield from _connected(config)
+        return
     from stage1 import poddir
     from stage1.network import owners, state
 
@@ -98,6 +103,15 @@ def _attached() -> Iterator[_Attached]:
         record = _record(directory) if directory and owners.is_alive(uuid) else None
         if record is not None:
             yield _Attached(uuid, poddir.read_name(directory), directory, record)
+
+
+def _connected(config: Config) -> Iterator[_Attached]:
+    """Those of the data directory: nobody else's can be looked at."""
+    for pod in Pods(config.pods).all((RUN,)):
+        with pod:
+            record = _record(pod.base) if pod.state() is State.RUNNING else None
+            if record is not None:
+                yield _Attached(pod.uuid, pod.name(), pod.base, record)
 
 
 def _record(directory: str) -> Record | None:
@@ -119,7 +133,7 @@ def inspect(config: Config, name: tuple[str, ...], pretty_print: bool) -> None:
     found = netd.read(config.directories)
     network = next((each for each in _known(found) if each.name == name[0]), None)
     if network is not None:
-        document = _network(network)
+        document = _network(config, network)
     elif any(bad.name == name[0] for bad in found.malformed):
         networks.find(name[0], found)  # which says why it is not there
         return
@@ -131,10 +145,10 @@ def inspect(config: Config, name: tuple[str, ...], pretty_print: bool) -> None:
     render.write_json(document, pretty=pretty_print)
 
 
-def _network(network: Definition) -> dict[str, Any]:
+def _network(config: Config, network: Definition) -> dict[str, Any]:
     from stage1.network import obstacles
 
-    attached = list(_attached())
+    attached = list(_attached(config))
     members = _of(network.name, attached)
     configuration = json.loads(network.conf)
     subnets = map(str, routes.subnets(configuration["plugins"][0]))
@@ -144,8 +158,11 @@ def _network(network: Definition) -> dict[str, Any]:
         "configuration": configuration,
         "leases": list(_leases(network.name, {pod.uuid: pod.name for pod in attached})),
         "pods": [{"uuid": pod.uuid, "name": pod.name, **_part(pod, network.name)} for pod in members],
-        "ports": list(_ports({pod.uuid for pod in members})),
-        "obstacles": obstacles.foreign_obstacles(subnets),
+        "ports": [
+            *_ports({pod.uuid for pod in members}),
+            *(port for pod in members for port in _forwarded(pod.record)),
+        ],
+        "obstacles": [] if usernet.is_all_there_is() else obstacles.foreign_obstacles(subnets),
     }
 
 
@@ -173,6 +190,15 @@ def _ports(uuids: set[str]) -> Iterator[dict[str, Any]]:
             yield {"protocol": protocol, "hostPort": number, "hostIP": address, "pod": uuid}
 
 
+def _forwarded(record: Record) -> Iterator[dict[str, Any]]:
+    """What pasta publishes."""
+    from stage1.network import usermode
+
+    for mapping in usermode.published(record) if usermode.is_of(record) else ():
+        port = {"protocol": mapping["protocol"], "hostPort": mapping["hostPort"], "hostIP": mapping.get("hostIP", "")}
+        yield {**port, "pod": record.uuid}
+
+
 def _pod(config: Config, name: str) -> dict[str, Any]:
     with Pods(config.pods).find(name) as pod:
         record = records.read(pod.base) or Record(pod.uuid)
@@ -184,7 +210,7 @@ def _pod(config: Config, name: str) -> dict[str, Any]:
                 {**podnets.to_json(info), "configuration": _json(attachment.conf), "result": _json(attachment.result)}
                 for info, attachment in zip(podnets.read(pod.base), record.attachments, strict=False)
             ],
-            "ports": list(_ports({pod.uuid})),
+            "ports": [*_ports({pod.uuid}), *_forwarded(record)],
             "firewall": [element._asdict() for element in record.elements],
         }
 
@@ -221,7 +247,8 @@ def collect(config: Config) -> int:
 @click.pass_obj
 def check(config: Config, uuid: tuple[str, ...]) -> int:
     """Check that running pods, or these, still have of their networks what they were given."""
-    _require_root()
+    if not usernet.is_all_there_is():
+        _require_root()
     pods = Pods(config.pods).require_own()
     found = [pods.find(name) for name in uuid] if uuid else list(pods.all((RUN,)))
     problems = []
@@ -237,7 +264,7 @@ def check(config: Config, uuid: tuple[str, ...]) -> int:
 
 
 def _problems(pod: Pod) -> list[str]:
-    from stage1.network import cni, firewall
+    from stage1.network import cni, firewall, usermode
 
     about, path, found = f'pod "{pod.uuid}"', _namespace(pod), []
     if not path:
@@ -246,6 +273,9 @@ def _problems(pod: Pod) -> list[str]:
         record = records.read(pod.base) or Record(pod.uuid)
     except NetworkError as error:
         return [f"{about}: {error}"]
+    if usermode.is_of(record):
+        gone = not usermode.is_alive(pod.base) and pod.state() is State.RUNNING
+        return [f"{about}: network {networks.DEFAULT}: pasta has ended"] if gone else []
     checks = [partial(cni.check, record, attachment, path) for attachment in record.attachments]
     for verify in (*checks, partial(firewall.check, pod.uuid)):
         try:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from common.errors import UsageError
-from stage0 import config, grammar, options, rootless, servicemanager, xdg
+from stage0 import config, grammar, options, servicemanager, xdg
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.notices import warn
@@ -112,7 +112,9 @@ def parse(
     everything = {**flags, **options.table(options.GLOBAL)}
     request = grammar.parse(words, everything, arguments=arguments, by_position=not flags_are_the_pods)
     settings = config.load(request.flags)
-    if name != "app add":  # That goes where the pod is.
+    if xdg.is_ordinary() and name != "app add":  # That goes where the pod is.
+        from stage0 import rootless
+
         rootless.become_root(to_run=True)
     if request.flags.get("pod-file") is not None:
         request, settings = _of_file(request, settings, flags)

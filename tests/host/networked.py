@@ -15,6 +15,7 @@ from tests import images
 from tests.host.commands import Done, Rkpy
 from tests.host.flavours import shell_status
 from tests.netlab import FAR4, FAR6, UPLINK, Lab
+from tests.ordinary import User
 
 DEADLINE = 60.0
 
@@ -71,10 +72,10 @@ class NetPod:
 class Site:
     """A lab, and a data directory to run pods from in its `host`."""
 
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab, directory: Path, user: User | None = None) -> None:
         self.lab = lab
         self.directory = directory
-        self.rkpy = Rkpy(directory)
+        self.rkpy = Rkpy(directory, user=user)
         self._count = 0
         path = str(directory / "image.aci")
         ports = [

@@ -153,7 +153,7 @@ def test_nothing_of_the_callers_process_comes_along(ground: Ground, variant: Var
     leak = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     command = ground.rkpy.command(*ground.words(variant), *ground.app("signals + umask + fds + fdlinks"))
     block = "import os,signal,sys; signal.pthread_sigmask(signal.SIG_BLOCK, {10, 17, 64}); os.umask(0o077)"
-    ignore = "signal.signal(1, signal.SIG_IGN); signal.signal(12, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
+    ignore = "[signal.signal(number, signal.SIG_IGN) for number in (1, 12, 17)]; os.execvp(sys.argv[1], sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", f"{block}; {ignore}", *command],
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
@@ -264,7 +264,7 @@ def test_limits(ground: Ground, variant: Variant, case: Case) -> None:
     ground.check(variant, case)
 
 
-@every(HERE)
+@by_root(HERE)
 def test_a_limit_is_kept_or_refused_when_it_was_typed_and_else_told_of(
     ground: Ground, variant: Variant, tmp_path: Path
 ) -> None:

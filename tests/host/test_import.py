@@ -18,6 +18,7 @@ import pytest
 
 from aci import check, importer
 from aci.store import ImageRecord, Store, Verification
+from common import overlay
 from common.errors import ImageError, ManifestError, RkpyError, StoreError, TrustError
 from tests import images, layouts, tars
 from tests.host.unpacking import tree
@@ -178,7 +179,7 @@ def test_whiteouts_become_overlays(store: Store, tmp_path: pathlib.Path) -> None
     record = load(store, layouts.simple(str(tmp_path / "a"), "a:1", layer("etc/base", "opt/x"), upper).path)
     top = store.root_layers(record)[1]
     assert os.stat(f"{top}/etc/base").st_rdev == 0
-    assert os.getxattr(f"{top}/opt", "trusted.overlay.opaque") == b"y"
+    assert os.getxattr(f"{top}/opt", overlay.opaque()) == b"y"
 
 
 def test_a_restrictive_umask_does_not_show_in_layers(store: Store, tmp_path: pathlib.Path) -> None:

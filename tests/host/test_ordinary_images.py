@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 HERE = Path(__file__).parent
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 """CAP_NET_RAW, as setcap(8) has it in an image (capabilities(7), VFS_CAP_REVISION_2)."""
-APPLETS = ("sh", "ls", "cat", "find", "stat")
+APPLETS = ("sh", "cat", "stat", "rm", "mkdir", "chown", "chmod")
 BASE = tars.pack(
     directory("bin"),
     file("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o4755),
@@ -140,6 +140,23 @@ def test_every_format(rkpy: Rkpy, form: str) -> None:
     rkpy.ok("image", "rm", "example.com/app:1")
 
 
+def test_what_an_app_left_becomes_an_image(rkpy: Rkpy) -> None:
+    """With the owners that it saw, and without what it has removed, which the kernel marks in the user's own way."""
+    unverified(rkpy, "fetch", two_layers(rkpy.directory))
+    change = "cd /; rm -r home data/new; mkdir home data/sub; echo >home/file"
+    in_pod(rkpy, "example.com/app:1", f"{change}; chown 7:8 home home/file; chmod 4711 home/file")
+    (uuid,) = (line.split()[0] for line in rkpy.ok("list", "--no-legend", "--full").splitlines())
+    path = rkpy.directory / "exported.aci"
+    rkpy.ok("export", uuid, path)
+    with tarfile.open(path) as archive:
+        found = {name.removeprefix("rootfs/"): (m.uid, m.gid, m.mode) for m in archive if (name := m.name)}
+    assert found["home/file"] == (7, 8, 0o4711)
+    assert found["home"][:2] == (7, 8)
+    assert {name for name in found if name.startswith(("home", "data", "gone"))} == {
+        "home", "home/file", "data", "data/sub",
+    }  # fmt: skip
+
+
 def test_device_nodes_are_left_out_and_named(rkpy: Rkpy) -> None:
     layer = tars.pack(
         directory("jail"), device("jail/null", major=1, minor=3), hardlink("jail/same", "jail/null"),
@@ -176,13 +193,49 @@ def test_a_user_without_a_range(alone: User, request: pytest.FixtureRequest) -> 
     assert in_pod(rkpy, "example.com/app:1", "stat -c %u:%g /bin/busybox /etc") == ["0:0", "0:0"]
 
 
+def test_what_is_left_of_times_with_more_ids(rkpy: Rkpy) -> None:
+    """Without new privileges there is the user's own ID only. What cannot be removed then stays for later."""
+    assert rkpy.user is not None
+    unverified(rkpy, "fetch", two_layers(rkpy.directory))
+    in_pod(rkpy, "example.com/app:1", "", "--no-overlay")
+
+    def less(*words: str) -> str:
+        command = ["setpriv", "--no-new-privs", "--", *Rkpy(rkpy.directory).command(*words)]
+        done = subprocess.run(
+            rkpy.user.command(command) if rkpy.user else [],
+            env=rkpy.environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 254, done
+        return done.stderr
+
+    hint = "it may have files of IDs that are not yours now, see /etc/subuid"
+    assert hint in less("gc", "--grace-period=0s")
+    rkpy.ok("gc", "--grace-period=0s")
+    assert hint in less("image", "rm", "example.com/app:1")
+    rkpy.ok("image", "gc", "--grace-period=0s")
+    assert [os.listdir(rkpy.data / place) for place in ("cas/tmp", "cas/layer", "pods/garbage")] == [[], [], []]
+
+
 def test_archives_that_are_hostile_or_random(person: User) -> None:
-    """The unpacker's own tests once more, in the user's namespace."""
-    modules = [str(HERE / f"test_unpack_{name}.py") for name in ("hostile", "compare", "whiteouts")]
+    """What unpacks and stacks layers has its own tests, once more in the user's namespace."""
+    names = ("unpack_hostile", "unpack_compare", "unpack_whiteouts", "tree")
+    modules = [str(HERE / f"test_{name}.py") for name in names]
     code = (
         "import sys, pytest; from stage0 import rootless; rootless.become_root(); sys.exit(pytest.main(sys.argv[1:]))"
     )
-    flags = ["-q", "--noconftest", "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"--basetemp={person.directory}/tmp"]
+    flags = [
+        "-q",
+        "-k",
+        "not diamonds",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={ROOT}",
+        f"--basetemp={person.directory}/tmp",
+    ]
     done = subprocess.run(
         person.command([sys.executable, "-P", "-c", code, *flags, *modules]),
         env={**person.environment(), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
@@ -216,7 +269,11 @@ def test_root_does_not_work_in_a_users_directories(rkpy: Rkpy, person: User) -> 
     ):  # fmt: skip
         line = root.refused("--insecure-options=image", *words)
         assert re.search(f"cannot use {why}", line), line
-    # Who may read may look.
+    # Who may read may look, and leaves nothing.
+    (rkpy.data / "cas" / "index.db").unlink()
+    root.ok("image", "cat-manifest", "example.com/app")
+    assert {os.lstat(path).st_uid for path in rkpy.data.rglob("*")} == {person.uid}
+    assert not (rkpy.data / "cas" / "index.db").exists()
     assert "example.com/app" in root.ok("image", "list")
     assert uuid[:8] in root.ok("list")
     assert "state=prepared" in root.ok("status", uuid)
@@ -247,20 +304,30 @@ def test_root_in_a_user_namespace_has_a_store_of_its_own(tmp_path: Path) -> None
     assert "it was made in a user namespace" in inside.refused("--insecure-options=image", "fetch", image)
 
 
+def test_a_home_of_somebody_else(rkpy: Rkpy, tmp_path: Path) -> None:
+    """As runuser(1) leaves it."""
+    tmp_path.chmod(0o700)
+    line = rkpy("image", "list", HOME=str(tmp_path)).err
+    assert line == (
+        f"rkpy: image list: open {tmp_path}/.config/rkpy/paths.d: permission denied"
+        f" (HOME is {tmp_path}, is that yours?)\n"
+    )
+
+
 def test_what_is_a_users_own_is_for_nobody_else(person: User) -> None:
     """The default directories, which nobody has made yet."""
     home = person.directory / "home"
     home.mkdir()
     person.own(home)
     image = aci(person.directory, "default")
-    command = person.command([sys.executable, "-P", ROOT / "rkpy.py", "--insecure-options=image", "fetch", image])
+    command = person.command([sys.executable, "-P", ROOT / "rkpy.py", "--insecure-options=image", "prepare", image])
     subprocess.run(
         command, env={**person.environment(), "HOME": str(home), "PYTHONPATH": str(ROOT)}, check=True, timeout=120
     )
     data = home / ".local/share/rkpy"
     assert os.listdir(data / "cas" / "image")
-    assert os.stat(data).st_mode & 0o777 == 0o700
-    assert os.stat(data).st_uid == person.uid
+    for path in (data, data / "pods", data / "cas" / "layer"):
+        assert (os.stat(path).st_mode & 0o777, os.stat(path).st_uid) == (0o700, person.uid), path
 
 
 def test_a_fetch_that_was_killed_leaves_nothing_that_cannot_be_removed(rkpy: Rkpy) -> None:
@@ -286,6 +353,21 @@ def test_a_fetch_that_was_killed_leaves_nothing_that_cannot_be_removed(rkpy: Rkp
     rkpy.ok("image", "gc", "--grace-period=0s")
     assert os.listdir(rkpy.data / "cas/tmp") == []
     subprocess.run(rkpy.user.command(["rm", "-r", str(rkpy.data)]), check=True, timeout=60)
+
+
+def test_a_registry(rkpy: Rkpy) -> None:
+    """Docker's own, which wants a login."""
+    made = registries.image({"etc/motd": b"hello"})
+    place = rkpy.directory / "registry"
+    place.mkdir()
+    with registries.real(place) as registry:
+        registry.put(made, "team/app:1")
+        login = base64.b64encode(f"{registries.USER}:{registries.PASSWORD}".encode()).decode()
+        (rkpy.directory / "auth.json").write_text(json.dumps({"auths": {registry.host: {"auth": login}}}))
+        where = {"SSL_CERT_FILE": str(registry.ca), "REGISTRY_AUTH_FILE": str(rkpy.directory / "auth.json")}
+        rkpy.ok("--insecure-options=image", "fetch", f"docker://{registry.host}/team/app:1", **where)
+    (name,) = (row["name"] for row in json.loads(rkpy.ok("image", "list", "--format=json")))
+    rkpy.ok("image", "verify", name)
 
 
 # Trust and configuration
@@ -381,9 +463,9 @@ def test_configuration_has_three_levels(rkpy: Rkpy) -> None:
     assert not Path("/roots").exists()
 
 
-@pytest.fixture
-def registry(rkpy: Rkpy) -> Iterator[registries.Fake]:
-    made = registries.Fake(registries.certificate(rkpy.directory))
+@pytest.fixture(scope="module")
+def registry(person: User) -> Iterator[registries.Fake]:
+    made = registries.Fake(registries.certificate(person.directory))
     try:
         yield made
     finally:
@@ -395,6 +477,7 @@ def test_logins_are_the_callers(rkpy: Rkpy, registry: registries.Fake, place: st
     """Who is root of a namespace has the files of the user that he is, and not root's."""
     made = registries.image({"etc/motd": b"hello"})
     registry.add(made)
+    registry.rules.clear()
     expected = "Basic " + base64.b64encode(b"me:secret").decode()
     registry.rules.append(
         lambda asked: (
@@ -435,7 +518,7 @@ def test_logins_are_the_callers(rkpy: Rkpy, registry: registries.Fake, place: st
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HOME": str(home),
         "XDG_RUNTIME_DIR": str(runtime),
-        "SSL_CERT_FILE": str(rkpy.directory / "ca.crt"),
+        "SSL_CERT_FILE": str(rkpy.user.directory / "ca.crt"),
     }
     words = ("--insecure-options=image", "fetch", f"docker://{registry.host}/app:1")
     assert rkpy.ok(*words, **where).startswith("sha512-")

@@ -15,6 +15,7 @@ import pytest
 from aci import importer, tree
 from aci.store import ImageRecord, Store
 from aci.unpack import unpack_layer
+from common import overlay
 from common.errors import ImageError, StoreError
 from tests import images, layouts, tars
 from tests.host.unpacking import tree as contents
@@ -41,7 +42,8 @@ def _overlay(layers: list[str], target: pathlib.Path) -> Iterator[str]:
     empty = target.parent / "empty"
     empty.mkdir()
     lower = ":".join([*reversed(layers), str(empty)])  # An overlay is of two directories at least.
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={lower}", target], check=True)
+    options = ",".join(["ro", f"lowerdir={lower}", *(name for name, _ in overlay.options())])
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, target], check=True)
     try:
         yield str(target)
     finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from common import overlay
-from common.errors import ImageError
+from common.errors import ImageError, StoreError
 from tests.host.unpacking import Cage
 from tests.tars import Entry, device, directory, file, pack, symlink
 
@@ -60,6 +60,16 @@ ALL = {"d", "d/one", "d/two", "d/sub", "d/sub/f", "top", "link"}
 
 def test_a_whiteout_hides_a_file(tmp_path: Path) -> None:
     assert _merged(tmp_path, directory("d"), file("d/.wh.one"), file(".wh.link")) == ALL - {"d/one", "link"}
+
+
+def test_a_store_without_extended_attributes(tmp_path: Path) -> None:
+    """It cannot mark a directory as opaque, and what it hides must not be seen."""
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", tmp_path], check=True)
+    try:
+        with pytest.raises(StoreError, match=r"'d/?': setxattr: operation not supported"):
+            Cage(tmp_path).unpack(pack(directory("d"), file("d/.wh..wh..opq")), whiteouts=True)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_whiteout_hides_a_tree(tmp_path: Path) -> None:

@@ -70,14 +70,19 @@ def busybox(*options: str, app: tuple[str, ...] = (), script: str = STAY) -> lis
 
 
 @contextlib.contextmanager
-def running(person: Person, name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """One that was started by a shell, and is up."""
-    words = person.shell(*RKPY, *busybox(f"--pod-name={name}", *options))
+def running(
+    person: Person, name: str, *, app: tuple[str, ...] = (), script: str = STAY
+) -> Iterator[subprocess.Popen[str]]:
+    """A pod that was started by a shell, and is up."""
+    saved = person.home / "uuid"
+    saved.unlink(missing_ok=True)
+    options = (f"--pod-name={name}", f"--uuid-file-save={saved}")
     process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        person.shell(*RKPY, *busybox(*options, app=app, script=script)),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
-        until(lambda: process.poll() is not None or person.rkpy("status", name, check=False).returncode == 0)
+        until(lambda: process.poll() is not None or saved.exists())
         assert process.poll() is None, process.communicate()
         person.rkpy("status", "--wait-ready=60s", name)
         yield process
@@ -108,7 +113,7 @@ def account(place: Path, *, lingers: bool) -> Iterator[Person]:
         yield person
         for _ in range(2):
             person.rkpy("gc", "--grace-period=0s")
-        assert person.rkpy("list", "--no-legend").stdout == ""
+        assert not [*person.home.glob(".local/share/rkpy/pods/*/*-*-*-*-*")]
     finally:
         if lingers:
             units.run("loginctl", "disable-linger", name)

@@ -47,6 +47,18 @@ RestartSec=1
 [Install]
 WantedBy=multi-user.target
 """
+# Of a user, who trusts everybody.
+USERS_POD = """\
+[Pod]
+GlobalArgs=--insecure-options=image
+Image=example.com/web
+Network=none
+Memory=64Mi
+
+[Install]
+WantedBy=default.target
+"""
+ALICE = "runuser -u alice -- env HOME=/home/alice XDG_RUNTIME_DIR=/run/user/$(id -u alice)"
 # Serves the files of its directory, ACIs a little at a time, for ever.
 SERVER = """\
 import http.server, time
@@ -81,6 +93,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (place / "builder.pub").write_bytes(builder.export(key))
     (place / "server.py").write_text(SERVER)
     (place / "web.pod").write_text(POD)
+    (place / "mine.pod").write_text(USERS_POD)
     yield place
 
 
@@ -97,7 +110,11 @@ def guest(machine: Machine, site: Path, tmp_path_factory: pytest.TempPathFactory
             "journalctl --update-catalog;"
             "rkpy trust --prefix=example.com --skip-fingerprint-review /payload/site/builder.pub;"
             "rkpy fetch /payload/site/web.aci;"
-            "mkdir -p /srv/web /etc/rkpy/pods; cp /payload/site/web.pod /etc/rkpy/pods/; rkpy unit check web"
+            "mkdir -p /srv/web /etc/rkpy/pods; cp /payload/site/web.pod /etc/rkpy/pods/; rkpy unit check web;"
+            "useradd --create-home alice; loginctl enable-linger alice; cd /;"
+            f"{ALICE} rkpy --insecure-options=image fetch /payload/site/web.aci;"
+            f"{ALICE} mkdir -p /home/alice/.config/rkpy/pods;"
+            f"{ALICE} cp /payload/site/mine.pod /home/alice/.config/rkpy/pods/; {ALICE} rkpy unit check mine"
         )
         made.reboot()
         yield made
@@ -114,6 +131,19 @@ def test_the_pod_starts_with_the_machine(guest: Persistent) -> None:
     )
     cgroup = guest.sh(f"cat {PODS}/run/{pod}/cgroup").strip()
     assert guest.sh(f"cat {cgroup}/web/memory.max").strip() == str(MEMORY)
+
+
+def test_the_pod_of_a_user_starts_with_the_machine_too(guest: Persistent) -> None:
+    """Who is not there, but lingers (loginctl(1))."""
+    guest.until(f"{ALICE} systemctl --user is-active --quiet mine.service")
+    status = guest.sh(f"cd /; {ALICE} rkpy status mine").splitlines()
+    assert {"state=running", "unit=mine.service", f"limit-web-memory=enforced: memory.max = {MEMORY}"} <= {*status}
+    uid = guest.sh("id -u alice").strip()
+    guest.sh("loginctl disable-linger alice; loginctl terminate-user alice")
+    guest.until(f"[ ! -e /sys/fs/cgroup/user.slice/user-{uid}.slice ]")
+    # It was asked to end, and did.
+    status = guest.sh(f"cd /; {ALICE} rkpy status mine").splitlines()
+    assert {"state=exited garbage", "app-web=143"} <= {*status}
 
 
 def test_an_app_over_its_memory_is_killed_and_reported(guest: Persistent) -> None:

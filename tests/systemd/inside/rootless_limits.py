@@ -41,30 +41,33 @@ def test_in_a_delegated_service(alice: Person) -> None:
 
 
 def test_by_the_limits_of_the_service_itself(alice: Person) -> None:
-    """Delegated or not."""
-    for delegate in ("yes", "no"):
-        properties = {"User": alice.name, "Delegate": delegate, "MemoryMax": "96M", "MemorySwapMax": "0"}
-        words = units.in_service(*alice.in_service(*busybox(script=HOG)), properties=properties)
-        assert units.run(*words, check=False).returncode != 0
+    """Delegated or not: without, the pod is in the service's own cgroup."""
+    properties = {"User": alice.name, "MemoryMax": "96M", "MemorySwapMax": "0"}
+    words = units.in_service(*alice.in_service(*busybox(script=HOG)), properties=properties)
+    assert units.run(*words, check=False).returncode != 0
 
 
 def test_in_a_scope_of_the_users_manager(alice: Person) -> None:
-    done = alice.rkpy(*busybox("--pod-name=scoped", app=LIMITED, script=HOG), check=False)
-    assert done.returncode == 137, done
-    assert "warning" not in done.stderr
+    """The limits of the pod are properties of it, which the user may change."""
+    with people.running(alice, "scoped", app=LIMITED, script=f"trap '{HOG}' USR1; sleep 1000 & wait") as process:
+        assert alice.show("rkpy-scoped.scope", "TasksMax") == {"TasksMax": "16384"}
+        alice.run("systemctl", "--user", "set-property", "--runtime", "rkpy-scoped.scope", "MemoryMax=96M")
+        cgroup = f"user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice/rkpy-scoped.scope"
+        with open(f"/sys/fs/cgroup/{cgroup}/memory.max", encoding="ascii") as file:
+            assert file.read().strip() == str(96 * MIB)
+        alice.rkpy("kill", "--signal=USR1", "scoped")
+        _, errors = process.communicate(timeout=units.TIMEOUT)
+        assert (process.returncode, "warning" in errors) == (137, False)
     is_killed_for_memory(alice, "scoped")
 
 
 def test_in_a_service_of_the_users_manager(alice: Person) -> None:
     """Which cannot mark what it delegates, but can be asked."""
-    for delegate, expected in (("yes", 137), ("no", 254)):
-        run = ["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--collect", f"--property=Delegate={delegate}"]
-        environment = [f"--setenv={name}={value}" for name, value in alice.environment.items()]
-        words = busybox(f"--pod-name=own-{delegate}", app=LIMITED, script=HOG)
-        done = alice.run(*run, *environment, "--", *RKPY, *words, check=False)
-        assert done.returncode == expected, done
-    is_killed_for_memory(alice, "own-yes")
-    assert "--memory cannot be enforced here: without root it takes a delegated cgroup (Delegate=yes)" in done.stderr
+    run = ["systemd-run", "--user", "--quiet", "--pipe", "--wait", "--collect", "--property=Delegate=yes"]
+    environment = [f"--setenv={name}={value}" for name, value in alice.environment.items()]
+    words = busybox("--pod-name=own", app=LIMITED, script=HOG)
+    assert alice.run(*run, *environment, "--", *RKPY, *words, check=False).returncode == 137
+    is_killed_for_memory(alice, "own")
 
 
 def test_under_fly_they_are_those_of_the_scope(alice: Person) -> None:
@@ -76,14 +79,3 @@ def test_under_fly_they_are_those_of_the_scope(alice: Person) -> None:
     assert (done.stdout, "warning" in done.stderr) == (f"0::/{place}\n", False)
     status = alice.status("flown")
     assert {name: status[name] for name in KEPT} == KEPT
-
-
-def test_limits_of_the_pod_are_its_scopes(alice: Person) -> None:
-    """As properties, which the user may change."""
-    with people.running(alice, "web") as process:
-        assert alice.show("rkpy-web.scope", "TasksMax") == {"TasksMax": "16384"}
-        alice.run("systemctl", "--user", "set-property", "--runtime", "rkpy-web.scope", "MemoryMax=64M")
-        cgroup = f"user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice/rkpy-web.scope"
-        with open(f"/sys/fs/cgroup/{cgroup}/memory.max", encoding="ascii") as file:
-            assert file.read().strip() == str(64 * MIB)
-        assert process.poll() is None
