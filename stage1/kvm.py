@@ -164,7 +164,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
         virtiofsd=virtiofsd,
         kernel=boots.kernel,
         initramfs=boots.initramfs,
-        parameters=" ".join(filter(None, (acceleration.parameters(accelerated, size.cpus), options.parameters))),
+        parameters=acceleration.parameters(accelerated, size.cpus, signed=boots.signed, more=options.parameters),
         acceleration=accelerated,
         kind=kind,
         cpu=acceleration.CPU[accelerated],

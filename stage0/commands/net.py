@@ -111,7 +111,7 @@ def _connected(config: Config) -> Iterator[_Attached]:
         with pod:
             record = _record(pod.base) if pod.state() is State.RUNNING else None
             if record is not None:
-                yield _Attached(pod.uuid, pod.name(), pod.base, record)
+                yield _Attached(pod.uuid, pod.name(), f"{config.pods}/{RUN}/{pod.uuid}", record)
 
 
 def _record(directory: str) -> Record | None:

@@ -173,7 +173,7 @@ def _holder(netns: int) -> Iterator[str]:
 
 def _settle() -> None:
     """No address has to wait, and no router is listened to. While one waits, the kernel asks for it as nobody, `::`,
-    which pasta took for the pod's address until 2023."""
+    which pasta (2023-03) takes for the pod's address."""
     for name in ("accept_dad", "accept_ra"):
         with suppress(OSError), open(f"{_SYSCTLS}/{name}", "w", encoding="ascii") as file:
             file.write("0")
@@ -244,8 +244,8 @@ def _await(process: int, ready: int, said: int) -> None:
 
 
 def _keep_from_loopback(directory: str, process: int) -> None:
-    """An app that may make up its own frames (CAP_NET_RAW) could have pasta connect to the host's loopback: until 2023
-    it took every address at its word. What it reads is not in the pod's reach, so it is sorted out there."""
+    """An app that may make up its own frames (CAP_NET_RAW) could have pasta (2023-03) connect to the host's loopback:
+    it takes every address at its word. What it reads is not in the pod's reach, so it is sorted out there."""
     with open(f"{directory}/{PROCESS}", encoding="ascii") as file:
         place = f"/proc/{file.read().split()[0]}/fd"
     tap = next((fd for fd in os.listdir(place) if os.readlink(f"{place}/{fd}") == _TUN), None)

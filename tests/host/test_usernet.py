@@ -123,13 +123,9 @@ def test_a_published_port_sees_who_asks(
     ("where", "protocol", "address", "port"),
     [
         ("outside", "tcp", HOST4, 8081),
-        ("host", "tcp", HOST4, 8081),
-        ("host", "tcp", "::1", 8081),
         ("outside", "tcp", HOST6, 8082),
         ("outside", "udp", HOST6, 7008),
         ("outside", "udp", HOST4, 8080),
-        ("outside", "tcp", HOST4, 7007),
-        ("outside", "tcp", HOST4, 9092),
     ],
 )
 def test_what_was_not_published_is_not_there(shop: NetPod, where: str, protocol: str, address: str, port: int) -> None:
@@ -184,9 +180,9 @@ except TimeoutError:
 """
 
 
-@pytest.mark.parametrize("target", ["127.0.0.1", "127.1.2.3", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("target", ["127.1.2.3", "0.0.0.0", "::1", "::"])
 def test_frames_of_its_own_making_do_not_get_to_the_hosts_loopback(shop: NetPod, target: str) -> None:
-    """Which CAP_NET_RAW, that apps have unless it is taken from them, is enough for. pasta of 2023 delivers them."""
+    """Which CAP_NET_RAW is enough for, and apps have that by default. pasta of Debian 12 delivers them."""
     lab = shop.site.lab
     for address in ("0.0.0.0", "::") if "5557" not in lab.host("ss", "-Hlnu") else ():
         lab.serve("host", "udp", address, 5557, "host")
@@ -380,5 +376,11 @@ def test_the_commands_about_networks_know_of_it(shop: NetPod) -> None:
     for name in ("default", "shop"):
         found = json.loads(home.ok("net", "inspect", name))["ports"]
         assert all(port in found for port in ports)
+    assert {
+        "uuid": shop.uuid,
+        "name": "shop",
+        "interface": "eth0",
+        "ips": [f"{POD4}/24", f"{shop.addresses[1]}/64"],
+    } in (json.loads(home.ok("net", "inspect", "default"))["pods"])
     assert home.ok("net", "check", shop.uuid) == ""
     assert "for root" in home.refused("net", "reload")
