@@ -167,7 +167,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
         parameters=acceleration.parameters(accelerated, size.cpus, signed=boots.signed, more=options.parameters),
         acceleration=accelerated,
         kind=kind,
-        cpu=acceleration.CPU[accelerated],
+        cpu=acceleration.cpu(accelerated, options.cpu),
         cpus=size.cpus,
         memory=size.memory,
         interfaces=len(pod.networks),

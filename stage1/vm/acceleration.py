@@ -70,6 +70,14 @@ def parameters(acceleration: str, cpus: int, *, signed: bool, more: str = "") ->
     return " ".join(filter(None, (*words, more)))
 
 
+def cpu(acceleration: str, wanted: str = "") -> str:
+    """What -cpu gets, of `wanted` if somebody has chosen. An emulated guest has its randomness from the processor
+    whichever that is, for there is no other device for it."""
+    if not wanted:
+        return CPU[acceleration]
+    return f"{wanted},+rdrand" if acceleration == TCG else wanted
+
+
 def choose(
     wanted: str,
     qemu: str,

@@ -23,6 +23,8 @@ class MachineOptions(NamedTuple):
     """For the kernel, besides those it gets anyway."""
     memory: int = 0
     """Bytes of the guest's memory; 0 leaves it to the limits of the apps."""
+    cpu: str = ""
+    """The CPU model and its features, as QEMU's -cpu has them; empty for `acceleration.CPU`."""
 
 
 class Machine(NamedTuple):

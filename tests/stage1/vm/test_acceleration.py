@@ -192,3 +192,8 @@ def test_a_kernel_insists_on_signed_modules_only_where_they_are_and_nobody_says_
         assert "lockdown" not in acceleration.parameters(accelerated, 1, signed=False)
         other = acceleration.parameters(accelerated, 2, signed=True, more="loglevel=7 lockdown=integrity").split()
         assert [word for word in other if word.startswith("lockdown")] == ["lockdown=integrity"]
+
+
+def test_a_processor_that_was_chosen_is_taken_and_emulated_has_randomness() -> None:
+    assert [acceleration.cpu(name) for name in ("kvm", "tcg")] == ["host", "Nehalem,+rdrand"]
+    assert [acceleration.cpu(name, "Haswell") for name in ("kvm", "tcg")] == ["Haswell", "Haswell,+rdrand"]
