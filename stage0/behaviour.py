@@ -30,6 +30,7 @@ POD_NAME, EXIT_POLICY, STOP_TIMEOUT = "rkpy/pod-name", "rkpy/exit-policy", "rkpy
 LOG_DRIVER = "rkpy/log-driver"
 READY = "rkpy/ready"
 KVM_ACCEL, KVM_KERNEL, KVM_PARAMS = "rkpy/kvm-accel", "rkpy/kvm-kernel", "rkpy/kvm-params"
+KVM_CPU = "rkpy/kvm-cpu"
 STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout", "stderr")}
 NO_OVERLAY = "rkpy/no-overlay"
 """Of a mutable pod: apps that are added later are copied too."""
@@ -57,6 +58,7 @@ _POLICIES = ("no", "on-failure", "always")
 ACCELERATIONS = ("auto", "kvm", "tcg")
 PARAMETERS_LIMIT = 1024
 """Bytes of parameters for a kernel, which takes 2048 in all (COMMAND_LINE_SIZE)."""
+_PROCESSOR_LIMIT = 1024
 _IPC = ("auto", "private", "parent")
 _ACCESS = "rwm"
 _MAX_COUNT = 1_000_000
@@ -171,6 +173,13 @@ def parameters(text: str) -> str:
     return text
 
 
+def processor(text: str) -> str:
+    """A model and its features, as QEMU's -cpu has them. Whether there is such a one QEMU says when the pod runs."""
+    if len(text) > _PROCESSOR_LIMIT or not re.fullmatch(r"[A-Za-z0-9_.-]+(,[+-]?[A-Za-z0-9_.=-]+)*", text):
+        raise UsageError(f"--kvm-cpu={text}: no model of a processor", hint="one is SandyBridge, or Haswell,-avx2")
+    return text
+
+
 def restart(text: str) -> Restart:
     """`no`, `on-failure[:N]` or `always`."""
     policy, limited, limit = text.partition(":")
@@ -240,6 +249,7 @@ def pod_annotations(flags: Values) -> Pairs:
         "kvm-accel": acceleration,
         "kvm-kernel": kernel,
         "kvm-params": parameters,
+        "kvm-cpu": processor,
     }
     given = {name: flags.get(name) for name in parsers}
     return tuple((f"rkpy/{name}", str(parsers[name](text))) for name, text in given.items() if text is not None)
@@ -313,6 +323,7 @@ def of_pod(manifest: PodManifest) -> PodBehaviour:
             _read(found, KVM_ACCEL, acceleration, ""),
             _read(found, KVM_KERNEL, kernel, ""),
             _read(found, KVM_PARAMS, parameters, ""),
+            cpu=_read(found, KVM_CPU, processor, ""),
         ),
     )
 

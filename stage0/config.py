@@ -216,6 +216,7 @@ def _machine(found: object) -> MachineOptions:
         "kernel": behaviour.kernel,
         "parameters": behaviour.parameters,
         "memory": quantity,
+        "cpu": behaviour.processor,
     }
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise UsageError("it has to be an object of strings")

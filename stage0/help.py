@@ -24,7 +24,7 @@ _USAGE = {
     "start": "[OPTIONS] UUID",
     "systemd": "[OPTIONS] UUID | [OPTIONS] IMAGE [APP OPTIONS] [-- ARGS... [---]] [IMAGE ...]",
     "unit check": "[NAME|FILE ...]",
-    "unit generate": "NORMAL [EARLY LATE]",
+    "unit generate": "[OPTIONS] NORMAL [EARLY LATE]",
     "unit list": "[OPTIONS]",
     "unit show": "NAME|FILE",
     "fetch": "[OPTIONS] IMAGE [--signature=FILE] ...",

@@ -28,6 +28,7 @@ def settle(pod: PreparedPod, flavour: Flavour, settings: Config, environment: Ma
         kernel=own.kernel or general.kernel,
         parameters=" ".join(filter(None, (general.parameters, own.parameters, extra))),
         memory=own.memory or general.memory,
+        cpu=own.cpu or general.cpu,
     )
     if len(merged.parameters) > behaviour.PARAMETERS_LIMIT:
         raise UsageError(

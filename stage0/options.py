@@ -93,6 +93,7 @@ BEHAVIOUR = (
     Flag("kvm-accel", STRING, "what runs the pod's virtual machine: auto (kvm, which has to work), kvm or tcg", "auto"),
     Flag("kvm-kernel", STRING, "kernel of the pod's virtual machine: an absolute path, or a version", "the newest"),
     Flag("kvm-params", STRING, "more parameters for that kernel"),
+    Flag("kvm-cpu", STRING, "model of that machine's processor, as QEMU has it: SandyBridge, or Haswell,-avx2"),
 )
 
 PREPARE = (

@@ -24,7 +24,7 @@ from aci.oci import Descriptor
 from aci.store import ImageRecord, Store, Verification
 from common.errors import ConfigError, ImageError
 from common.records import NamedTuple
-from stage0 import http, registries_conf
+from stage0 import http, registries_conf, xdg
 from stage0.config import Config
 from stage0.docker_auth import Login, Logins
 from stage0.docker_reference import DockerReference, image_name
@@ -85,6 +85,11 @@ class Resolved(NamedTuple):
     @property
     def name(self) -> oci_config.Name:
         return image_name(self.reference)
+
+
+def _is_for_us(path: str) -> bool:
+    """Whether it is not root's secret, or that of another user. What is missing is told by whoever opens it."""
+    return not xdg.is_ordinary() or os.access(path, os.R_OK) or not os.path.exists(path)
 
 
 class Client:
@@ -241,13 +246,13 @@ class Client:
         home = self._environment.get("HOME", "")
         for directory in (*_CERTIFICATES, *([f"{home}/.config/containers/certs.d"] if home else [])):
             folder = f"{directory}/{host}"
-            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+            names = sorted(os.listdir(folder)) if os.path.isdir(folder) and _is_for_us(folder) else []
             for name in names:
                 try:
                     if name.endswith(".crt"):
                         context.load_verify_locations(f"{folder}/{name}")
-                    elif name.endswith(".cert"):
-                        context.load_cert_chain(f"{folder}/{name}", f"{folder}/{name.removesuffix('.cert')}.key")
+                    elif name.endswith(".cert") and _is_for_us(key := f"{folder}/{name.removesuffix('.cert')}.key"):
+                        context.load_cert_chain(f"{folder}/{name}", key)
                 except (OSError, ssl.SSLError) as error:
                     raise ConfigError(f"{folder}/{name}: not a usable certificate: {error}") from error
         return context

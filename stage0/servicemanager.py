@@ -7,12 +7,18 @@ or for ever (loginctl(1), "enable-linger"). In a service they stay in that, whos
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from common.errors import SystemdError
 from common.records import NamedTuple
 from stage0 import xdg
+from stage1 import poddir
 from stage1.systemd import given, manager
 from stage1.systemd.manager import Manager
+
+if TYPE_CHECKING:
+    from stage0.pods import Pod
 
 
 class Place(NamedTuple):
@@ -70,3 +76,32 @@ def is_delegated(unit: str) -> bool:
 def _is_below(place: str) -> bool:
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         return any(f":/{place}/" in line for line in file)
+
+
+def come_near(pod: Pod) -> None:
+    """Move this process into the unit of a running pod, if it is to start something that the pod's limits bound. An
+    ordinary user may not leave the cgroup of his session by himself, but his service manager, and the system's for a
+    service of his, take his processes in (AttachProcessesToUnit in org.freedesktop.systemd1(5)). Where that does not
+    work, whoever joins the pod's cgroup later is told so by the kernel."""
+    leader = pod.leader()
+    unit = poddir.read_word(pod.path, poddir.UNIT)
+    if not xdg.is_ordinary() or leader is None or not unit:
+        return
+    from stage1 import cgroup
+
+    above, found, below = cgroup.of_process(leader.pid).partition(f"/{unit}")
+    top = f"{above}{found}"
+    if not found or f"{cgroup.of_process('self')}/".startswith(f"{top}/"):
+        return
+    theirs = find()
+    whose = theirs if theirs is not None and f"/{theirs.cgroup}/" in f"{above}/" else manager.SYSTEM
+    leaf = f"/{cgroup.SUPERVISOR}"
+    with suppress(SystemdError):
+        from stage1.systemd.bus import SYSTEMD, Bus
+
+        bus = Bus(whose.bus)
+        try:
+            where = leaf if os.path.isdir(top + leaf) else below or "/"
+            bus.call(SYSTEMD, "AttachProcessesToUnit", "ssau", (unit, where, [os.getpid()]))
+        finally:
+            bus.close()

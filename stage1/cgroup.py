@@ -14,14 +14,14 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 
 from common import users
 from common.errors import LaunchError, PodError, reason
 from common.records import NamedTuple
 from stage1.cgroupfiles import NOT_ENFORCEABLE, Report, counter, end_as_a_whole, keep, read, settings, try_write, write
-from stage1.limits import Limits
+from stage1.limits import FLAGS, Limits
 
 CONTROLLERS = ("cpu", "io", "memory", "pids")
 """All of them are enabled for every pod: they account for what the limits bound."""
@@ -268,9 +268,9 @@ class PodCgroup:
         """A descriptor of the supervisor's cgroup for CLONE_INTO_CGROUP, the caller's to close; -1 without cgroups."""
         return os.open(f"{self.path}/{INIT}", os.O_PATH | os.O_DIRECTORY) if self.path else -1
 
-    def app(self, name: str, limits: Limits) -> int:
+    def app(self, name: str, limits: Limits, asked: Sequence[str] = ()) -> int:
         """Make the cgroup of an app, or use it again: a descriptor for CLONE_INTO_CGROUP, the caller's to close; -1
-        without cgroups."""
+        without cgroups. LaunchError on refusal, also of limits that were `asked` for, by their flags."""
         path = f"{self.path}/{name}"
         if self.path:
             try:
@@ -279,17 +279,17 @@ class PodCgroup:
                 pass
             except OSError as error:
                 raise LaunchError(f'cannot make the cgroup of app "{name}": {reason(error)}') from error
-        self._apply(name, limits)
+        self._apply(name, limits, asked)
         return os.open(path, os.O_PATH | os.O_DIRECTORY) if self.path else -1
 
-    def renew(self, name: str, limits: Limits) -> int:
+    def renew(self, name: str, limits: Limits, asked: Sequence[str] = ()) -> int:
         """The cgroup of an app anew, with nothing left in it of what was there; a descriptor as from `app`.
 
         A cgroup that was killed (cgroup.kill) is of no further use: Linux 6.15 and later also kill what is born into it
         from another cgroup (CLONE_INTO_CGROUP) afterwards."""
         if self.path and os.path.exists(f"{self.path}/{name}"):
             self.remove_app(name)
-        return self.app(name, limits)
+        return self.app(name, limits, asked)
 
     def report(self) -> list[Report]:
         """What became of every limit asked for, the pod's first."""
@@ -337,19 +337,23 @@ class PodCgroup:
     def _forget(self, app: str) -> None:
         self._reports = [report for report in self._reports if report.app != app]
 
-    def _apply(self, app: str, limits: Limits) -> None:
+    def _apply(self, app: str, limits: Limits, asked: Sequence[str] = ()) -> None:
         self._forget(app)
         path = f"{self.path}/{app}" if app else self._unit or self.path
         if self.refusal:
-            names = (setting.name for setting in settings(limits, "") if setting.name != "swap")
+            names = [setting.name for setting in settings(limits, "") if setting.name != "swap"]
+            if any(FLAGS.get(name) in asked for name in names):
+                raise LaunchError(f"cannot set a limit of {app}: {self.refusal}")
             self._reports += (Report(app, name, NOT_ENFORCEABLE, self.refusal) for name in names)
         else:
             in_unit = path == self._unit
-            why = lambda: enforceable(self._directory, trusted=self._trusted)  # noqa: E731
-            self._reports += keep(path, app, limits, self._disk, unit=in_unit, why=why)
+            self._reports += keep(path, app, limits, self._disk, unit=in_unit, why=self._why_not, asked=asked)
         # An app that lost some of its processes is of no use: it ends as a whole, and its restart policy decides.
         if self.path and app and (limits.memory or self._limits.memory):
             end_as_a_whole(path)
+
+    def _why_not(self) -> dict[str, str]:
+        return enforceable(self._directory, trusted=self._trusted)
 
 
 def enter(directory: str, uuid: str, *, trusted: bool = False) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from common.errors import LaunchError, reason
 from common.records import NamedTuple
-from stage1.limits import CONTROLLER_OF, Limits
+from stage1.limits import CONTROLLER_OF, FLAGS, Limits
 
 ENFORCED, ADJUSTED, NOT_ENFORCEABLE = "enforced", "adjusted", "not enforceable"
 _BEYOND = 1 << 60
@@ -65,11 +65,12 @@ def keep(
     *,
     unit: bool,
     why: Callable[[], Mapping[str, str]],
+    asked: Sequence[str] = (),
 ) -> Iterator[Report]:
     """Set limits, `app`'s or with an empty name the pod's, in the cgroup `path`, and see what became of each. `unit`:
     it is that of a unit, in which systemd has set them. `disk`: that of the pod's files (MAJOR:MINOR), or why there is
     none. `why`: for each controller why it cannot be used, as far as it was said already. LaunchError for a limit that
-    is not kept though nobody was told."""
+    is not kept though nobody was told, or though somebody `asked` for it, by its flag."""
     verdict = ""
     for setting in settings(limits, disk[0]):
         if setting.name == "swap" and verdict == NOT_ENFORCEABLE:
@@ -80,7 +81,7 @@ def keep(
             verdict, detail = NOT_ENFORCEABLE, disk[1]
         if verdict == NOT_ENFORCEABLE and setting.value:
             known = why().get(CONTROLLER_OF.get(setting.name, "memory"), "")
-            if not known and setting.name != "swap":
+            if setting.name != "swap" and (not known or FLAGS.get(setting.name) in asked):
                 raise LaunchError(f"cannot set a limit of {app or 'the pod'}: {detail}")
             detail = known or detail
         yield Report(app, setting.name, verdict, detail)

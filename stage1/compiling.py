@@ -128,6 +128,7 @@ def compile_app(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]
         restart=app.restart,
         stop_signal=app.stop_signal,
         limits=resources.of_app(app.app.isolators),
+        asked=pod.asked,
         image_id=app.image_id,
         image_name=app.image_name,
         sockets=app_steps.sockets(pod, app),

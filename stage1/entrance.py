@@ -100,6 +100,17 @@ def _join(plan: EnterPlan) -> int:
     return procs
 
 
+def follow(procs: int) -> None:
+    """Into the cgroup whose cgroup.procs this is. An ordinary user may not leave that of his session."""
+    try:
+        os.write(procs, b"0")
+    except PermissionError as error:
+        from stage1 import boot
+
+        boot.complain("enter", f"the limits of the pod do not bound the command: cgroup.procs: {reason(error)}")
+    os.close(procs)
+
+
 def become(spec: LaunchSpec, report: Channel, procs: int, take: Callable[[], None] | None) -> NoReturn:
     """In the child, the first of ours inside the pod's PID namespace, when all NAMESPACES are the app's: be the command
     (without argv: a shell). `procs` is the open cgroup.procs of the app, or -1. `take` makes the streams 0 to 2;
@@ -108,8 +119,7 @@ def become(spec: LaunchSpec, report: Channel, procs: int, take: Callable[[], Non
     `report` hears `terminal` (with the master), or why it cannot be: `STATUS TEXT`. That it closes means it can."""
     try:
         if procs >= 0:
-            os.write(procs, b"0")
-            os.close(procs)
+            follow(procs)
         os.setsid()
         forget_keys()
         if take is not None:

@@ -79,7 +79,7 @@ def bound(pod: PreparedPod, bounds: Bounds, *, scope: bool) -> None:
         found = [
             report
             for owner, limits in wanted
-            for report in keep(path, owner, limits, disk, unit=scope, why=lambda: bounds.why)
+            for report in keep(path, owner, limits, disk, unit=scope, why=lambda: bounds.why, asked=pod.asked)
         ]
         if bounds.together().memory:
             # An app that lost some of its processes is of no use.

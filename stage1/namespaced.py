@@ -88,7 +88,7 @@ class Namespaced:
         opened = [channel.memory_file(dumps(plan))]
         null = os.open(os.devnull, os.O_RDWR)  # stands in where the supervisor makes a terminal
         try:
-            cgroup = self._cgroup.renew(plan.name, plan.limits)
+            cgroup = self._cgroup.renew(plan.name, plan.limits, plan.asked)
             opened.append(cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY))
             opened += apptree.open_app(plan, self._idmap, self._host_mounts)
             streams = (null if fd < 0 else fd for fd in stdio)

@@ -81,6 +81,8 @@ class AppPlan(NamedTuple):
     restart: Restart = Restart()
     stop_signal: int = 15
     limits: Limits = Limits()
+    asked: tuple[str, ...] = ()
+    """Command-line options that were typed for this run: limits of theirs are kept, or the app does not start."""
     image_id: str = ""
     image_name: str = ""
     sockets: tuple[str, ...] = ()

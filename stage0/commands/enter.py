@@ -9,7 +9,7 @@ import click
 
 from aci.store import Store
 from common.errors import PodError, UsageError
-from stage0 import apps, flags, prepare
+from stage0 import apps, flags, prepare, servicemanager
 from stage0.commands.pod_arguments import app_name
 from stage0.config import Config
 from stage0.pods import RUN, Pod, Pods, State
@@ -53,6 +53,7 @@ def run(
     pod = _find(Pods(config.pods).require_own(), uuid)
     _wait_until_ready(pod)
     apps.join(pod)
+    servicemanager.come_near(pod)
     prepared = prepare.load(pod, Store(config.store))
     command = words[1:] if words[:1] == ("--",) else words
     flavour = flavours.load(pod.flavour() or "")

@@ -66,6 +66,7 @@ POD = {
     "HostName": Key(ONE, "hostname"),
     "IPC": Key(ONE, "ipc"),
     "KvmAccel": Key(ONE, "kvm-accel"),
+    "KvmCpu": Key(ONE, "kvm-cpu"),
     "KvmKernel": Key(ONE, "kvm-kernel"),
     "KvmParams": Key(ONE, "kvm-params"),
     "Label": Key(WORDS, "user-label"),

@@ -35,6 +35,9 @@ EMULATED = "noreplace-smp mitigations=off"
 """More of them for an emulated machine, where every byte of code that the kernel changes is translated anew. What makes
 a processor safe that speculates is not what is run there, but a translation of it; against that of the guest's it is
 the host's kernel that protects the host."""
+LOCKED = "lockdown=confidentiality"
+"""For a kernel whose modules are signed, which it insists on then. It leaves out tracefs, whose 15000 files take
+9 MB and a twentieth of an emulated boot (kernel_lockdown(7), security_locked_down() in kernel/trace/trace.c)."""
 ALONE = "nolapic_timer"
 """And for one with a single processor: the timer that others need one each of takes a tenth of a second to measure,
 which an emulated one spends on waiting for it. It has another one."""
@@ -56,11 +59,23 @@ class Chosen(NamedTuple):
     """The type of the machine, MICROVM or Q35."""
 
 
-def parameters(acceleration: str, cpus: int) -> str:
-    """The kernel's, for a machine that is accelerated so and has so many processors."""
-    if acceleration == KVM:
-        return PARAMETERS
-    return f"{PARAMETERS} {EMULATED} {ALONE}" if cpus == 1 else f"{PARAMETERS} {EMULATED}"
+def parameters(acceleration: str, cpus: int, *, signed: bool, more: str = "") -> str:
+    """The kernel's, for a machine that is accelerated so and has so many processors. `signed`: whether its modules are.
+    `more`: what was asked for besides, and can say otherwise; the kernel itself takes no lockdown back."""
+    words = [PARAMETERS]
+    if signed and not any(word.startswith("lockdown=") for word in more.split()):
+        words.append(LOCKED)
+    if acceleration != KVM:
+        words += [EMULATED, ALONE] if cpus == 1 else [EMULATED]
+    return " ".join(filter(None, (*words, more)))
+
+
+def cpu(acceleration: str, wanted: str = "") -> str:
+    """What -cpu gets, of `wanted` if somebody has chosen. An emulated guest has its randomness from the processor
+    whichever that is, for there is no other device for it."""
+    if not wanted:
+        return CPU[acceleration]
+    return f"{wanted},+rdrand" if acceleration == TCG else wanted
 
 
 def choose(

@@ -6,8 +6,8 @@
     CACHE/bzimage-DIGEST       one that had to stay as it was, where QEMU may read it
     CACHE/initramfs-DIGEST     an initramfs
 
-A record is written last, so that what it names is whole. It holds as long as all that went into it is as it was, by
-size and times: that is what each start looks at, some 200 calls of stat(2).
+A record is written last, so that what it names is whole. It holds as long as all that went into it, and what was
+made, is as it was, by size and times: that is what each start looks at, some 200 calls of stat(2).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from common import files, locks
 from common.errors import LaunchError, reason
@@ -25,7 +26,7 @@ from common.records import NamedTuple
 from stage1.vm import kernel as kernels
 from stage1.vm.kernel import Kernel
 
-VERSION = 1
+VERSION = 2
 """Of the record."""
 _KEPT = 4
 """Records that are kept, the newest ones; and as many files that no record names, which somebody may be about to
@@ -39,12 +40,13 @@ _State = tuple[int, int, int]
 
 
 class BootFiles(NamedTuple):
-    """Absolute paths, but for the last."""
-
     kernel: str
+    """Absolute path, as that of the next."""
     initramfs: str
     release: str
     """The version of the kernel."""
+    signed: bool
+    """Whether all of the modules in the initramfs are."""
 
 
 def boot_files(wanted: str, cache: str) -> BootFiles:
@@ -89,20 +91,24 @@ def _make(kernel: Kernel, record: str, cache: str) -> BootFiles:
     states = {path: _state(path) for path in sorted(sources)}
     image = f"vmlinux-{_digest(kernel.path, states[kernel.path])}"
     name = f"initramfs-{_digest(record, sorted(states.items()))}"
-    archive = initramfs.archive(initramfs.entries(python, modules))
+    entries = tuple(initramfs.entries(python, modules))
+    archive = initramfs.archive(entries)
     files.replace(f"{cache}/{name}", archive, durable=True)
     # Second, since that one is needed, and this one can do without the room that is not there.
     image = _keep(cache, image, lambda: kernels.vmlinux(kernel.path)) or _as_installed(kernel, cache, image)
-    made = {"kernel": image, "initramfs": name, "release": kernel.release, "sizes": [_size(cache, image), len(archive)]}
-    text = json.dumps({"version": VERSION, **made, "sources": states})
+    made = BootFiles(os.path.join(cache, image), f"{cache}/{name}", kernel.release, initramfs.are_signed(entries))
+    about = {"kernel": image, "initramfs": name, "release": made.release, "signed": made.signed}
+    about["states"] = [_state(made.kernel), _state(made.initramfs)]
+    text = json.dumps({"version": VERSION, **about, "sources": states})
     files.replace(record, text.encode("utf-8", "surrogateescape"), durable=True)
     _forget(cache)
-    return BootFiles(os.path.join(cache, image), f"{cache}/{name}", kernel.release)
+    return made
 
 
 def _keep(cache: str, name: str, make: Callable[[], bytes | None]) -> str:
-    """`name` if there is such a file, or can be: without it a guest boots too, only later. Empty when not."""
-    if _is_ours(f"{cache}/{name}"):
+    """`name` if there is such a file and a record says it is as it was made, or it can be made: without it a guest
+    boots too, only later. Empty when not."""
+    if _is_ours(f"{cache}/{name}") and _is_known(cache, name):
         return name
     data = make()
     if data is None:
@@ -148,10 +154,6 @@ def _state(path: str) -> _State:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _size(cache: str, name: str) -> int:
-    return os.stat(os.path.join(cache, name)).st_size
-
-
 def _read(record: str, cache: str) -> BootFiles | None:
     """What a record names, if it holds."""
     try:
@@ -162,13 +164,33 @@ def _read(record: str, cache: str) -> BootFiles | None:
         if found["version"] != VERSION or not found["sources"]:
             return None
         kernel, initramfs = os.path.join(cache, found["kernel"]), f"{cache}/{found['initramfs']}"
-        if [os.path.getsize(path) for path in (kernel, initramfs)] != found["sizes"]:
+        if [list(_state(path)) for path in (kernel, initramfs)] != found["states"]:
             return None
         if any(list(_state(path)) != state for path, state in found["sources"].items()):
             return None
-        return BootFiles(kernel, initramfs, str(found["release"]))
+        return BootFiles(kernel, initramfs, str(found["release"]), found["signed"] is True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _is_known(cache: str, kernel: str) -> bool:
+    state = list(_state(f"{cache}/{kernel}"))
+    for name in os.listdir(cache):
+        if name.endswith(".record"):
+            found = _content(f"{cache}/{name}")
+            if found.get("kernel") == kernel and state in found.get("states", ()):
+                return True
+    return False
+
+
+def _content(record: str) -> dict[str, Any]:
+    """What is in it, which may be of any version; nothing if it cannot be read."""
+    try:
+        with open(record, encoding="utf-8", errors="surrogateescape") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _is_ours(path: str) -> bool:
@@ -212,9 +234,5 @@ def _time(path: str) -> int:
 
 
 def _names(record: str) -> set[str]:
-    try:
-        with open(record, encoding="utf-8", errors="surrogateescape") as file:
-            found = json.load(file)
-        return {str(found["kernel"]), str(found["initramfs"])}
-    except (OSError, ValueError, TypeError, KeyError):
-        return set()
+    found = _content(record)
+    return {str(found[what]) for what in ("kernel", "initramfs") if what in found}

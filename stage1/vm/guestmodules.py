@@ -13,7 +13,8 @@ time: a pod that ends at once does without."""
 
 
 def load(wanted: str) -> None:
-    """Those of one list. Raises LaunchError."""
+    """Those of one list, which is loaded once: in the guest files are memory, and the kernel has made a copy of what it
+    needs of these. Raises LaunchError."""
     with open(wanted, encoding="utf-8") as file:
         paths = file.read().splitlines()
     for path in paths:
@@ -23,6 +24,7 @@ def load(wanted: str) -> None:
                 syscalls.finit_module(fd, path)
             finally:
                 os.close(fd)
+                os.unlink(path)
         except FileExistsError:
             pass  # It is there already.
         except OSError as error:

@@ -35,6 +35,8 @@ ALIVE = "rkpy: the machine works"
 _DIRECTORIES = ("dev", "modules", "proc", "root", "run", "share", "sys", "tmp")
 _DEVICES = {"console": (5, 1), "null": (1, 3), "urandom": (1, 9)}
 """Until devtmpfs is mounted. Without the last Python does not start when the kernel has no randomness yet."""
+_SIGNED = b"~Module signature appended~\n"
+"""The end of a module that is signed (MODULE_SIG_STRING in include/linux/module_signature.h)."""
 _LIMIT = 64 << 20
 """Bytes of a module."""
 
@@ -76,6 +78,11 @@ def entries(runtime: Runtime, modules: Sequence[Module]) -> Iterator[Entry]:
         except OSError as error:
             raise LaunchError(f"cannot take {file.source} into a virtual machine: {reason(error)}") from error
         yield Entry(file.target.lstrip("/"), stat.S_IFREG | mode, data)
+
+
+def are_signed(found: Iterable[Entry]) -> bool:
+    """Whether the kernel's modules among `found` all are; by whom is for the kernel to say."""
+    return all(entry.data.endswith(_SIGNED) for entry in found if entry.path.endswith(".ko"))
 
 
 def _init(runtime: Runtime) -> bytes:

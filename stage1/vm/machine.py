@@ -6,9 +6,10 @@ from common.records import NamedTuple
 from stage1.limits import Limits
 
 MEBIBYTE = 1 << 20
-TRANSLATED = 64
-"""MiB of translated code that QEMU keeps when it emulates (tb-size of -accel tcg): it would take a GiB. What starts an
-app fits; with half of that everything is translated anew each time, and takes twice as long."""
+TRANSLATED = 32
+"""MiB of translated code that QEMU keeps when it emulates (tb-size of -accel tcg): it would take a GiB, and never gives
+back what it has once used. A start translates three times as much, most of it to run once, and takes as long with
+64; with 24 a seventh longer, with 16 half as long again, because what is used all the time no longer fits."""
 
 
 class MachineOptions(NamedTuple):
@@ -22,6 +23,8 @@ class MachineOptions(NamedTuple):
     """For the kernel, besides those it gets anyway."""
     memory: int = 0
     """Bytes of the guest's memory; 0 leaves it to the limits of the apps."""
+    cpu: str = ""
+    """The CPU model and its features, as QEMU's -cpu has them; empty for `acceleration.CPU`."""
 
 
 class Machine(NamedTuple):

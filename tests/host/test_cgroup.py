@@ -90,10 +90,25 @@ def test_a_limit_is_reported_once_however_often_the_app_starts(pod: PodCgroup) -
 def test_a_limit_that_was_promised_and_cannot_be_set_is_no_pod_without_it(
     pod: PodCgroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cgroup, "enforceable", lambda _directory: dict.fromkeys(cgroup.CONTROLLERS, ""))
+    monkeypatch.setattr(cgroup, "enforceable", lambda _directory, **_: dict.fromkeys(cgroup.CONTROLLERS, ""))
     monkeypatch.setattr(cgroupfiles, "put", lambda _path, _setting: (NOT_ENFORCEABLE, "pids.max = 64: out of luck"))
     with pytest.raises(LaunchError, match="cannot set a limit of web"):
         pod.app("web", Limits(pids=64))
+
+
+def test_a_limit_that_was_asked_for_is_kept_or_there_is_no_app(directory: str, pod: PodCgroup) -> None:
+    """Also where it was not known before that it cannot be, as in a scope that is given fewer controllers."""
+    lacking = [name for name, why in cgroup.enforceable(directory).items() if why]
+    asked, limits = ("--memory", "--pids-limit"), Limits(memory=64 << 20, pids=64)
+    for name in ("memory", "pids"):
+        one = Limits(**{name: getattr(limits, name)})
+        if name in lacking:
+            with pytest.raises(LaunchError, match="cannot set a limit of web"):
+                pod.app("web", one, asked)
+        else:
+            os.close(pod.app("web", one, asked))
+    with pytest.raises(LaunchError, match="cannot set a limit of web: nowhere"):
+        PodCgroup(directory, "", None, "nowhere").app("web", limits, asked)
 
 
 def test_what_is_said_to_be_enforceable_is_enforced_and_nothing_else(directory: str) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from stage1 import poddir
 from stage1.poddir import Ending
-from stage1.vm import initramfs, kernel
+from stage1.vm import acceleration, initramfs, kernel
 from stage1.vm.guestmodules import NETWORK
 from tests import images
 from tests.host import flavours
@@ -310,6 +310,13 @@ def test_the_kernel_has_its_modules(ground: Ground, pod: Running) -> None:
         return {line.split()[0] for line in lines}
 
     until(lambda: wanted <= loaded())
+
+
+def test_the_kernel_keeps_nothing_for_tracing(ground: Ground, pod: Running) -> None:
+    """Which is 9 MB where it does; of the modules of this host's kernel it is known that they are signed."""
+    said = enter(ground, pod, ["/bin/cat", "/proc/cmdline", "/proc/meminfo"])[1]
+    assert acceleration.LOCKED in said.split()
+    assert int(said.partition("SReclaimable:")[2].split()[0]) < 6 << 10
 
 
 def test_the_end(ground: Ground, pod: Running) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import gpg, images, layouts, ordinary, tars
+from tests import gpg, images, layouts, ordinary, servers, tars
 from tests.host import registries
 from tests.host.commands import ROOT, Rkpy
 from tests.ordinary import User
@@ -282,9 +282,13 @@ def test_root_does_not_work_in_a_users_directories(rkpy: Rkpy, person: User) -> 
 
 def test_a_user_does_not_work_in_the_stores_of_others(rkpy: Rkpy, tmp_path: Path) -> None:
     root = Rkpy(rkpy.directory)
-    unverified(root, "fetch", aci(rkpy.directory))
+    unverified(root, "prepare", aci(rkpy.directory))
+    assert rkpy.user is not None
+    rkpy.user.own(rkpy.data)
     for words in (("fetch", "example.com/app"), ("image", "gc"), ("run", "--net=none", "example.com/app")):
         assert "it belongs to somebody else (use one of your own, see --dir)" in rkpy.refused(*words)
+    for command in ("gc", "rm 1234", "stop 1234", "run-prepared 1234"):
+        assert "pods: it belongs to" in rkpy.refused(*command.split())
     assert "example.com/app" in rkpy.ok("image", "list")
 
 
@@ -356,7 +360,7 @@ def test_a_fetch_that_was_killed_leaves_nothing_that_cannot_be_removed(rkpy: Rkp
 
 
 def test_a_registry(rkpy: Rkpy) -> None:
-    """Docker's own, which wants a login."""
+    """Docker's own, which wants a login. A client certificate is not the user's to show where the key is root's."""
     made = registries.image({"etc/motd": b"hello"})
     place = rkpy.directory / "registry"
     place.mkdir()
@@ -364,10 +368,42 @@ def test_a_registry(rkpy: Rkpy) -> None:
         registry.put(made, "team/app:1")
         login = base64.b64encode(f"{registries.USER}:{registries.PASSWORD}".encode()).decode()
         (rkpy.directory / "auth.json").write_text(json.dumps({"auths": {registry.host: {"auth": login}}}))
-        where = {"SSL_CERT_FILE": str(registry.ca), "REGISTRY_AUTH_FILE": str(rkpy.directory / "auth.json")}
+        folder = rkpy.directory / ".config/containers/certs.d" / registry.host
+        folder.mkdir(parents=True)
+        (folder / "ca.crt").write_bytes(registry.ca.read_bytes())
+        (folder / "client.cert").write_bytes(registry.ca.read_bytes())
+        (folder / "client.key").touch(mode=0o600)
+        where = {"HOME": str(rkpy.directory), "REGISTRY_AUTH_FILE": str(rkpy.directory / "auth.json")}
         rkpy.ok("--insecure-options=image", "fetch", f"docker://{registry.host}/team/app:1", **where)
     (name,) = (row["name"] for row in json.loads(rkpy.ok("image", "list", "--format=json")))
     rkpy.ok("image", "verify", name)
+
+
+def test_an_image_by_its_name(rkpy: Rkpy) -> None:
+    """Discovered and downloaded with what it depends on; the key that was announced comes to be the user's."""
+    with gpg.signer() as signer, servers.site() as site, servers.proxy(site.port) as proxy:
+        key = signer.key("Maker <maker@example.com>")
+        site.pages["//mirror.example.com/keys"] = servers.page(signer.export(key))
+        for name, below in (("app", [{"imageName": "example.com/below"}]), ("below", [])):
+            path = str(rkpy.directory / f"{name}.aci")
+            images.make_aci(path, images.manifest(f"example.com/{name}", dependencies=below), {f"etc/{name}": name})
+            for ending, file_ in (("", path), (".asc", signer.sign(key, path))):
+                site.pages[f"//mirror.example.com/example.com/{name}.aci{ending}"] = servers.page(
+                    Path(file_).read_bytes()
+                )
+            site.pages[f"//example.com/{name}"] = servers.html(
+                ("ac-discovery", "example.com https://mirror.example.com/{name}.{ext}"),
+                ("ac-discovery-pubkeys", "example.com https://mirror.example.com/keys"),
+            )
+        authority = rkpy.directory / "ca.crt"
+        authority.write_bytes(Path(servers.authority().certificate).read_bytes())
+        where = {"HOME": str(rkpy.directory), "SSL_CERT_FILE": str(authority), "https_proxy": proxy.url}
+        rkpy.ok("--trust-keys-from-https", "fetch", "example.com/app", **where)
+    kept = list((rkpy.directory / ".config/rkpy/trustedkeys/prefix.d").rglob(key))
+    assert rkpy.user is not None
+    assert {os.stat(path).st_uid for path in kept} == {rkpy.user.uid}
+    rkpy.ok("image", "render", "--rootfs-only", "example.com/app", rkpy.directory / "out")
+    assert sorted(os.listdir(rkpy.directory / "out/etc")) == ["app", "below"]
 
 
 # Trust and configuration

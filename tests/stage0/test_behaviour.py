@@ -74,6 +74,7 @@ def test_what_was_said_about_the_machine_comes_back_and_nothing_otherwise() -> N
     found = pod("--kvm-accel=tcg", "--kvm-kernel=/boot/vmlinuz", "--kvm-params=loglevel=7 nosmp").machine
     assert found == MachineOptions("tcg", "/boot/vmlinuz", "loglevel=7 nosmp")
     assert pod("--kvm-kernel=6.1.0").machine == MachineOptions(kernel="6.1.0")
+    assert pod("--kvm-cpu=Haswell-noTSX,+x2apic,-pcid,level=13").machine.cpu == "Haswell-noTSX,+x2apic,-pcid,level=13"
     assert pod().machine == MachineOptions()
 
 
@@ -133,6 +134,7 @@ def test_bad_values_of_apps(word: str) -> None:
         "--pod-name=deadbeef", "--pod-name=deadbeef-web",
         "--log-driver=", "--log-driver=none", "--log-driver=syslog",
         "--kvm-accel=", "--kvm-accel=hvf", "--kvm-kernel=", "--kvm-kernel=boot/vmlinuz", "--kvm-kernel=a\nb",
+        "--kvm-cpu=", "--kvm-cpu=Haswell,", "--kvm-cpu=+avx x", "--kvm-cpu=a/b", "--kvm-cpu=" + "x" * 1025,
         "--kvm-params=a\nb", "--kvm-params=\N{SNOWMAN}", "--kvm-params=quiet -- x", "--kvm-params=" + "x" * 1025,
         "--exit-policy=", "--stop-timeout=-1s", "--stop-timeout=", "--stop-timeout=99999999999",
     ],

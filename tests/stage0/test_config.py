@@ -108,11 +108,11 @@ def test_stage1_is_configurable(tmp_path: Path, directories: dict[str, str]) -> 
 def test_machines_are_configurable_key_by_key(tmp_path: Path, directories: dict[str, str]) -> None:
     stage1 = {"rktKind": "stage1", "rktVersion": "v1"}
     assert config.load(flags(**directories)).machine == MachineOptions()
-    general = {"acceleration": "tcg", "kernel": "6.1.0", "parameters": "loglevel=7", "memory": "1Gi"}
+    general = {"acceleration": "tcg", "kernel": "6.1.0", "parameters": "loglevel=7", "memory": "1Gi", "cpu": "max"}
     write(tmp_path / "system_config", "stage1.d", "a.json", **stage1, kvm=general)
     write(tmp_path / "local_config", "stage1.d", "a.json", **stage1, kvm={"acceleration": "auto", "kernel": ""})
     found = config.load(flags(**directories)).machine
-    assert found == MachineOptions("auto", "", "loglevel=7", 1 << 30)
+    assert found == MachineOptions("auto", "", "loglevel=7", 1 << 30, "max")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,7 @@ def test_machines_are_configurable_key_by_key(tmp_path: Path, directories: dict[
         ({"acceleration": "fast"}, "not one of auto, kvm, tcg"),
         ({"kernel": "boot/vmlinuz"}, "neither an absolute path nor a version"),
         ({"parameters": "a\nb"}, "not a line of at most"),
+        ({"cpu": "the best"}, "no model of a processor"),
         ({"cpus": "4"}, "cpus is not known"),
     ],
 )

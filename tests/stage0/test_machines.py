@@ -15,7 +15,7 @@ from stage1.flavour import Flavour, PreparedPod
 from stage1.vm.machine import MachineOptions
 
 WITH = SimpleNamespace(MACHINES=True)
-CONFIGURED = MachineOptions("tcg", "6.1.0", "loglevel=7", 1 << 30)
+CONFIGURED = MachineOptions("tcg", "6.1.0", "loglevel=7", 1 << 30, "max")
 
 
 def settled(
@@ -28,7 +28,8 @@ def settled(
 
 def test_the_pods_own_words_win() -> None:
     assert settled(MachineOptions()) == CONFIGURED
-    assert settled(MachineOptions("kvm", "/k")) == MachineOptions("kvm", "/k", "loglevel=7", 1 << 30)
+    own = MachineOptions("kvm", "/k", cpu="host,-avx")
+    assert settled(own) == MachineOptions("kvm", "/k", "loglevel=7", 1 << 30, "host,-avx")
 
 
 def test_parameters_add_up() -> None:

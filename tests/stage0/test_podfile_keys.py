@@ -30,6 +30,7 @@ POD = {
     "Label=a=b": ["--user-label=a=b"],
     "LoadCredential=token:/etc/token": ["--load-credential=token:/etc/token"],
     "KvmAccel=tcg": ["--kvm-accel=tcg"],
+    "KvmCpu=Haswell,-avx2": ["--kvm-cpu=Haswell,-avx2"],
     "KvmKernel=/boot/vmlinuz": ["--kvm-kernel=/boot/vmlinuz"],
     "KvmParams=loglevel=7 nosmp": ["--kvm-params=loglevel=7 nosmp"],
     "LogDriver=journald": ["--log-driver=journald"],

@@ -112,9 +112,9 @@ def guest(machine: Machine, site: Path, tmp_path_factory: pytest.TempPathFactory
             "rkpy fetch /payload/site/web.aci;"
             "mkdir -p /srv/web /etc/rkpy/pods; cp /payload/site/web.pod /etc/rkpy/pods/; rkpy unit check web;"
             "useradd --create-home alice; loginctl enable-linger alice; cd /;"
-            f"{ALICE} rkpy --insecure-options=image fetch /payload/site/web.aci;"
-            f"{ALICE} mkdir -p /home/alice/.config/rkpy/pods;"
-            f"{ALICE} cp /payload/site/mine.pod /home/alice/.config/rkpy/pods/; {ALICE} rkpy unit check mine"
+            f"{ALICE} mkdir -p /home/alice/.config/rkpy/pods; install -o alice /payload/site/web.aci /home/alice/;"
+            "install -o alice /payload/site/mine.pod /home/alice/.config/rkpy/pods/;"
+            f"{ALICE} rkpy --insecure-options=image fetch /home/alice/web.aci; {ALICE} rkpy unit check mine"
         )
         made.reboot()
         yield made

@@ -5,14 +5,9 @@ from __future__ import annotations
 from tests.vm.machine import Machine
 
 MODULES = (
-    "vm/inside/cgroups",
-    "vm/inside/pods",
-    "vm/inside/flypods",
-    "vm/inside/networks",
-    "vm/inside/podnets",
-    "systemd/inside/limits",
-    "systemd/inside/rootless_limits",
-)
+    "vm/inside/cgroups", "vm/inside/pods", "vm/inside/flypods", "vm/inside/networks", "vm/inside/podnets",
+    "systemd/inside/limits", "systemd/inside/rootless_limits",
+)  # fmt: skip
 
 
 def test_all_passes_inside(machine: Machine) -> None:

@@ -26,7 +26,7 @@ class Site:
         self.qemu, self.state, self.runs = root / "qemu-system", root / "run" / "kvm", root / "runs"
         for name in ("kernel", "initramfs", "kvm"):
             (root / name).write_text("")
-        self.boots = BootFiles(str(root / "kernel"), str(root / "initramfs"), "6.1.0")
+        self.boots = BootFiles(str(root / "kernel"), str(root / "initramfs"), "6.1.0", True)
 
     def qemu_does(self, script: str) -> None:
         self.qemu.write_text(f'#!/bin/sh\necho "$*" >> {self.runs}\n{script}\n')
@@ -134,7 +134,7 @@ def test_nothing_stays_when_we_are_killed(site: Site) -> None:
     site.qemu_does(f"echo $$ > {site.root}/pid.new; mv {site.root}/pid.new {site.root}/pid; exec sleep 1000")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from stage1.vm import acceleration, bootfiles\n"
-        "boots = bootfiles.BootFiles(sys.argv[3], sys.argv[3], '')\n"
+        "boots = bootfiles.BootFiles(sys.argv[3], sys.argv[3], '', True)\n"
         "acceleration.prove(sys.argv[2], boots, accelerator='kvm', kind='q35', patience=1000)\n"
     )
     root = str(Path(acceleration.__file__).parents[2])
@@ -183,3 +183,17 @@ def test_a_qemu_that_is_not_there_is_said(site: Site) -> None:
     site.qemu.unlink()
     with pytest.raises(LaunchError, match=r"it cannot be tried: .*/qemu-system: no such file or directory"):
         site.choose()
+
+
+def test_a_kernel_insists_on_signed_modules_only_where_they_are_and_nobody_says_otherwise() -> None:
+    """It would take none of the others, and does not take it back."""
+    for accelerated in ("kvm", "tcg"):
+        assert acceleration.LOCKED in acceleration.parameters(accelerated, 1, signed=True).split()
+        assert "lockdown" not in acceleration.parameters(accelerated, 1, signed=False)
+        other = acceleration.parameters(accelerated, 2, signed=True, more="loglevel=7 lockdown=integrity").split()
+        assert [word for word in other if word.startswith("lockdown")] == ["lockdown=integrity"]
+
+
+def test_a_processor_that_was_chosen_is_taken_and_emulated_has_randomness() -> None:
+    assert [acceleration.cpu(name) for name in ("kvm", "tcg")] == ["host", "Nehalem,+rdrand"]
+    assert [acceleration.cpu(name, "Haswell") for name in ("kvm", "tcg")] == ["Haswell", "Haswell,+rdrand"]

@@ -20,7 +20,7 @@ from common import files
 from common.errors import LaunchError
 from stage1.vm import bootfiles, kernel
 from stage1.vm.bootfiles import BootFiles
-from tests.stage1.vm.kernels import Host, bzimage
+from tests.stage1.vm.kernels import Host, bzimage, elf
 
 
 @pytest.fixture
@@ -90,7 +90,18 @@ def test_a_kernel_that_cannot_be_started_directly_is_used_as_it_is(host: Host, c
 
 @pytest.mark.parametrize(
     "change",
-    ["module", "order", "image", "initramfs gone", "initramfs cut", "vmlinux gone", "record cut", "record of others"],
+    [
+        "module",
+        "order",
+        "image",
+        "initramfs gone",
+        "initramfs cut",
+        "initramfs damaged",
+        "vmlinux gone",
+        "vmlinux damaged",
+        "record cut",
+        "record of others",
+    ],
 )
 def test_it_is_made_anew_when_it_does_not_hold(change: str, host: Host, cache: Path) -> None:
     first = make(cache)
@@ -108,6 +119,10 @@ def test_it_is_made_anew_when_it_does_not_hold(change: str, host: Host, cache: P
             os.rename(first.initramfs, f"{first.initramfs}x")  # so that its inode is not used again
         case "initramfs cut":
             os.truncate(first.initramfs, 100)
+        case "initramfs damaged":
+            _damage(first.initramfs)
+        case "vmlinux damaged":
+            _damage(first.kernel)
         case "vmlinux gone":
             os.unlink(first.kernel)
         case "record cut":
@@ -116,8 +131,14 @@ def test_it_is_made_anew_when_it_does_not_hold(change: str, host: Host, cache: P
             record.chmod(0o666)
     again = make(cache)
     assert inode(again.initramfs) != before
-    assert os.path.getsize(again.kernel) > 100
+    assert Path(again.kernel).read_bytes() == elf()
     assert make(cache) == again
+
+
+def _damage(path: str) -> None:
+    """Without a change of its size."""
+    with open(path, "r+b") as file:
+        file.write(b"another")
 
 
 def test_a_change_of_what_runs_in_the_guest_is_seen(host: Host, cache: Path) -> None:
@@ -200,9 +221,8 @@ def test_whoever_is_killed_leaves_nothing_half(call: str, host: Host, cache: Pat
             break
     assert statuses[:2] == [-signal.SIGKILL] * 2
     found = make(cache)
-    assert (
-        os.path.getsize(found.initramfs) == json.loads((cache / names(cache, ".record").pop()).read_text())["sizes"][1]
-    )
+    states = json.loads((cache / names(cache, ".record").pop()).read_text())["states"]
+    assert [os.path.getsize(path) for path in (found.kernel, found.initramfs)] == [state[0] for state in states]
     assert not [name for name in names(cache) if "." in name and not name.endswith(".record")]
 
 
@@ -234,3 +254,14 @@ def test_a_cache_that_cannot_be_is_said(host: Host, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LaunchError, match=r"cannot keep what virtual machines boot from in .*/file/kvm"):
         make(tmp_path / "file" / "kvm")
+
+
+def test_whether_all_modules_are_signed_is_known(host: Host, cache: Path) -> None:
+    assert not make(cache).signed
+    modules = sorted(host.modules.rglob("*.ko"))
+    for path in modules:
+        path.write_bytes(b"module, its signature, and what is known of it~Module signature appended~\n")
+    assert make(cache).signed
+    assert make(cache).signed  # as the record says
+    modules[0].write_bytes(b"module")
+    assert not make(cache).signed

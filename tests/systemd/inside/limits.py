@@ -111,6 +111,17 @@ def test_limits_are_properties_and_files(rkpy: Rkpy) -> None:
         assert {value.partition(":")[0] for value in said.values()} == {"enforced"}
 
 
+def test_a_limit_that_a_scope_cannot_have_is_no_pod_without_it(rkpy: Rkpy) -> None:
+    run = ("--insecure-options=image", "run", "--net=none", "example.com/busybox", "--memory=64M", "--exec=/bin/true")
+    units.run("systemctl", "set-property", "--runtime", "machine.slice", "DisableControllers=memory")
+    try:
+        done = units.run(*units.in_scope(*rkpy.command(*run)), check=False)
+    finally:
+        units.run("systemctl", "set-property", "--runtime", "machine.slice", "DisableControllers=")
+    assert done.returncode == 254, done
+    assert "cannot set a limit of busybox: there is no memory.max" in done.stderr
+
+
 def test_apps_together_get_no_more_memory_than_the_pod(rkpy: Rkpy) -> None:
     with pod(rkpy, isolator("resource/memory", limit="64Mi"), script=HOG) as made:
         (rkpy.directory / "srv/go").touch()

@@ -45,6 +45,12 @@ def bob(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
         yield person
 
 
+def is_entered(person: Person, pod: str) -> None:
+    """From another unit: the kernel lets him leave that for the app's cgroup by a service manager only."""
+    done = person.rkpy("enter", pod, "/bin/sh", "-c", "grep ^0: /proc/self/cgroup")
+    assert (done.stdout, done.stderr) == ("0::/\n", "")
+
+
 # His own service manager
 
 
@@ -63,6 +69,7 @@ def test_a_pod_from_a_shell_has_a_scope_of_its_users_manager(alice: Person) -> N
         assert units.cgroup_of(int(status["pid"])).startswith(f"{slice_}/rkpy-web.scope/")
         assert units.cgroup_of(int(status["pid"])).endswith("/_init")
         assert units.show("rkpy-web.scope", "LoadState") == {"LoadState": "not-found"}
+        is_entered(alice, "web")
         # By the monitor, which the scope's manager asks: the app hears its own signal.
         alice.run("systemctl", "--user", "stop", "rkpy-web.scope")
         output, errors = process.communicate(timeout=units.TIMEOUT)
@@ -165,6 +172,7 @@ def test_a_service_with_a_user_has_its_pod_in_its_own_cgroup(alice: Person) -> N
         assert status["unit"] == name
         assert units.cgroup_of(int(status["pid"])).startswith(f"/system.slice/{name}/")
         assert units.show(name, "StatusText") == {"StatusText": "1 app running"}
+        is_entered(alice, "served")
         units.run("systemctl", "stop", name)
         units.becomes(name, LoadState="not-found")  # One that failed would stay.
         lines = units.journal(f"_SYSTEMD_UNIT={name}", "RKPY_STREAM=stdout")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -67,3 +68,14 @@ def test_in_a_service_of_the_users_manager(alice: Person) -> None:
     words = busybox("--pod-name=own", app=LIMITED, script=HOG)
     assert alice.run(*run, *environment, "--", *RKPY, *words, check=False).returncode == 137
     is_killed_for_memory(alice, "own")
+
+
+def test_under_fly_they_are_those_of_the_scope(alice: Person) -> None:
+    words = busybox("--stage1=fly", "--pod-name=flown", app=LIMITED, script=f"cat /proc/self/cgroup; {HOG}; exit 7")
+    words.remove("--net=none")
+    done = alice.rkpy(*words, check=False)
+    assert done.returncode == -signal.SIGKILL, done
+    place = f"user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice/rkpy-flown.scope"
+    assert (done.stdout, "warning" in done.stderr) == (f"0::/{place}\n", False)
+    status = alice.status("flown")
+    assert {name: status[name] for name in KEPT} == KEPT
