@@ -74,7 +74,7 @@ def test_a_directory_that_is_closed_to_all_has_no_logins(home: Home, monkeypatch
         raise PermissionError(errno.EACCES, "", path)
 
     monkeypatch.setattr(docker_auth, "open", refuse, raising=False)
-    with pytest.raises(ConfigError, match="containers/auth.json: permission denied"):
+    with pytest.raises(ConfigError, match=r"auth\.json: permission denied"):
         home.find("quay.io")
     home.environment = {}
     assert home.find("quay.io") is None
