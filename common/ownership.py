@@ -25,7 +25,7 @@ def make_data_directory(path: str) -> None:
     """The directory that the store and the pods of one user are in. What is a user's own is for nobody else to read
     (XDG Base Directory Specification, "Referencing this specification"); who else may read root's, root decides."""
     own = users.confined()
-    os.makedirs(os.path.dirname(path), 0o700 if own else 0o777, exist_ok=True)
+    files.make_directories(os.path.dirname(path), 0o700 if own else 0o755)
     files.make_directory(path, 0o700 if own else 0o750)
 
 

@@ -60,9 +60,12 @@ def become_root(*, to_run: bool = False) -> None:
         raise LaunchError(f"cannot become root of a user namespace: {why}", hint=_HINT) from error
 
 
-def join(leader: Leader) -> None:
-    """Nothing for root. Anybody else becomes root of the user namespace of a pod of his, the only way to what is in it.
-    Raises LaunchError when he may not, and ProcessLookupError when there is no such process any more."""
+def join(leader: Leader, *, mounts: bool) -> None:
+    """Nothing for root. Anybody else becomes root of the user namespace of a pod of his, the only way to what is in it;
+    with `mounts` in a mount namespace in which that root may mount. It shows the host's files, and who may administer
+    the pod's user namespace, as every app of root's under fly, can find it and enter it (`nspawn._dangers`): so do
+    without where that is possible. Raises LaunchError when he may not, and ProcessLookupError when there is no such
+    process any more."""
     if os.geteuid() == 0:
         return
     try:
@@ -70,8 +73,10 @@ def join(leader: Leader) -> None:
             raise ProcessLookupError
         with Process(leader.pid, leader.start_time) as process:
             syscalls.setns(process.fd, syscalls.CLONE_NEWUSER)
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        _settle()
+        users.confined.cache_clear()
+        if mounts:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            _settle()
     except ProcessLookupError:
         raise
     except OSError as error:

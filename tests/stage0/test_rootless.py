@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from common import syscalls
 from common.errors import LaunchError
 from common.users import EVERYTHING, Range
-from stage0 import rootless
+from stage0 import apps, rootless
+from stage0.pods import RUN, Pod
 from stage1 import poddir
 from stage1.poddir import Leader
 
@@ -104,10 +105,27 @@ def test_a_pod_that_is_over_is_not_joined() -> None:
     """Whoever has its leader's number now."""
     for gone in (leader(os.getpid(), start_time=1), leader(os.getpid(), boot_id="another")):
         with pytest.raises(ProcessLookupError):
-            rootless.join(gone)
+            rootless.join(gone, mounts=True)
 
 
 @pytest.mark.usefixtures("ordinary")
 def test_a_namespace_that_is_somebody_elses_is_not_joined() -> None:
     with pytest.raises(LaunchError, match="cannot enter the user namespace of process 1: "):
-        rootless.join(leader(1))
+        rootless.join(leader(1), mounts=True)
+
+
+@pytest.mark.usefixtures("ordinary")
+@pytest.mark.parametrize(("flavour", "made"), [("fly", []), ("nspawn", [syscalls.CLONE_NEWNS])])
+def test_the_hosts_files_are_shown_in_the_pods_user_namespace_only_where_they_must(
+    monkeypatch: pytest.MonkeyPatch, flavour: str, made: list[int]
+) -> None:
+    """An app of fly's that is root may enter every mount namespace that belongs to its user namespace."""
+    unshared: list[int] = []
+    monkeypatch.setattr(syscalls, "setns", lambda _fd, _flags: None)
+    monkeypatch.setattr(syscalls, "unshare", unshared.append)
+    monkeypatch.setattr(rootless, "_settle", lambda: None)
+    pod = Pod("/nowhere", RUN, "uuid")
+    monkeypatch.setattr(Pod, "leader", lambda _pod: leader(os.getpid()))
+    monkeypatch.setattr(Pod, "flavour", lambda _pod: flavour)
+    apps.join(pod)
+    assert unshared == made
