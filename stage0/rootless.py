@@ -74,6 +74,9 @@ def join(leader: Leader, *, mounts: bool) -> None:
         with Process(leader.pid, leader.start_time) as process:
             syscalls.setns(process.fd, syscalls.CLONE_NEWUSER)
         users.confined.cache_clear()
+        # Entering it made us dumpable or not by a system-wide setting (suid_dumpable in proc(5)), and what is dumpable
+        # is the app's to trace under fly.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         if mounts:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             _settle()
