@@ -335,6 +335,8 @@ class _Unpacker:
         self._dropped: dict[str, int] = {}
         self._meaningless = 0
         self._left_out: list[bytes] = []
+        """The first device nodes that were left out, of `_absent`."""
+        self._absent = 0
         self._call = ""
         self.size = 0
 
@@ -372,8 +374,8 @@ class _Unpacker:
         if self._meaningless:
             found.append(f"{self._meaningless} entries of aufs's own bookkeeping (.wh..wh.*) were left out")
         if self._left_out:
-            names = ", ".join(map(show, self._left_out[:_SHOWN]))
-            more = f" and {len(self._left_out) - _SHOWN} more" if len(self._left_out) > _SHOWN else ""
+            names = ", ".join(map(show, self._left_out))
+            more = f" and {self._absent - _SHOWN} more" if self._absent > _SHOWN else ""
             found.append(f"device nodes, which only root of the host can make, were left out: {names}{more}")
         return tuple(found)
 
@@ -428,7 +430,9 @@ class _Unpacker:
         with suppress(FileNotFoundError):
             self._tree.remove(parent, name)
         parent.pending.absent.add(name)
-        self._left_out.append(member.name)
+        self._absent += 1
+        if self._absent <= _SHOWN:
+            self._left_out.append(member.name)
 
     def _create(self, member: Member, parent: _Directory, name: bytes) -> None:
         """Once more without what is in the way, if something is."""

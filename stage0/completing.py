@@ -12,7 +12,7 @@ from functools import cache
 
 from common.errors import RkpyError
 from common.records import NamedTuple
-from stage0 import config, main, options, reference
+from stage0 import config, main, options, reference, xdg
 from stage0 import help as helping
 from stage0.config import Config
 from stage0.options import BOOL, LIST, OPTIONAL, STRING, Flag, Values
@@ -335,14 +335,19 @@ def _images(_line: _Line, settings: Config) -> Iterator[Offer]:
 
 
 def _networks(_line: _Line, settings: Config) -> Iterator[Offer]:
-    from stage0 import netd, networks
+    from stage0 import netd, networks, usernet
 
+    if usernet.is_all_there_is():
+        yield networks.DEFAULT, "built in"
+        return
     names = {network.name: network.source for network in netd.read(settings.directories).networks}
     yield from (dict.fromkeys(networks.SUBNETS, "built in") | names).items()
 
 
 def _choices_of_net(line: _Line, settings: Config) -> Iterator[Offer]:
-    yield from (("none", "only loopback"), ("host", "the host's network"), ("all", "every network"))
+    yield from (("none", "only loopback"), ("host", "the host's network"))
+    if not xdg.is_ordinary():
+        yield "all", "every network"
     yield from _networks(line, settings)
 
 

@@ -24,6 +24,8 @@ from stage0 import auth, xdg
 from stage0.config import Config
 from stage0.docker_reference import HUB_ALIASES
 
+_OF_ALL = "/run/containers"
+"""Where podman has a directory for each user. Where root's was first it is closed, and has nothing of others."""
 _HUB_KEY = "https://index.docker.io/v1/"
 """What docker calls its hub in its files."""
 _TOKEN_USER = "<token>"  # noqa: S105 - the user name by which a helper says that the secret is a token
@@ -76,7 +78,7 @@ def _paths(environment: Mapping[str, str]) -> tuple[str, ...]:
     if alone := environment.get("REGISTRY_AUTH_FILE"):
         return (alone,)
     home = environment.get("HOME", "")
-    runtime = environment.get("XDG_RUNTIME_DIR") or f"/run/containers/{xdg.UID}"
+    runtime = environment.get("XDG_RUNTIME_DIR") or f"{_OF_ALL}/{xdg.UID}"
     settings = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
     docker = environment.get("DOCKER_CONFIG") or (f"{home}/.docker" if home else "")
     found = [f"{runtime}/containers/auth.json" if environment.get("XDG_RUNTIME_DIR") else f"{runtime}/auth.json"]
@@ -106,6 +108,8 @@ def _document(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
+        if isinstance(error, PermissionError) and path.startswith(f"{_OF_ALL}/"):
+            return {}
         raise ConfigError(f"open {path}: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a readable JSON document: {error}") from error

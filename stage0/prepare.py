@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from aci import image_manifest, pod_manifest
 from aci.image_manifest import App
 from aci.pod_manifest import PodManifest, RuntimeApp, Volume
 from aci.store import ImageRecord, Store
+from common import users
 from common.errors import PodError, StoreError, UsageError, reason
 from stage0 import behaviour, xdg
 from stage0.notices import warn
@@ -98,8 +99,19 @@ def check(pod: PreparedPod, flavour: Flavour) -> None:
         from stage0 import ordinary
 
         warnings = ordinary.check(pod, flavour)
+    elif users.confined():
+        warnings = list(_in_a_container(pod))
     for warning in (*warnings, *flavour.check(pod)):
         warn(warning)
+
+
+def _in_a_container(pod: PreparedPod) -> Iterator[str]:
+    """As `stage0.ordinary` and `stage0.rootless` have it of namespaces of our own, where somebody else made them."""
+    first, count = pod.private_range
+    if count and not (users.knows("uid", first) and users.knows("uid", first + count - 1)):
+        raise UsageError("--private-users: the IDs it takes are none of this user namespace's", hint="leave it out")
+    if not users.can_drop_groups() and {*os.getgroups()} - {os.getegid()}:
+        yield "apps stay in the groups of rkpy's caller: this user namespace denies setgroups(2)"
 
 
 def load(

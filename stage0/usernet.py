@@ -16,6 +16,7 @@ from stage1.network.plan import Network
 _PREFIX = "172.16.29"
 """Not that of root's pods, whom one would otherwise not reach."""
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+_TUN = "/dev/net/tun"
 _HINT = "--net=host and --net=none do without"
 
 
@@ -33,6 +34,8 @@ def network(wanted: Wanted) -> Network:
             raise UsageError(f"--net={name}: {arguments[0][0]} is for networks that root makes", hint="leave it out")
     if wanted.every:
         raise UsageError("--net=all asks for networks that are for root to make", hint=f"there is {DEFAULT}")
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        raise NetworkError(f"the network of a pod needs {_TUN}, without root (the kernel's module tun)", hint=_HINT)
     return pasta.network(DEFAULT, _decided())
 
 

@@ -37,7 +37,10 @@ def announce(pod: PreparedPod, kind: str, limits: Limits) -> None:
     if pod.manager is not None:
         from stage1.systemd import registrar
 
-        registrar.announce(pod.manager, boot.begin_registrar(pod.manager), pod, limits, kind=kind)
+        begun = boot.begin_registrar(pod.manager)
+        # A user's network is a process for as long as the pod is, and belongs into its scope. Root's worker just ends.
+        worker = boot.begin_worker().pid if pod.networks and not pod.manager.is_system else 0
+        registrar.announce(pod.manager, begun, pod, limits, kind=kind, worker=worker)
 
 
 def run(pod: PreparedPod, made: PodPlan) -> NoReturn:

@@ -8,7 +8,7 @@ cd "$ROOT"
 install_packages python3-venv gnupg gcc libc6-dev libcap2-bin busybox-static buildah skopeo umoci podman runc \
     libseccomp2 bubblewrap hyperfine mmdebstrap tar xz-utils zstd shellcheck systemd docker-registry apache2-utils openssl \
     qemu-system-x86 linux-image-cloud-amd64 e2fsprogs procps iproute2 nftables iptables containernetworking-plugins passt uidmap \
-    systemd-container dbus libnss-mymachines libpam-systemd libsystemd-dev pkg-config python3-dev bash zsh fish groff-base man-db
+    systemd-container dbus dbus-user-session libnss-mymachines libpam-systemd libsystemd-dev pkg-config python3-dev bash zsh fish groff-base man-db
 install_rkpy -e "${ROOT}[dev,systemd]"
 
 "$BIN/ruff" check .

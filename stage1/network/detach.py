@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
+from common import users
 from common.errors import RkpyError
 from stage1.network import leases, owners, ports, state, usermode
 from stage1.network import record as records
@@ -128,7 +129,7 @@ def _release_leases(uuid: str, attachments: Iterable[Attachment]) -> None:
 def _without_record(directory: str, problem: str) -> list[str]:
     """Once: the next finds a record that makes sense, and nothing in it."""
     uuid = os.path.basename(directory)
-    problems = [problem, *abandon(uuid)]
+    problems = [problem, *(usermode.detach(directory, Record(uuid)) if users.confined() else abandon(uuid))]
     if len(problems) == 1:
         _try(problems, lambda: records.write(directory, Record(uuid)))
     return problems

@@ -174,8 +174,8 @@ def _holder(netns: int) -> Iterator[str]:
 def _settle() -> None:
     """No address has to wait, and no router is listened to. While one waits, the kernel asks for it as nobody, `::`,
     which pasta (2023-03) takes for the pod's address."""
-    for name in ("accept_dad", "accept_ra"):
-        with suppress(OSError), open(f"{_SYSCTLS}/{name}", "w", encoding="ascii") as file:
+    for name in ("disable_ipv6", "accept_dad", "accept_ra"):
+        with suppress(FileNotFoundError), open(f"{_SYSCTLS}/{name}", "w", encoding="ascii") as file:
             file.write("0")
 
 

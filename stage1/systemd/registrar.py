@@ -79,6 +79,8 @@ class Registration(NamedTuple):
     """The device that the pod's files are on, a path."""
     kind: str = ""
     """Of machine: "container" or "vm"; empty for what has no monitor, which could be asked to end."""
+    worker: int = 0
+    """Another process for the scope; 0 for none."""
 
 
 def begin(manager: Manager) -> Registrar:
@@ -95,8 +97,11 @@ def begin(manager: Manager) -> Registrar:
     return Registrar(pid, ours)
 
 
-def announce(manager: Manager, registrar: Registrar, pod: PreparedPod, limits: Limits, *, kind: str) -> None:
-    """Tell the registrar of the pod; `kind`: as machined is to know it, empty when it is no machine."""
+def announce(
+    manager: Manager, registrar: Registrar, pod: PreparedPod, limits: Limits, *, kind: str, worker: int = 0
+) -> None:
+    """Tell the registrar of the pod; `kind`: as machined is to know it, empty when it is no machine. `worker`: the
+    process that is to come along into the pod's scope, 0 for none."""
     from stage1 import cgroup, poddir
     from stage1.plan import dumps
 
@@ -116,6 +121,7 @@ def announce(manager: Manager, registrar: Registrar, pod: PreparedPod, limits: L
         limits=limits,
         disk=f"/dev/block/{disk}" if disk else "",
         kind=kind,
+        worker=worker,
     )
     with suppress(BrokenPipeError, ConnectionResetError):  # It has failed already, and said why.
         registrar.channel.send("pod", (channel.memory_file(dumps(registration)),))
@@ -176,7 +182,9 @@ def make_scope(connection: Bus, pod: Registration, pid: int) -> str:
     """Put the process into a scope for the pod; its name. Raises SystemdError."""
     properties = [
         *units.about(pod.uuid, pod.name, pod.directory),
-        *units.of_scope(pid, connection.name if pod.kind else "", pod.stop_timeout),
+        *units.of_scope(
+            [pid, *([pod.worker] if pod.worker else [])], connection.name if pod.kind else "", pod.stop_timeout
+        ),
         *units.resources(pod.limits, pod.disk),
     ]
     unit, job = start(connection, units.names(pod.uuid, pod.name, "scope"), properties)

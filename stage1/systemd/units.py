@@ -70,9 +70,9 @@ def can_be_said(path: str) -> bool:
     return not any("\udc80" <= char <= "\udcff" for char in path)
 
 
-def of_scope(pid: int, controller: str, stop_timeout: int) -> Iterator[Property]:
+def of_scope(pids: list[int], controller: str, stop_timeout: int) -> Iterator[Property]:
     """What every pod's scope has. `controller`: the bus name of who is asked to stop it; `stop_timeout`: of the pod."""
-    yield "PIDs", "au", [pid]
+    yield "PIDs", "au", pids
     if controller:
         yield "Controller", "s", controller
     yield from _of_any(stop_timeout)

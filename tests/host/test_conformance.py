@@ -73,6 +73,10 @@ def identity(name: str, user: str, group: str, uid: int, gid: int, *needs: str) 
     return Case(name, "id", lines, image={"user": user, "group": group}, needs=needs)
 
 
+def nobody(name: str, flag: str, error: str) -> Case:
+    return Case(name, "id", app=(flag,), status=254, error=error, needs=(ROOT,))
+
+
 @table(
     identity("root", "0", "0", 0, 0),
     identity("name", "web", "web", 33, 34),
@@ -93,10 +97,10 @@ def identity(name: str, user: str, group: str, uid: int, gid: int, *needs: str) 
         "groups-of-the-image", "id", ("uid 33 33 33", "gid 34 34 34", "groups 9 50"),
         image={"user": "web", "group": "web", "supplementaryGIDs": [50, 9]},
     ),
-    Case("unknown-user", "id", app=("--user=nobody-here",), status=254, error='no user "nobody-here" in the image'),
-    Case("unknown-group", "id", app=("--group=nobody",), status=254, error='no group "nobody" in the image'),
-    Case("negative", "id", app=("--user=-1",), status=254, error='no user "-1"'),
-    Case("missing-path", "id", app=("--user=/none",), status=254, error='cannot take the owner of "/none"'),
+    nobody("unknown-user", "--user=nobody-here", 'no user "nobody-here" in the image'),
+    nobody("unknown-group", "--group=nobody", 'no group "nobody" in the image'),
+    nobody("negative", "--user=-1", 'no user "-1"'),
+    nobody("missing-path", "--user=/none", 'cannot take the owner of "/none"'),
 )  # fmt: skip
 def test_identity(ground: Ground, variant: Variant, case: Case) -> None:
     ground.check(variant, case)
@@ -317,6 +321,10 @@ def capabilities(name: str, lines: tuple[str, ...], *flags: str, isolator: objec
     return Case(name, "caps", lines, app=flags, image=image, needs=(CAPABILITIES,))
 
 
+def no_capability(name: str, flag: str) -> Case:
+    return Case(name, "caps", app=(flag,), needs=(CAPABILITIES, ROOT), status=254, error="CAP_FLY")
+
+
 RETAIN = {"name": "os/linux/capabilities-retain-set", "value": {"set": ["CAP_KILL", "CAP_NET_ADMIN"]}}
 
 
@@ -332,8 +340,8 @@ RETAIN = {"name": "os/linux/capabilities-retain-set", "value": {"set": ["CAP_KIL
     capabilities("ambient", user_with(DEFAULT, BIND), "--user=web", "--caps-ambient=CAP_NET_BIND_SERVICE"),
     capabilities("ambient-only", user_with(BIND, BIND), "--user=web", "--caps-ambient=CAP_NET_BIND_SERVICE",
                  "--caps-retain=CAP_NET_BIND_SERVICE"),
-    Case("unknown", "caps", app=("--caps-retain=CAP_FLY",), needs=(CAPABILITIES,), status=254, error="CAP_FLY"),
-    Case("unknown-ambient", "id", app=("--caps-ambient=CAP_FLY",), needs=(CAPABILITIES,), status=254, error="CAP_FLY"),
+    no_capability("unknown", "--caps-retain=CAP_FLY"),
+    no_capability("unknown-ambient", "--caps-ambient=CAP_FLY"),
 )  # fmt: skip
 def test_capabilities(ground: Ground, variant: Variant, case: Case) -> None:
     ground.check(variant, case)

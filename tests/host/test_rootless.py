@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,16 +47,21 @@ def alone(grounds: Callable[[str], Ground]) -> Ground:
 
 
 @pytest.fixture(scope="module")
-def plain(alone: Ground) -> str:
-    """An image in his store with nothing in it that is not root's."""
+def plain_file(alone: Ground) -> str:
+    """An image with nothing in it that is not root's."""
     files: dict[str, bytes | str] = {
         "bin/inspect": Path(alone.inspector).read_bytes(),
         "etc/passwd": PASSWD,
         "tmp/": "",
     }
     manifest = images.manifest(app={"exec": ["/bin/inspect"], "user": "0", "group": "0"})
-    path = images.make_aci(str(alone.new("plain") / "image.aci"), manifest, files)
-    return alone.rkpy.ok("--insecure-options=image", "fetch", "--full", path).strip()
+    return images.make_aci(str(alone.new("plain") / "image.aci"), manifest, files)
+
+
+@pytest.fixture(scope="module")
+def plain(alone: Ground, plain_file: str) -> str:
+    """The same in his store."""
+    return alone.rkpy.ok("--insecure-options=image", "fetch", "--full", plain_file).strip()
 
 
 @pytest.fixture
@@ -168,15 +174,29 @@ def test_a_fly_pod_of_another_user_of_his_ends_when_asked(ground: Ground) -> Non
 
 
 def test_what_a_killed_pod_leaves_is_collected(ground: Ground) -> None:
-    """Files of other users included."""
-    for variant in ROOTLESS:
+    """Files of other users included, and whichever process is killed."""
+    for variant, supervisor in ((NSPAWN, False), (NSPAWN, True), (FLY, False)):
         with ground.running(variant, ground.app("write /tmp/x 1 + say up + sleep", "--user=web")) as pod:
             assert pod.line() == "up"
-            os.kill(pod.process.pid, signal.SIGKILL)
+            os.kill(int(ground.status(pod.uuid)["pid"]) if supervisor else pod.process.pid, signal.SIGKILL)
             pod.wait()
             until(lambda uuid=pod.uuid: ground.state(uuid) == "exited")  # type: ignore[misc]
             ground.rkpy.ok("gc", "--grace-period=0s")
             assert pod.uuid not in [path.name for path in ground.rkpy.pods()]
+
+
+def test_an_app_is_exported_with_the_owners_it_saw(ground: Ground) -> None:
+    assert ground.ask(NSPAWN, "write /new 1 + chown /new 33 34", "--name=exported") == ["/new: ok"]
+    uuid = next(path.name for path in ground.rkpy.pods() if (path / "appsinfo/exported").exists())
+    target = ground.new("export") / "app.aci"
+    ground.rkpy.ok("export", uuid, target)
+    with tarfile.open(target) as archive:
+        owners = {
+            name: (archive.getmember(name).uid, archive.getmember(name).gid) for name in ("rootfs/new", "rootfs/owned")
+        }
+    assert owners == {"rootfs/new": (33, 34), "rootfs/owned": (123, 456)}
+    assert target.stat().st_uid == ground.outside(0)
+    ground.rkpy.ok("rm", uuid)
 
 
 # --- without a range
@@ -367,3 +387,27 @@ def test_another_user_reaches_nothing_of_the_pod(ground: Ground, user: User, pro
             done = Rkpy(ground.directory, user=other)(*words)
             assert (done.status, done.out) == (254, ""), done
             assert "Traceback" not in done.err, done
+
+
+# --- root in a container of somebody's
+
+
+def test_in_a_namespace_that_somebody_else_made(alone: Ground, plain_file: str, tmp_path: Path) -> None:
+    """As unshare(1) makes one, with a single ID."""
+    rkpy = Rkpy(tmp_path)
+    container = ["setpriv", f"--groups={OTHER_GROUP}", "unshare", "--map-root-user", "--mount"]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*container, *rkpy.command("--insecure-options=image", *words)]
+        return subprocess.run(command, capture_output=True, text=True, env=rkpy.environment(), timeout=DEADLINE)
+
+    done = run("run", *NSPAWN.words, plain_file, "--", "id")
+    assert done.stdout.splitlines() == ["uid 0 0 0", "gid 0 0 0", "groups 65534"], done
+    assert (
+        done.stderr
+        == "rkpy: warning: apps stay in the groups of rkpy's caller: this user namespace denies setgroups(2)\n"
+    )
+    done = run("run", *NSPAWN.words, "--private-users", plain_file, "--", "id")
+    assert (done.returncode, done.stdout) == (254, ""), done
+    assert "--private-users: the IDs it takes are none of this user namespace's" in done.stderr
+    assert run("gc", "--grace-period=0s").returncode == 0

@@ -70,14 +70,15 @@ def test_the_units_run_the_program_that_installs_them(rkpy: Path, tmp_path: Path
     run(rkpy, "install-units", f"--root={tmp_path}")
     unit = (tmp_path / "usr/local/lib/systemd/system/rkpy-gc.service").read_text()
     assert f"ExecStart={rkpy} gc --quiet --grace-period=24h\n" in unit
-    sources = {path.name for path in (ROOT / "systemd-units").iterdir()}
+    sources = {path.name for path in (ROOT / "systemd-units").rglob("*") if path.is_file()}
     present = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     named_otherwise = {name for name in sources if name.endswith(".conf")}
     assert sources - named_otherwise <= present
-    generator = tmp_path / "usr/local/lib/systemd/system-generators/rkpy-generator"
-    if (ROOT / "systemd-units" / "rkpy-generator").exists():
+    for whose in ("system", "user"):
+        generator = tmp_path / f"usr/local/lib/systemd/{whose}-generators/rkpy-generator"
         assert os.access(generator, os.X_OK)
         assert f"exec {rkpy} " in generator.read_text()
+        assert (generator.parents[1] / whose / "rkpy-gc.timer").exists()
     run(rkpy, "install-units", f"--root={tmp_path}", "--uninstall")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from common.errors import ConfigError
-from stage0 import xdg
+from stage0 import docker_auth, xdg
 from stage0.config import Config
 from stage0.docker_auth import Login, Logins
 
@@ -66,6 +67,17 @@ def test_the_runtime_directory_is_that_of_who_called(home: Home, monkeypatch: py
     monkeypatch.setattr(xdg, "UID", 1234)
     del home.environment["XDG_RUNTIME_DIR"]
     assert "/run/containers/1234/auth.json" in Logins(home.config, home.environment).looked_at
+
+
+def test_a_directory_that_is_closed_to_all_has_no_logins(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, **_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "", path)
+
+    monkeypatch.setattr(docker_auth, "open", refuse, raising=False)
+    with pytest.raises(ConfigError, match=r"auth\.json: permission denied"):
+        home.find("quay.io")
+    home.environment = {}
+    assert home.find("quay.io") is None
 
 
 @pytest.mark.parametrize("path", ["run/containers/auth.json", ".config/containers/auth.json", ".docker/config.json"])

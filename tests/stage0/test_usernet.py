@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path.touch(mode=0o755)
     monkeypatch.setenv("PATH", f"relative:/nowhere:{tmp_path}")
     monkeypatch.setattr(usernet, "_PATH", "/nowhere")
+    monkeypatch.setattr(usernet, "_TUN", os.devnull)
     return path
 
 
@@ -75,6 +77,12 @@ def test_other_networks_are_refused(program: Path, word: str, text: str) -> None
 def test_without_pasta_it_says_what_to_install(program: Path) -> None:
     program.chmod(0o644)
     with pytest.raises(NetworkError, match=r"needs pasta.*Debian: passt.*--net=host and --net=none"):
+        usernet.network(netflags.DEFAULT)
+
+
+def test_without_taps_it_says_so(program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(usernet, "_TUN", str(tmp_path / "tun"))
+    with pytest.raises(NetworkError, match=r"needs .*/tun, without root"):
         usernet.network(netflags.DEFAULT)
 
 

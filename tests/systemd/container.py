@@ -23,7 +23,7 @@ from typing import NamedTuple
 from tests import cgroups, leaks
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ("systemd-nspawn", "systemd-run", "machinectl", "dbus-daemon", "nsenter", "unshare", "setpriv")
+TOOLS = ("systemd-nspawn", "systemd-run", "machinectl", "dbus-daemon", "nsenter", "unshare", "setpriv", "newuidmap")
 DEADLINE = 60.0
 """Seconds for the container to boot, or to switch off before it is killed."""
 MODULE_DEADLINE = 600.0

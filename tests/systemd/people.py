@@ -63,22 +63,22 @@ class Person:
         return ["env", f"HOME={home or self.home}", *RKPY, *map(str, words)]
 
 
-def busybox(*options: str, app: tuple[str, ...] = (), script: str = STAY) -> list[str]:
+def busybox(*options: str, net: str = "none", app: tuple[str, ...] = (), script: str = STAY) -> list[str]:
     """The words of rkpy for a pod of a shell script."""
-    flags = ("--insecure-options=image", "run", "--net=none", *options)
+    flags = ("--insecure-options=image", "run", f"--net={net}", *options)
     return [*flags, IMAGE, "--name=app", *app, "--exec=/bin/sh", "--", "-c", script]
 
 
 @contextlib.contextmanager
 def running(
-    person: Person, name: str, *, app: tuple[str, ...] = (), script: str = STAY
+    person: Person, name: str, *, net: str = "none", app: tuple[str, ...] = (), script: str = STAY
 ) -> Iterator[subprocess.Popen[str]]:
     """A pod that was started by a shell, and is up."""
     saved = person.home / "uuid"
     saved.unlink(missing_ok=True)
     options = (f"--pod-name={name}", f"--uuid-file-save={saved}")
     process = subprocess.Popen(
-        person.shell(*RKPY, *busybox(*options, app=app, script=script)),
+        person.shell(*RKPY, *busybox(*options, net=net, app=app, script=script)),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

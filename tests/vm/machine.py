@@ -29,7 +29,7 @@ TOOLS = ("qemu-system-x86_64", "mmdebstrap", "mke2fs")
 PACKAGES = (
     "systemd", "systemd-sysv", "systemd-container", "dbus", "udev", "kmod", "procps", "python3", "gnupg", "libseccomp2",
     "busybox-static", "ca-certificates", "iproute2", "nftables", "libnss-mymachines", "libpam-systemd",
-    "python3-systemd", "dbus-user-session", "uidmap", "passwd",
+    "python3-systemd", "dbus-user-session", "uidmap", "passwd", "passt",
 )  # fmt: skip
 SUITE = "bookworm"
 ROOT_SIZE, PAYLOAD_SIZE = "2G", "512M"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,7 @@ def is_killed_for_memory(alice: Person, pod: str) -> None:
 
 
 def test_in_a_delegated_service(alice: Person) -> None:
-    words = alice.in_service(*busybox("--pod-name=served", app=LIMITED, script=HOG))
+    words = alice.in_service(*busybox("--pod-name=served", net="default", app=LIMITED, script=HOG))
     properties = {"User": alice.name, "Delegate": "yes", "KillMode": "mixed"}
     assert units.run(*units.in_service(*words, properties=properties), check=False).returncode == 137
     is_killed_for_memory(alice, "served")
@@ -49,12 +50,18 @@ def test_by_the_limits_of_the_service_itself(alice: Person) -> None:
 
 def test_in_a_scope_of_the_users_manager(alice: Person) -> None:
     """The limits of the pod are properties of it, which the user may change."""
-    with people.running(alice, "scoped", app=LIMITED, script=f"trap '{HOG}' USR1; sleep 1000 & wait") as process:
+    script = f"trap '{HOG}' USR1; sleep 1000 & wait"
+    with people.running(alice, "scoped", net="default", app=LIMITED, script=script) as process:
         assert alice.show("rkpy-scoped.scope", "TasksMax") == {"TasksMax": "16384"}
         alice.run("systemctl", "--user", "set-property", "--runtime", "rkpy-scoped.scope", "MemoryMax=96M")
         cgroup = f"user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice/rkpy-scoped.scope"
-        with open(f"/sys/fs/cgroup/{cgroup}/memory.max", encoding="ascii") as file:
-            assert file.read().strip() == str(96 * MIB)
+        place = Path("/sys/fs/cgroup", cgroup)
+        assert (place / "memory.max").read_text().strip() == str(96 * MIB)
+        # What connects it is in there, and not in whatever unit it was started from.
+        beside = [
+            Path(f"/proc/{pid}/comm").read_text() for pid in (place / "supervisor/cgroup.procs").read_text().split()
+        ]
+        assert any(name.startswith("pas") for name in beside), beside  # passt.avx2, where there is that
         alice.rkpy("kill", "--signal=USR1", "scoped")
         _, errors = process.communicate(timeout=units.TIMEOUT)
         assert (process.returncode, "warning" in errors) == (137, False)
