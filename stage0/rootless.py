@@ -72,11 +72,13 @@ def join(leader: Leader, *, mounts: bool) -> None:
         if leader.boot_id != boot_id():
             raise ProcessLookupError
         with Process(leader.pid, leader.start_time) as process:
+            # Under fly the app sees us, and its root is as mighty in there as we are. It could trace what is dumpable,
+            # and would have our files and our environment.
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             syscalls.setns(process.fd, syscalls.CLONE_NEWUSER)
-        users.confined.cache_clear()
-        # Entering it made us dumpable or not by a system-wide setting (suid_dumpable in proc(5)), and what is dumpable
-        # is the app's to trace under fly.
+        # Entering may have changed that, by a system-wide setting (suid_dumpable in proc(5)).
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        users.confined.cache_clear()
         if mounts:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             _settle()

@@ -301,6 +301,23 @@ def test_nothing_outside_can_be_traced_from_within_the_namespace(ground: Ground,
         assert set(answers(ground.ask(FLY, asked)).values()) <= {"EPERM", "EACCES"}
 
 
+def test_handlers_under_fly_do_not_see_the_environment_of_the_user(alone: Ground) -> None:
+    place = alone.new("handler")
+    files: dict[str, bytes | str] = {
+        "bin/busybox": Path("/bin/busybox").read_bytes(),
+        "bin/sh": "->busybox",
+        "tmp/": "",
+    }
+    look = "echo looked; busybox cat /proc/$PPID/environ; busybox ls /proc/$PPID/fd/; :"
+    handlers = [{"name": "pre-start", "exec": ["/bin/sh", "-c", look]}]
+    app = {"exec": ["/bin/sh", "-c", "busybox ls /proc/self/fd/"], "user": "0", "group": "0", "eventHandlers": handlers}
+    image = images.make_aci(str(place / "image.aci"), images.manifest(app=app), files)
+    words = ("--insecure-options=image", "run", *FLY.words, image)
+    done = alone.rkpy(*words, SECRET="of the user")
+    assert done.out.splitlines()[:2] == ["looked", "0"], "and the app sees its own descriptors"
+    assert done.err.count("ermission denied") == 2, done
+
+
 def test_files_of_the_user_cannot_be_reached(ground: Ground, user: User, program: Path) -> None:
     secret = user.own(ground.new("home")) / "secret"
     secret.write_text("the user's\n")

@@ -109,23 +109,30 @@ def test_a_pod_that_is_over_is_not_joined() -> None:
 
 
 @pytest.mark.usefixtures("ordinary")
-def test_a_namespace_that_is_somebody_elses_is_not_joined() -> None:
+def test_a_namespace_that_is_somebody_elses_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "prctl", lambda *_: 0)
     with pytest.raises(LaunchError, match="cannot enter the user namespace of process 1: "):
         rootless.join(leader(1), mounts=True)
 
 
 @pytest.mark.usefixtures("ordinary")
-@pytest.mark.parametrize(("flavour", "made"), [("fly", []), ("nspawn", [syscalls.CLONE_NEWNS])])
-def test_the_hosts_files_are_shown_in_the_pods_user_namespace_only_where_they_must(
-    monkeypatch: pytest.MonkeyPatch, flavour: str, made: list[int]
-) -> None:
-    """An app of fly's that is root may enter every mount namespace that belongs to its user namespace."""
-    unshared: list[int] = []
-    monkeypatch.setattr(syscalls, "setns", lambda _fd, _flags: None)
-    monkeypatch.setattr(syscalls, "unshare", unshared.append)
+@pytest.mark.parametrize(("flavour", "made"), [("fly", []), ("nspawn", ["unshare"])])
+def test_who_joins_shows_as_little_as_possible(monkeypatch: pytest.MonkeyPatch, flavour: str, made: list[str]) -> None:
+    """An app of fly's that is root may trace what is dumpable in its user namespace, and enter every mount namespace
+    that belongs to it: it would have the files and the environment of whoever enters the pod."""
+    done: list[str] = []
+
+    def prctl(option: int, value: int) -> int:
+        assert (option, value) == (syscalls.PR_SET_DUMPABLE, 0)
+        done.append("hide")
+        return 0
+
+    monkeypatch.setattr(syscalls, "prctl", prctl)
+    monkeypatch.setattr(syscalls, "setns", lambda _fd, _flags: done.append("join"))
+    monkeypatch.setattr(syscalls, "unshare", lambda _flags: done.append("unshare"))
     monkeypatch.setattr(rootless, "_settle", lambda: None)
     pod = Pod("/nowhere", RUN, "uuid")
     monkeypatch.setattr(Pod, "leader", lambda _pod: leader(os.getpid()))
     monkeypatch.setattr(Pod, "flavour", lambda _pod: flavour)
     apps.join(pod)
-    assert unshared == made
+    assert done == ["hide", "join", "hide", *made]
