@@ -329,7 +329,7 @@ def test_files_of_the_user_cannot_be_reached(ground: Ground, user: User, program
     ways = [f"{root}{secret}" for root in ("", "/proc/1/root", "/proc/1/cwd", "/proc/self/root")]
     seen = answers(ground.ask(NSPAWN, " + ".join(f"open {way}" for way in ways)))
     assert set(seen.values()) <= {"ENOENT", "EACCES"}, seen
-    # Of the pod's own user namespace, which is that of rkpy's mounts too: there is no way to those.
+    # Of the pod's own user namespace, which is that of rkpy's mounts too: from /proc there is no way to those.
     everything = [*ground.words(NSPAWN, insecure="image,all-run"), *ground.app(f"setns /proc/1/ns/mnt + open {secret}")]
     assert ground.rkpy.ok(*everything).splitlines()[-1] == f"{secret}: ENOENT"
 
