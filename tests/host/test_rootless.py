@@ -140,7 +140,7 @@ def test_devices_are_those_the_user_may_open(ground: Ground, user: User) -> None
 
 def test_what_undoes_read_only_volumes_is_said(ground: Ground) -> None:
     result = ground.run(NSPAWN, "id", "--caps-retain=CAP_SYS_ADMIN,CAP_NET_ADMIN,CAP_SYS_MODULE")
-    assert "can write to read-only volumes and to hidden paths by CAP_SYS_ADMIN\n" in result.err
+    assert "can get at all that its user has by CAP_SYS_ADMIN\n" in result.err
     assert "of the host" not in result.err
 
 
@@ -301,6 +301,23 @@ def test_nothing_outside_can_be_traced_from_within_the_namespace(ground: Ground,
         assert set(answers(ground.ask(FLY, asked)).values()) <= {"EPERM", "EACCES"}
 
 
+def test_handlers_under_fly_do_not_see_the_environment_of_the_user(alone: Ground) -> None:
+    place = alone.new("handler")
+    files: dict[str, bytes | str] = {
+        "bin/busybox": Path("/bin/busybox").read_bytes(),
+        "bin/sh": "->busybox",
+        "tmp/": "",
+    }
+    look = "echo looked; busybox cat /proc/$PPID/environ; busybox ls /proc/$PPID/fd/; :"
+    handlers = [{"name": "pre-start", "exec": ["/bin/sh", "-c", look]}]
+    app = {"exec": ["/bin/sh", "-c", "busybox ls /proc/self/fd/"], "user": "0", "group": "0", "eventHandlers": handlers}
+    image = images.make_aci(str(place / "image.aci"), images.manifest(app=app), files)
+    words = ("--insecure-options=image", "run", *FLY.words, image)
+    done = alone.rkpy(*words, SECRET="of the user")
+    assert done.out.splitlines()[:2] == ["looked", "0"], "and the app sees its own descriptors"
+    assert done.err.count("ermission denied") == 2, done
+
+
 def test_files_of_the_user_cannot_be_reached(ground: Ground, user: User, program: Path) -> None:
     secret = user.own(ground.new("home")) / "secret"
     secret.write_text("the user's\n")
@@ -312,7 +329,7 @@ def test_files_of_the_user_cannot_be_reached(ground: Ground, user: User, program
     ways = [f"{root}{secret}" for root in ("", "/proc/1/root", "/proc/1/cwd", "/proc/self/root")]
     seen = answers(ground.ask(NSPAWN, " + ".join(f"open {way}" for way in ways)))
     assert set(seen.values()) <= {"ENOENT", "EACCES"}, seen
-    # Of the pod's own user namespace, which is that of rkpy's mounts too: there is no way to those.
+    # Of the pod's own user namespace, which is that of rkpy's mounts too: from /proc there is no way to those.
     everything = [*ground.words(NSPAWN, insecure="image,all-run"), *ground.app(f"setns /proc/1/ns/mnt + open {secret}")]
     assert ground.rkpy.ok(*everything).splitlines()[-1] == f"{secret}: ENOENT"
 
