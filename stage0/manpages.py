@@ -62,7 +62,7 @@ Flags may come before the name of the command and global flags after it; the nam
 _FILES = (
     ("/var/lib/rkpy", "data directory: images and pods"),
     ("/etc/rkpy, /usr/lib/rkpy", "configuration: paths.d, stage1.d, auth.d, net.d, trustedkeys"),
-    ("~/.local/share/rkpy, ~/.config/rkpy", "those of a user who is not root, whose configuration comes first"),
+    ("~/.local/share/rkpy, ~/.config/rkpy", "those of an ordinary user, whose configuration comes first"),
     ("/run/rkpy", "what pods of this machine claim of its network"),
 )
 _SPECIAL = {"\\": "\\(rs", "-": "\\-", "~": "\\(ti", "^": "\\(ha", "`": "\\(ga"}
