@@ -61,7 +61,7 @@ the isolation chosen for that run, its flavour.
 Flags may come before the name of the command and global flags after it; the name may be shortened."""
 _FILES = (
     ("/var/lib/rkpy", "data directory: images and pods"),
-    ("/etc/rkpy, /usr/lib/rkpy", "configuration: paths.d, stage1.d, auth.d, net.d, registries.d, trustedkeys, and pods, the pod files"),
+    ("/etc/rkpy, /usr/lib/rkpy", "configuration: paths.d, stage1.d, auth.d, net.d, registries.d, trustedkeys, pods"),
     ("~/.local/share/rkpy, ~/.config/rkpy", "those of an ordinary user, whose configuration comes first"),
     ("/run/rkpy", "what pods of this machine claim of its network"),
 )
