@@ -44,8 +44,9 @@ def test_in_a_delegated_service(alice: Person) -> None:
 def test_by_the_limits_of_the_service_itself(alice: Person) -> None:
     """Delegated or not: without, the pod is in the service's own cgroup."""
     properties = {"User": alice.name, "MemoryMax": "96M", "MemorySwapMax": "0"}
-    words = units.in_service(*alice.in_service(*busybox(script=HOG)), properties=properties)
-    assert units.run(*words, check=False).returncode != 0
+    words = units.in_service(*alice.in_service(*busybox(script=f"echo began; {HOG}")), properties=properties)
+    done = units.run(*words, check=False)
+    assert (done.returncode != 0, done.stdout) == (True, "began\n"), done
 
 
 def test_in_a_scope_of_the_users_manager(alice: Person) -> None:
