@@ -36,8 +36,8 @@ EMULATED = "noreplace-smp mitigations=off"
 a processor safe that speculates is not what is run there, but a translation of it; against that of the guest's it is
 the host's kernel that protects the host."""
 LOCKED = "lockdown=confidentiality"
-"""For a kernel whose modules are signed, which it insists on then. It leaves out tracefs, whose 15000 files take
-9 MB and a twentieth of an emulated boot (kernel_lockdown(7), security_locked_down() in kernel/trace/trace.c)."""
+"""For a kernel whose modules are signed, which it insists on then. It leaves out tracefs, whose files take 9 MB and a
+twentieth of an emulated boot (kernel_lockdown(7), security_locked_down() in kernel/trace/trace.c)."""
 ALONE = "nolapic_timer"
 """And for one with a single processor: the timer that others need one each of takes a tenth of a second to measure,
 which an emulated one spends on waiting for it. It has another one."""

@@ -9,7 +9,7 @@ MEBIBYTE = 1 << 20
 TRANSLATED = 32
 """MiB of translated code that QEMU keeps when it emulates (tb-size of -accel tcg): it would take a GiB, and never gives
 back what it has once used. A start translates three times as much, most of it to run once, and takes as long with
-64; with 24 a seventh longer, with 16 half as long again, because what is used all the time no longer fits."""
+64; with 24 a sixth longer, with 16 half as long again, because what is used all the time no longer fits."""
 
 
 class MachineOptions(NamedTuple):

@@ -46,11 +46,6 @@ def grounds(tmp_path_factory: pytest.TempPathFactory, inspector: str) -> Iterato
         yield find
 
 
-@pytest.fixture
-def ground(grounds: Callable[[str], Ground], variant: Variant) -> Ground:
-    return grounds(variant.user)
-
-
 @pytest.fixture(scope="module")
 def mounted(grounds: Callable[[str], Ground]) -> Iterator[Path]:
     """A directory below which something is mounted."""
@@ -63,6 +58,11 @@ def mounted(grounds: Callable[[str], Ground]) -> Iterator[Path]:
     finally:
         grounds("").stop_all()
         subprocess.run(["umount", place / "below"], check=True)
+
+
+@pytest.fixture
+def ground(grounds: Callable[[str], Ground], mounted: Path, variant: Variant) -> Ground:
+    return grounds(variant.user)
 
 
 # --- who it is
