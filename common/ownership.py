@@ -25,7 +25,14 @@ def make_data_directory(path: str) -> None:
     """The directory that the store and the pods of one user are in. What is a user's own is for nobody else to read
     (XDG Base Directory Specification, "Referencing this specification"); who else may read root's, root decides."""
     own = users.confined()
-    os.makedirs(os.path.dirname(path), 0o700 if own else 0o777, exist_ok=True)
+    above, missing = os.path.dirname(path), []
+    while own and above and not os.path.lexists(above):
+        missing.append(above)
+        above = os.path.dirname(above)
+    # Whatever the umask: who may write above it can put something else in its place.
+    for each in reversed(missing):
+        files.make_directory(each, 0o700)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     files.make_directory(path, 0o700 if own else 0o750)
 
 

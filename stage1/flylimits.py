@@ -59,7 +59,8 @@ def stricter(pod: Limits, app: Limits) -> tuple[Limits, Limits]:
 def _why_not(pod: PreparedPod) -> dict[str, str]:
     """As `cgroup.enforceable`. What systemd has put into a unit is to stay there: it stops, counts and bounds what it
     finds in the unit's cgroup, and of an app that is somewhere else it knows one process."""
-    if pod.manager or pod.unit:
+    # One that is prepared to be a service of its own is not of this unit, whatever that is.
+    if pod.starts and (pod.manager or pod.unit):
         from stage1.systemd import units
 
         if units.stays(pod.keep_unit) and not cgroup.find(delegated=pod.delegated).delegated:

@@ -47,9 +47,14 @@ def test_another_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, confined
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
     monkeypatch.setattr(users, "confined", lambda: inside)
-    path = tmp_path / "share" / "rkpy"
-    ownership.make_data_directory(str(path))
+    path = tmp_path / "local" / "share" / "rkpy"
+    before = os.umask(0)
+    try:
+        ownership.make_data_directory(str(path))
+    finally:
+        os.umask(before)
     assert os.stat(path).st_mode & 0o777 == (0o700 if inside else 0o750)
+    assert {os.stat(above).st_mode & 0o777 for above in path.parents[:2]} == {0o700 if inside else 0o777}
     os.chmod(path, 0o755)
     ownership.make_data_directory(str(path))
     assert os.stat(path).st_mode & 0o777 == 0o755

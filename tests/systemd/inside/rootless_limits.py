@@ -78,6 +78,16 @@ def test_in_a_service_of_the_users_manager(alice: Person) -> None:
     is_killed_for_memory(alice, "own")
 
 
+def test_of_a_detached_pod(alice: Person) -> None:
+    """It is prepared in the cgroup of a shell, where none could be kept, and runs where they can be."""
+    alice.rkpy(*busybox("--detach", "--pod-name=loose", app=LIMITED))
+    try:
+        status = alice.status("loose")
+        assert {name: status[name] for name in (*KEPT, "unit")} == {**KEPT, "unit": "rkpy-loose.service"}
+    finally:
+        alice.rkpy("stop", "loose")
+
+
 def test_under_fly_they_are_those_of_the_scope(alice: Person) -> None:
     words = busybox("--stage1=fly", "--pod-name=flown", app=LIMITED, script=f"cat /proc/self/cgroup; {HOG}; exit 7")
     words.remove("--net=none")
