@@ -8,7 +8,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from common.records import NamedTuple
@@ -81,6 +81,18 @@ def make_directory(path: str, mode: int) -> bool:
     if found & 0o777 != mode:
         os.chmod(path, mode | (found & stat.S_ISGID))
     return True
+
+
+def make_directories(path: str, mode: int) -> None:
+    """Those of `path` that are missing, each with `mode` but for what the umask takes away: by os.makedirs(3) all but
+    the last would be for everybody to write to where there is no umask."""
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for each in reversed(missing):
+        with suppress(FileExistsError):
+            os.mkdir(each, mode)
 
 
 class _Level(NamedTuple):

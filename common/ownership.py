@@ -13,6 +13,8 @@ from common import files, users
 
 _MARK = "userxattr"
 """An empty file in directories that were made in a user namespace."""
+_seen: dict[str, int] = {}
+"""The owners of data directories, by path, as `look` found them; -1 for what was not there."""
 
 
 def claim(path: str) -> None:
@@ -25,26 +27,51 @@ def make_data_directory(path: str) -> None:
     """The directory that the store and the pods of one user are in. What is a user's own is for nobody else to read
     (XDG Base Directory Specification, "Referencing this specification"); who else may read root's, root decides."""
     own = users.confined()
-    above, missing = os.path.dirname(path), []
-    while own and above and not os.path.lexists(above):
-        missing.append(above)
-        above = os.path.dirname(above)
-    # Whatever the umask: who may write above it can put something else in its place.
-    for each in reversed(missing):
-        files.make_directory(each, 0o700)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    files.make_directories(os.path.dirname(path), 0o700 if own else 0o755)
     files.make_directory(path, 0o700 if own else 0o750)
 
 
+def look(path: str) -> None:
+    """Remember whose the data directory `path` is: in a user namespace, which its user may enter now, everybody else
+    is nobody, root and who made a directory in /tmp to be taken for his."""
+    _seen[path] = _owner(path)
+
+
+def _owner(path: str) -> int:
+    """-1 when there is none."""
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return -1
+
+
+def _stranger(path: str) -> str:
+    """Who else may put another in the place of what is in the directory `path`, at any time; empty for nobody. Root may
+    do so with everything."""
+    owner = _owner(path)
+    if owner in (os.geteuid(), -1):
+        return ""
+    if not users.confined():
+        return _name(owner) if owner else ""
+    # Whoever was in a namespace before we began has never known.
+    return _name(owner) if _seen.get(path, 0) else ""
+
+
 def objection(path: str) -> str:
-    """Why we have no business in the directory `path`, in words; empty when it is ours or cannot be looked at."""
+    """Why we have no business in the directory `path`, one of a data directory, in words; empty when it is ours or
+    cannot be looked at."""
     try:
         owners = {os.lstat(path).st_uid, os.stat(path).st_uid}
     except OSError:
-        return ""
+        owners = set()
     others = owners - {os.geteuid()}
     if others:
         return f"it belongs to {_name(others.pop())}"
+    above = os.path.dirname(path)
+    if stranger := _stranger(above):
+        return f"{above} belongs to {stranger}"
+    if not owners:
+        return ""
     # Who is not root has made it in a user namespace, be he in one now or not.
     confined = users.confined() or os.geteuid() != 0
     if os.path.lexists(f"{path}/{_MARK}") == confined:

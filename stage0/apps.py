@@ -21,8 +21,8 @@ from common.errors import PodError, UsageError, reason
 from stage0 import behaviour, podinfo, prepare, rootless
 from stage0.podinfo import AppInfo
 from stage0.pods import Pod, Pods, State
+from stage1 import boot, poddir
 from stage1 import flavour as flavours
-from stage1 import poddir
 
 _IN_WORDS = {"attach": "attach to an app", "send_signal": "signal its apps"}
 _LOCK_MODE = 0o640
@@ -54,7 +54,7 @@ def join(pod: Pod) -> None:
     try:
         if leader is None:
             raise ProcessLookupError
-        rootless.join(leader)
+        rootless.join(leader, mounts=pod.flavour() in boot.FLAVOURS)
     except ProcessLookupError as error:
         raise PodError(f'pod "{pod.uuid}" isn\'t currently running') from error
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from common import ownership
 from common.errors import ConfigError, RkpyError, UsageError, reason
 from common.records import NamedTuple
 from stage0 import xdg
@@ -92,6 +93,8 @@ def load(flags: Values) -> Config:
     config = places(flags)
     paths, stage1 = paths_in_force(config), effective(config, "stage1")
     data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or config.data_dir
+    if xdg.is_ordinary():
+        ownership.look(data_dir)
     plugins = tuple(paths.get(CNI_PLUGINS) or ())
     machine = _machine(stage1[KVM]) if KVM in stage1 else MachineOptions()
     return config._replace(data_dir=data_dir, stage1=_field(stage1, "name"), cni_plugins=plugins, machine=machine)

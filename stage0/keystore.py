@@ -21,6 +21,7 @@ import stat
 from collections.abc import Iterator
 
 from aci.types import ac_identifier
+from common import files
 from common.errors import ManifestError, TrustError, reason
 from common.records import NamedTuple
 from stage0 import openpgp, spki, xdg
@@ -297,7 +298,7 @@ def _make_directories(base: str, components: list[str]) -> int:
     """A descriptor of the last of `components` below `base`. Directories that are new get mode 02755, so that what a
     group of administrators adds stays that group's."""
     config, name = os.path.split(base)
-    os.makedirs(config, mode=0o755, exist_ok=True)
+    files.make_directories(config, 0o755)
     fd = os.open(config, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for component in (name, *components):
         parent = fd

@@ -65,18 +65,28 @@ def become_root(*, to_run: bool = False) -> None:
         raise LaunchError(f"cannot become root of a user namespace: {why or reason(error)}", hint=hint) from error
 
 
-def join(leader: Leader) -> None:
-    """Nothing for root. Anybody else becomes root of the user namespace of a pod of his, the only way to what is in it.
-    Raises LaunchError when he may not, and ProcessLookupError when there is no such process any more."""
+def join(leader: Leader, *, mounts: bool) -> None:
+    """Nothing for root. Anybody else becomes root of the user namespace of a pod of his, the only way to what is in it;
+    with `mounts` in a mount namespace in which that root may mount. It shows the host's files, and who may administer
+    the pod's user namespace, as every app of root's under fly, can find it and enter it (`nspawn._dangers`): so do
+    without where that is possible. Raises LaunchError when he may not, and ProcessLookupError when there is no such
+    process any more."""
     if os.geteuid() == 0:
         return
     try:
         if leader.boot_id != boot_id():
             raise ProcessLookupError
         with Process(leader.pid, leader.start_time) as process:
+            # Under fly the app sees us, and its root is as mighty in there as we are. It could trace what is dumpable,
+            # and would have our files and our environment.
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             syscalls.setns(process.fd, syscalls.CLONE_NEWUSER)
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        _settle()
+        # Entering may have changed that, by a system-wide setting (suid_dumpable in proc(5)).
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        users.confined.cache_clear()
+        if mounts:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            _settle()
     except ProcessLookupError:
         raise
     except OSError as error:

@@ -212,6 +212,8 @@ def run(pod: PreparedPod) -> NoReturn:
     poddir.write_leader(pod.directory, os.getpid())
     manager = notify.Sender(pod.given.notify)
     seal()
+    # What a handler of the image's could trace has the environment of our caller. The app itself is traceable again.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     switch_root(root.fd)
     if _notifies(pod):
         spec = spec._replace(environment=(*spec.environment, *_told(pod)))

@@ -240,7 +240,9 @@ def _open_quietly(path: str, flags: int) -> int:
 
 def _write(path: str, program: bytes) -> None:
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        directory = os.path.dirname(path)
+        files.make_directories(os.path.dirname(directory), 0o755)
+        files.make_directory(directory, 0o700)
         files.replace(path, program + _digest(program, _CHECKSUM), mode=0o600)
     except OSError:
         pass

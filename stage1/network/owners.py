@@ -66,7 +66,7 @@ def is_alive(uuid: str) -> bool:
 def find(uuid: str) -> str:
     """The directory of a registered pod; empty when there is none."""
     root = _registration(uuid)[0]
-    for name in _SEARCH if root else ():
+    for name in _SEARCH if _is_genuine(uuid, root) else ():
         if os.path.isdir(f"{root}/{name}/{uuid}"):
             return f"{root}/{name}/{uuid}"
     return ""
@@ -162,15 +162,24 @@ def _registration(uuid: str) -> tuple[str, str]:
     return root, lock
 
 
+def _is_genuine(uuid: str, root: str) -> bool:
+    """Whether `root` is theirs who registered the pod. Who may change a directory above it can put another in its
+    place at any time, in which a record names his programs as plugins, and processes of ours as the pod's."""
+    try:
+        return {os.lstat(root).st_uid, os.stat(root).st_uid} == {os.lstat(state.path("pods", uuid)).st_uid}
+    except OSError:
+        return False
+
+
 def _lock_name(found: os.stat_result) -> str:
     return f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
 
 
 def _is_locked_out_of_sight(uuid: str) -> bool:
-    """Whether the lock of a pod is held that is where we cannot look: in a service's private /tmp, say. A lock is in
-    /proc/locks whatever is mounted where (proc_locks(5))."""
+    """Whether the lock of a pod is held that is where we cannot look: in a service's private /tmp, say, or behind what
+    somebody has put in its place. A lock is in /proc/locks whatever is mounted where (proc_locks(5))."""
     root, lock = _registration(uuid)
-    if not lock or os.path.isdir(root):
+    if not lock or _is_genuine(uuid, root):
         return False
     try:
         with open(_LOCKS, encoding="ascii", errors="replace") as file:

@@ -58,7 +58,7 @@ def boot_files(wanted: str, cache: str) -> BootFiles:
     if found is not None:
         return found
     try:
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
+        files.make_directories(os.path.dirname(cache), 0o755)
         files.make_directory(cache, 0o700)
         with locks.acquire(f"{cache}/lock", exclusive=True, create=0o600), _readable():
             return _read(record, cache) or _make(chosen, record, cache)

@@ -157,3 +157,16 @@ def test_attributes_that_forbid_removal(tmp_path: Path, top: int, attribute: str
         for name in reversed(names):
             subprocess.run(["chattr", f"-{attribute}", tmp_path / name], capture_output=True, check=False)
     assert os.listdir(tmp_path) == []
+
+
+def test_no_directory_on_the_way_is_for_all_to_write_to(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        files.make_directories(str(tmp_path / "a" / "b" / "c"), 0o755)
+        files.make_directories(str(tmp_path / "a" / "b" / "c"), 0o700)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")] == [0o755] * 3
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        files.make_directories(str(tmp_path / "file" / "d"), 0o755)

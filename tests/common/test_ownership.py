@@ -53,8 +53,9 @@ def test_the_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ins
         ownership.make_data_directory(str(path))
     finally:
         os.umask(before)
+    above = [os.stat(each).st_mode & 0o777 for each in (path.parent, path.parent.parent)]
+    assert above == [0o700 if inside else 0o755] * 2  # Whoever could write there could put another in its place.
     assert os.stat(path).st_mode & 0o777 == (0o700 if inside else 0o750)
-    assert {os.stat(above).st_mode & 0o777 for above in path.parents[:2]} == {0o700 if inside else 0o777}
     os.chmod(path, 0o755)
     ownership.make_data_directory(str(path))
     assert os.stat(path).st_mode & 0o777 == 0o755

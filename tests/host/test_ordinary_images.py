@@ -292,6 +292,22 @@ def test_a_user_does_not_work_in_the_stores_of_others(rkpy: Rkpy, tmp_path: Path
     assert "example.com/app" in rkpy.ok("image", "list")
 
 
+def test_what_is_in_somebodys_directory_he_may_replace_at_any_time(rkpy: Rkpy, person: User) -> None:
+    """As where somebody was quicker to make a directory in /tmp."""
+    image, root = aci(rkpy.directory), Rkpy(rkpy.directory)
+    rkpy.data.mkdir()
+    for caller, owner in ((root, person.uid), (rkpy, person.uid + 1)):
+        os.chown(rkpy.data, owner, owner)
+        rkpy.data.chmod(0o777)
+        for words in (("fetch", image), ("prepare", image), ("run", "--net=none", image), ("gc",), ("stop", "1234")):
+            line = caller.refused("--insecure-options=image", *words)
+            assert f"{rkpy.data} belongs to " in line, line
+        assert os.listdir(rkpy.data) == []
+    os.chown(rkpy.data, 0, 0)
+    rkpy.data.chmod(0o1777)
+    assert unverified(rkpy, "fetch", image).startswith("sha512-")
+
+
 def test_root_in_a_user_namespace_has_a_store_of_its_own(tmp_path: Path) -> None:
     """The owner is the same number, but what hides is marked in another way."""
     outside, inside = Rkpy(tmp_path / "outside"), Rkpy(tmp_path / "inside")
@@ -326,11 +342,15 @@ def test_what_is_a_users_own_is_for_nobody_else(person: User) -> None:
     image = aci(person.directory, "default")
     command = person.command([sys.executable, "-P", ROOT / "rkpy.py", "--insecure-options=image", "prepare", image])
     subprocess.run(
-        command, env={**person.environment(), "HOME": str(home), "PYTHONPATH": str(ROOT)}, check=True, timeout=120
+        command,
+        env={**person.environment(), "HOME": str(home), "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=120,
+        umask=0,
     )
     data = home / ".local/share/rkpy"
     assert os.listdir(data / "cas" / "image")
-    for path in (data, data / "pods", data / "cas" / "layer"):
+    for path in (data.parent.parent, data.parent, data, data / "pods", data / "cas" / "layer"):
         assert (os.stat(path).st_mode & 0o777, os.stat(path).st_uid) == (0o700, person.uid), path
 
 

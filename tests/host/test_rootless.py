@@ -140,7 +140,7 @@ def test_devices_are_those_the_user_may_open(ground: Ground, user: User) -> None
 
 def test_what_undoes_read_only_volumes_is_said(ground: Ground) -> None:
     result = ground.run(NSPAWN, "id", "--caps-retain=CAP_SYS_ADMIN,CAP_NET_ADMIN,CAP_SYS_MODULE")
-    assert "can write to read-only volumes and to hidden paths by CAP_SYS_ADMIN\n" in result.err
+    assert "can get at all that its user has by CAP_SYS_ADMIN\n" in result.err
     assert "of the host" not in result.err
 
 
@@ -299,6 +299,23 @@ def test_nothing_outside_can_be_traced_from_within_the_namespace(ground: Ground,
         asked = f"ptrace {pid} + open /proc/{pid}/mem rw + open /proc/{pid}/root"
         assert set(answers(as_user(user, program, *asked.split())).values()) == {"ok"}, "the control"
         assert set(answers(ground.ask(FLY, asked)).values()) <= {"EPERM", "EACCES"}
+
+
+def test_handlers_under_fly_do_not_see_the_environment_of_the_user(alone: Ground) -> None:
+    place = alone.new("handler")
+    files: dict[str, bytes | str] = {
+        "bin/busybox": Path("/bin/busybox").read_bytes(),
+        "bin/sh": "->busybox",
+        "tmp/": "",
+    }
+    look = "echo looked; busybox cat /proc/$PPID/environ; busybox ls /proc/$PPID/fd/; :"
+    handlers = [{"name": "pre-start", "exec": ["/bin/sh", "-c", look]}]
+    app = {"exec": ["/bin/sh", "-c", "busybox ls /proc/self/fd/"], "user": "0", "group": "0", "eventHandlers": handlers}
+    image = images.make_aci(str(place / "image.aci"), images.manifest(app=app), files)
+    words = ("--insecure-options=image", "run", *FLY.words, image)
+    done = alone.rkpy(*words, SECRET="of the user")
+    assert done.out.splitlines()[:2] == ["looked", "0"], "and the app sees its own descriptors"
+    assert done.err.count("ermission denied") == 2, done
 
 
 def test_files_of_the_user_cannot_be_reached(ground: Ground, user: User, program: Path) -> None:

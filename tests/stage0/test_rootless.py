@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from common import syscalls
 from common.errors import LaunchError
 from common.users import EVERYTHING, Range
-from stage0 import rootless
+from stage0 import apps, rootless
+from stage0.pods import RUN, Pod
 from stage1 import poddir
 from stage1.poddir import Leader
 
@@ -110,10 +111,34 @@ def test_a_pod_that_is_over_is_not_joined() -> None:
     """Whoever has its leader's number now."""
     for gone in (leader(os.getpid(), start_time=1), leader(os.getpid(), boot_id="another")):
         with pytest.raises(ProcessLookupError):
-            rootless.join(gone)
+            rootless.join(gone, mounts=True)
 
 
 @pytest.mark.usefixtures("ordinary")
-def test_a_namespace_that_is_somebody_elses_is_not_joined() -> None:
+def test_a_namespace_that_is_somebody_elses_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "prctl", lambda *_: 0)
     with pytest.raises(LaunchError, match="cannot enter the user namespace of process 1: "):
-        rootless.join(leader(1))
+        rootless.join(leader(1), mounts=True)
+
+
+@pytest.mark.usefixtures("ordinary")
+@pytest.mark.parametrize(("flavour", "made"), [("fly", []), ("nspawn", ["unshare"])])
+def test_who_joins_shows_as_little_as_possible(monkeypatch: pytest.MonkeyPatch, flavour: str, made: list[str]) -> None:
+    """An app of fly's that is root may trace what is dumpable in its user namespace, and enter every mount namespace
+    that belongs to it: it would have the files and the environment of whoever enters the pod."""
+    done: list[str] = []
+
+    def prctl(option: int, value: int) -> int:
+        assert (option, value) == (syscalls.PR_SET_DUMPABLE, 0)
+        done.append("hide")
+        return 0
+
+    monkeypatch.setattr(syscalls, "prctl", prctl)
+    monkeypatch.setattr(syscalls, "setns", lambda _fd, _flags: done.append("join"))
+    monkeypatch.setattr(syscalls, "unshare", lambda _flags: done.append("unshare"))
+    monkeypatch.setattr(rootless, "_settle", lambda: None)
+    pod = Pod("/nowhere", RUN, "uuid")
+    monkeypatch.setattr(Pod, "leader", lambda _pod: leader(os.getpid()))
+    monkeypatch.setattr(Pod, "flavour", lambda _pod: flavour)
+    apps.join(pod)
+    assert done == ["hide", "join", "hide", *made]

@@ -449,3 +449,26 @@ def test_what_detach_needs_is_light() -> None:
     assert "stage1.network.detach" in loaded
     assert not names & HEAVY
     assert {name for name in names if not name.startswith("_")} <= LIBRARY | {"common", "stage1", "importlib"}
+
+
+def test_what_somebody_else_put_in_a_pods_place_is_not_believed(pods: Pods, plugins: Plugins) -> None:
+    """Root's pods below a directory of a user's, who moves them away: neither does what he wrote there run, nor is the
+    pod taken for dead while it lives."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    uuid = pods.start()
+    _lease(uuid)
+    before = claims()
+    os.rename(pods.root, f"{pods.root}.away")
+    forged = pods.root / "run" / uuid
+    (forged / "net").mkdir(parents=True)
+    (forged / "lock").touch()
+    attachment = Attachment("net", "eth0", _conf("net", "first"), result="{}")
+    record.write(str(forged), Record(uuid, plugin_path=(plugins.directory,), attachments=(attachment,)))
+    for path in (pods.root, *pods.root.rglob("*")):
+        os.chown(path, 4321, 4321)
+    assert owners.sweep() == []
+    assert (owners.is_alive(uuid), claims()) == (True, before)
+    pods.die(uuid)
+    assert owners.sweep() == [uuid]
+    assert (plugins.calls(), owners.find(uuid)) == ([], "")
