@@ -35,7 +35,7 @@ def run(request: Request, settings: Config, flavour: str) -> int:
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _interrupt)
     bus = Bus(manager.bus)  # before there is anything to take back
-    pod = starting.prepared_pod(request, settings, flavour)
+    pod = starting.prepared_pod(request, settings, flavour, manager=manager)
     try:
         return _launch(bus, pod, "run-prepared", request, settings)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Values of flags, as click types: Go's booleans and durations; and the gate for commands that only root may run."""
+"""Values of flags, as click types: Go's booleans and durations."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ the isolation chosen for that run, its flavour.
 Flags may come before the name of the command and global flags after it; the name may be shortened."""
 _FILES = (
     ("/var/lib/rkpy", "data directory: images and pods"),
-    ("/etc/rkpy, /usr/lib/rkpy", "configuration: paths.d, stage1.d, auth.d, net.d, trustedkeys"),
-    ("~/.local/share/rkpy, ~/.config/rkpy", "those of a user who is not root, whose configuration comes first"),
+    ("/etc/rkpy, /usr/lib/rkpy", "configuration: paths.d, stage1.d, auth.d, net.d, registries.d, trustedkeys, pods"),
+    ("~/.local/share/rkpy, ~/.config/rkpy", "those of an ordinary user, whose configuration comes first"),
     ("/run/rkpy", "what pods of this machine claim of its network"),
 )
 _SPECIAL = {"\\": "\\(rs", "-": "\\-", "~": "\\(ti", "^": "\\(ha", "`": "\\(ga"}

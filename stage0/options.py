@@ -65,12 +65,12 @@ class Values:
 
 GLOBAL = (
     Flag("debug", BOOL, "print out more debug information to stderr"),
-    Flag("dir", STRING, "rkpy data directory", "/var/lib/rkpy"),
+    Flag("dir", STRING, "rkpy data directory (default: /var/lib/rkpy, or ~/.local/share/rkpy without root)"),
     Flag("insecure-options", STRING, "comma-separated list of security features to disable", "none"),
     Flag("local-config", STRING, "local configuration directory", "/etc/rkpy"),
     Flag("system-config", STRING, "system configuration directory", "/usr/lib/rkpy"),
     Flag("trust-keys-from-https", BOOL, "automatically trust gpg keys fetched from https"),
-    Flag("user-config", STRING, "user configuration directory"),
+    Flag("user-config", STRING, "user configuration directory (default: ~/.config/rkpy without root, else none)"),
 )
 
 STAGE1 = (

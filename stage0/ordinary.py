@@ -12,13 +12,7 @@ from stage1.flavour import Flavour, PreparedPod
 def check(pod: PreparedPod, flavour: Flavour) -> list[str]:
     """A line for everything of `pod` that will be of no use. UsageError for what cannot be had, LaunchError for a
     device that the user may not open. Called as root of the user's namespace."""
-    if getattr(flavour, "MACHINES", False):
-        raise UsageError("the flavour kvm is for root", hint="use nspawn or fly, or run it as root")
-    if pod.private_users:
-        raise UsageError(
-            "--private-users is for root: the kernel lets nobody else show files under other IDs",
-            hint="leave it out: without root a pod is in a user namespace anyway",
-        )
+    refuse(flavour, private_users=pod.private_users)
     for app in pod.apps:
         for mount in app.mounts:
             if mount.propagation == "shared":
@@ -27,6 +21,17 @@ def check(pod: PreparedPod, flavour: Flavour) -> list[str]:
                     hint="use slave or private",
                 )
     return list(_devices(pod))
+
+
+def refuse(flavour: Flavour | None, *, private_users: bool) -> None:
+    """UsageError for what nobody but root has, whatever the pod is made of."""
+    if getattr(flavour, "MACHINES", False):
+        raise UsageError("the flavour kvm is for root", hint="use nspawn or fly, or run it as root")
+    if private_users:
+        raise UsageError(
+            "--private-users is for root: the kernel lets nobody else show files under other IDs",
+            hint="leave it out: without root a pod is in a user namespace anyway",
+        )
 
 
 def _devices(pod: PreparedPod) -> Iterator[str]:

@@ -31,6 +31,12 @@ _NUMBER = re.compile("[0-9]{1,10}")
 _OF_NEWUIDMAP = (1, 6, 7, 21)
 """CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN, by which it may do what it does (capabilities(7))."""
 _FAMILIES = {"AF_NETLINK": AF_NETLINK, "AF_INET": AF_INET}
+_LIMITS = {
+    errno.ENOSPC: "there are as many as user.max_user_namespaces allows",
+    errno.EAGAIN: "this user has as many processes as RLIMIT_NPROC (ulimit -u) or the unit (TasksMax=) allows",
+    errno.EMFILE: "there are as many open files as RLIMIT_NOFILE (ulimit -n) allows",
+}
+"""What errors of unshare(2), fork(2) and open(2) say of limits, of which none is about being allowed to."""
 _HINT = "run it as root, or have user namespaces allowed (docs/rootless.md)"
 
 
@@ -54,10 +60,9 @@ def become_root(*, to_run: bool = False) -> None:
             _map(mappings)
         _settle()
     except OSError as error:
-        # What unshare(2) says of limits (namespaces(7)).
-        limited = "there are as many as user.max_user_namespaces allows"
-        why = limited if error.errno == errno.ENOSPC else reason(error)
-        raise LaunchError(f"cannot become root of a user namespace: {why}", hint=_HINT) from error
+        why = _LIMITS.get(error.errno or 0)
+        hint = "" if why and error.errno != errno.ENOSPC else _HINT
+        raise LaunchError(f"cannot become root of a user namespace: {why or reason(error)}", hint=hint) from error
 
 
 def join(leader: Leader, *, mounts: bool) -> None:

@@ -7,7 +7,7 @@ or for ever (loginctl(1), "enable-linger"). In a service they stay in that, whos
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from common.errors import SystemdError
@@ -62,13 +62,10 @@ def is_delegated(unit: str) -> bool:
     from stage1.systemd.bus import SYSTEMD, Bus
 
     try:
-        bus = Bus(found.bus)
-        try:
+        with closing(Bus(found.bus)) as bus:
             path = bus.call(SYSTEMD, "GetUnit", "s", (unit,))[0]
             kind = unit.rpartition(".")[2].capitalize()
             return bool(bus.get(SYSTEMD[0], path, f"org.freedesktop.systemd1.{kind}", "Delegate"))
-        finally:
-            bus.close()
     except SystemdError:
         return False
 
@@ -99,9 +96,6 @@ def come_near(pod: Pod) -> None:
     with suppress(SystemdError):
         from stage1.systemd.bus import SYSTEMD, Bus
 
-        bus = Bus(whose.bus)
-        try:
-            where = leaf if os.path.isdir(top + leaf) else below or "/"
+        where = leaf if os.path.isdir(top + leaf) else below or "/"
+        with closing(Bus(whose.bus)) as bus:
             bus.call(SYSTEMD, "AttachProcessesToUnit", "ssau", (unit, where, [os.getpid()]))
-        finally:
-            bus.close()

@@ -34,6 +34,7 @@ from stage0.options import Values
 from stage0.pods import PREPARED, Pod, Pods
 from stage1 import flavour as flavours
 from stage1.flavour import Flavour, PreparedPod
+from stage1.systemd.manager import Manager
 
 _MANIFEST_EXCLUDES = (
     "volume", "mount", "port", "inherit-env", "set-env", "set-env-file", "user-annotation", "user-label",
@@ -63,8 +64,9 @@ def prepare_pod(request: Request, settings: Config, name: str) -> int:
     return 0
 
 
-def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
-    """A pod of what `request` asks for, in the state `prepared`."""
+def prepared_pod(request: Request, settings: Config, name: str, *, manager: Manager | None = None) -> Pod:
+    """A pod of what `request` asks for, in the state `prepared`. `manager`: which one is about to make it a service;
+    nobody yet knows where it will run otherwise, which is taken to be as if it were run here."""
     flavour = flavours.load(name)
     store = Store(settings.store)
     with store.lock():
@@ -75,6 +77,7 @@ def prepared_pod(request: Request, settings: Config, name: str) -> Pod:
             if networking.has_networks(flavour):
                 networking.check_ports(prepared, manifest)
             prepared = machines.settle(prepared, flavour, settings, os.environ)
+            prepared = prepared._replace(manager=manager) if manager else _placed(prepared)
             prepare.check(prepared, flavour)
             pod.to_prepared()
             events.prepared(pod.uuid, prepared.name, name)
@@ -245,14 +248,7 @@ def _checked(
     prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
     if xdg.is_ordinary() and flags.get("register") is not None and prepared.register:
         warn("--register: machined takes no pods of ordinary users")
-    place = servicemanager.place(keep_unit=prepared.keep_unit)
-    prepared = prepared._replace(
-        manager=place.manager,
-        unit=place.unit,
-        delegated=servicemanager.is_delegated(place.unit),
-        credentials=_credentials(request),
-        starts=True,
-    )
+    prepared = _placed(prepared)._replace(credentials=_credentials(request), starts=True)
     if prepared.interactive and len(prepared.apps) != 1:
         raise UsageError("--interactive needs exactly one app", hint=f"the pod has {len(prepared.apps)}")
     if request.given.sockets or any(port.socket_activated for app in prepared.apps for port in app.app.ports):
@@ -265,6 +261,13 @@ def _checked(
     prepare.check(prepared, flavour)
     save_uuid(flags.get("uuid-file-save"), pod.uuid)
     return prepared
+
+
+def _placed(pod: PreparedPod) -> PreparedPod:
+    """With its place among units, by which it is told what of it can be kept."""
+    place = servicemanager.place(keep_unit=pod.keep_unit)
+    delegated = servicemanager.is_delegated(place.unit)
+    return pod._replace(manager=place.manager, unit=place.unit, delegated=delegated)
 
 
 def _credentials(request: Request) -> int:

@@ -1,4 +1,9 @@
-"""Where rkpy keeps what is a user's own, for those who are not root (XDG Base Directory Specification)."""
+"""Who called us, and where what is his own lies if he is not root (XDG Base Directory Specification).
+
+Two questions look alike. Whose files, whose service manager and what advice: that depends on who called, `is_ordinary`,
+which stays the same when he has become root of a namespace. What the kernel will not let us do depends on the namespace
+that we are in: `common.users.confined`, which is true of root in somebody's container, too.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +25,10 @@ class Directories(NamedTuple):
 
     data: str
     config: str
-    runtime: str
-    """In memory, until the user's last session ends."""
 
 
 def is_ordinary() -> bool:
-    """Whether it was not root who called us."""
+    """Whether an ordinary user called us, and not root."""
     return UID != 0
 
 
@@ -37,7 +40,6 @@ def directories(environment: Mapping[str, str]) -> Directories:
     return Directories(
         data=f"{_absolute(environment, 'XDG_DATA_HOME') or f'{found}/.local/share'}/rkpy",
         config=f"{_absolute(environment, 'XDG_CONFIG_HOME') or f'{found}/.config'}/rkpy",
-        runtime=f"{own}/rkpy" if (own := runtime(environment)) else "",
     )
 
 
@@ -60,8 +62,9 @@ def _absolute(environment: Mapping[str, str], name: str) -> str:
 
 
 def runtime(environment: Mapping[str, str]) -> str:
-    """The runtime directory of the user who called us; empty when he has none. A service of the system's has no
-    XDG_RUNTIME_DIR, even where the user has such a directory, and su(1) may leave somebody else's."""
+    """The runtime directory of the user who called us, in memory until his last session ends; empty when he has none.
+    A service of the system's has no XDG_RUNTIME_DIR, even where the user has such a directory, and su(1) may leave
+    somebody else's."""
     for found in (_absolute(environment, "XDG_RUNTIME_DIR"), f"/run/user/{UID}"):
         if found and _is_mine(found):
             return found

@@ -54,15 +54,15 @@ class Place(NamedTuple):
 # Where
 
 
-def find(*, trusted: bool = False) -> Place:
-    """Where this process may make cgroups. `trusted`: its service manager has said that the unit it is in is delegated;
-    a user's cannot mark the cgroup."""
+def find(*, delegated: bool = False) -> Place:
+    """Where this process may make cgroups. `delegated`: whether its service manager has said that the unit it is in is;
+    that of a user cannot mark the cgroup."""
     mount = _mount(read("/proc/self/mountinfo"))
     if mount is None:
         return Place("", "", False, "no cgroup2 file system is mounted")
     root, place = mount
     own = _own(read("/proc/self/cgroup"))
-    base = _delegated(place, _below(root, own), trusted)
+    base = _delegated(place, _below(root, own), delegated)
     if base:
         return Place(place, base, True, _cannot_write(base))
     refusal = "without root it takes a delegated cgroup (Delegate=yes)"
@@ -115,20 +115,20 @@ def _below(root: str, own: str) -> str:
     return own.removeprefix(root) if own.startswith(f"{root}/") else ""
 
 
-def _delegated(mount: str, own: str, trusted: bool) -> str:
+def _delegated(mount: str, own: str, known: bool) -> str:
     """The directory of our cgroup when systemd says it is ours to divide, or of the one above when ours is but a leaf
     of it (DelegateSubgroup=, or an earlier `_enter_leaf`)."""
     if not own:
         return ""
     path = f"{mount}{own}"
     above, name = os.path.split(path)
-    if _is_delegated(path, trusted):
+    if _is_delegated(path, known):
         return path
     unit = name.endswith((".service", ".scope", ".slice"))
-    return above if not unit and above != mount and _is_delegated(above, trusted) else ""
+    return above if not unit and above != mount and _is_delegated(above, known) else ""
 
 
-def _is_delegated(path: str, trusted: bool) -> bool:
+def _is_delegated(path: str, known: bool) -> bool:
     """systemd marks what it delegates (CGROUP_DELEGATION), and gives it to the unit's user. What was given to somebody
     else is no place for pods of ours: their owner could mark it, and meddle."""
     try:
@@ -136,7 +136,7 @@ def _is_delegated(path: str, trusted: bool) -> bool:
             return False
     except OSError:
         return False
-    if trusted and path.endswith((".service", ".scope")):
+    if known and path.endswith((".service", ".scope")):
         return True
     for name in ("trusted.delegate", "user.delegate"):
         try:
@@ -162,13 +162,13 @@ def _cannot_write(path: str) -> str:
 
 
 def enforceable(
-    directory: str, ours: Collection[int] = (), *, below: str = "", trusted: bool = False
+    directory: str, ours: Collection[int] = (), *, below: str = "", delegated: bool = False
 ) -> dict[str, str]:
     """For each of CONTROLLERS why it cannot be used for a pod whose directory this is, or an empty string. Changes
     nothing. Neither this process nor those of `ours`, by PID, are in the way: by then they are gone or moved. Others
-    may not be moved. `below`: where the pod is going to have a scope, the cgroup of who makes it. `trusted` as for
+    may not be moved. `below`: where the pod is going to have a scope, the cgroup of who makes it. `delegated` as for
     `find`."""
-    place = _of_manager(below) if below else find(trusted=trusted)
+    place = _of_manager(below) if below else find(delegated=delegated)
     moved = {str(os.getpid()), *map(str, ours)}
     answers = {name: place.refusal or _unavailable(place, name, moved) for name in CONTROLLERS}
     answers["io"] = answers["io"] or disk_or_why(directory)[1]
@@ -227,7 +227,7 @@ class PodCgroup:
         self._directory = directory
         self._disk = disk_or_why(directory)
         self._owner = owner
-        self._trusted = False
+        self._known_delegated = False
         """As for `find`."""
         self._unit = ""
         """The cgroup of the pod's own scope, whose limits systemd has set."""
@@ -244,15 +244,15 @@ class PodCgroup:
         *,
         helpers: Collection[int] = (),
         scope: bool = False,
-        trusted: bool = False,
+        delegated: bool = False,
     ) -> PodCgroup:
         """The cgroup of the pod `uuid`, which lies in `directory`. `owner`: the pod's root, user and group, when it has
         a user namespace. May move this process and `helpers`, children of it, into a leaf of its delegated cgroup. With
-        `scope` that is a scope of the pod's own, and the pod's limits are the scope's. `trusted` as for `find`.
+        `scope` that is a scope of the pod's own, and the pod's limits are the scope's. `delegated` as for `find`.
         LaunchError on refusal."""
-        place = find(trusted=trusted or scope)
+        place = find(delegated=delegated or scope)
         pod = cls(directory, "" if place.refusal else f"{place.base}/{uuid}", owner, place.refusal)
-        pod._trusted = trusted or scope
+        pod._known_delegated = delegated or scope
         if pod.path:
             _record(directory, pod.path)
             try:
@@ -353,13 +353,13 @@ class PodCgroup:
             end_as_a_whole(path)
 
     def _why_not(self) -> dict[str, str]:
-        return enforceable(self._directory, trusted=self._trusted)
+        return enforceable(self._directory, delegated=self._known_delegated)
 
 
-def enter(directory: str, uuid: str, *, trusted: bool = False) -> str:
+def enter(directory: str, uuid: str, *, delegated: bool = False) -> str:
     """Make the cgroup of the pod `uuid`, which lies in `directory` and is this process only, and move it there: its
-    path. There have to be cgroups (`Place.refusal`); `trusted` as for `find`. LaunchError when that is not possible."""
-    place = find(trusted=trusted)
+    path. There have to be cgroups (`Place.refusal`). `delegated` as for `find`. LaunchError when it is not possible."""
+    place = find(delegated=delegated)
     path = f"{place.base}/{uuid}"
     _record(directory, path)
     try:

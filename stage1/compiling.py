@@ -29,7 +29,9 @@ def check(pod: PreparedPod, flavour: str) -> tuple[PodPlan, list[str]]:
 
         ports.require_free(pod.published)
         if families := pasta.families(pod.networks):
-            ports.require_bindable(pod.published, families, pod.directory)
+            from stage1.network import userports
+
+            userports.require_bindable(pod.published, families, pod.directory)
         else:
             warnings += ports.warnings(pod.published)
     kept = (*RESOURCES, *([NETWORK_BANDWIDTH] if pod.bandwidth else []))

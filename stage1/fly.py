@@ -345,20 +345,13 @@ def _join(directory: str, leader: poddir.Leader) -> None:
         process.require_alive()
     if os.fstat(namespace).st_ino != leader.mount_namespace:
         raise ProcessLookupError(errno.ESRCH, "the leader left the pod's mount namespace")
-    seal()
     if procs >= 0:
-        _follow(procs)
+        from stage1.entrance import follow
+
+        follow(procs)
+    seal()
     syscalls.setns(namespace, syscalls.CLONE_NEWNS)
     os.chdir("/")
-
-
-def _follow(procs: int) -> None:
-    """Into the cgroup whose cgroup.procs this is. An ordinary user may not leave that of his session."""
-    try:
-        os.write(procs, b"0")
-    except PermissionError as error:
-        boot.complain("enter", f"the limits of the pod do not bound the command: cgroup.procs: {reason(error)}")
-    os.close(procs)
 
 
 def _open_procs(directory: str, leader: poddir.Leader) -> int:

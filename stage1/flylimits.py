@@ -59,14 +59,15 @@ def stricter(pod: Limits, app: Limits) -> tuple[Limits, Limits]:
 def _why_not(pod: PreparedPod) -> dict[str, str]:
     """As `cgroup.enforceable`. What systemd has put into a unit is to stay there: it stops, counts and bounds what it
     finds in the unit's cgroup, and of an app that is somewhere else it knows one process."""
-    if pod.manager or pod.unit:
+    # One that is prepared to be a service of its own is not of this unit, whatever that is.
+    if pod.starts and (pod.manager or pod.unit):
         from stage1.systemd import units
 
-        if units.stays(pod.keep_unit) and not cgroup.find(trusted=pod.delegated).delegated:
+        if units.stays(pod.keep_unit) and not cgroup.find(delegated=pod.delegated).delegated:
             problem = f"{units.own() or 'this unit'} has not delegated its cgroup (Delegate=yes)"
             return dict.fromkeys(cgroup.CONTROLLERS, problem)
     below = pod.manager.cgroup if pod.manager else ""
-    return cgroup.enforceable(pod.directory, boot.ours(), below=below, trusted=pod.delegated)
+    return cgroup.enforceable(pod.directory, boot.ours(), below=below, delegated=pod.delegated)
 
 
 def bound(pod: PreparedPod, bounds: Bounds, *, scope: bool) -> None:
@@ -74,7 +75,7 @@ def bound(pod: PreparedPod, bounds: Bounds, *, scope: bool) -> None:
     became of each limit is recorded. LaunchError for one that is not kept though nobody was told."""
     wanted = (("", bounds.pod), (pod.apps[0].name, bounds.app))
     if any(value and not bounds.why[CONTROLLER_OF[field]] for field, value in bounds.together()._asdict().items()):
-        path = cgroup.of_process("self") if scope else cgroup.enter(pod.directory, pod.uuid, trusted=pod.delegated)
+        path = cgroup.of_process("self") if scope else cgroup.enter(pod.directory, pod.uuid, delegated=pod.delegated)
         disk = cgroup.disk_or_why(pod.directory)
         found = [
             report

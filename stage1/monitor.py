@@ -98,7 +98,7 @@ class Monitor:
             namespaces.owner(plan),
             helpers=helpers,
             scope=scope,
-            trusted=plan.delegated,
+            delegated=plan.delegated,
         )
         try:
             self._enclosure = _enclosure(plan, self._cgroup, self._host_mounts)

@@ -78,7 +78,7 @@ def _has(app: AppPlan, capability: str) -> bool:
 def _unenforceable(pod: PreparedPod) -> list[str]:
     """A warning for each limit that cannot be kept here; UsageError for one that was typed."""
     below = pod.manager.cgroup if pod.manager else ""
-    why = cgroup.enforceable(pod.directory, boot.ours(), below=below, trusted=pod.delegated)
+    why = cgroup.enforceable(pod.directory, boot.ours(), below=below, delegated=pod.delegated)
     wanted = [("the pod", resources.of_pod(pod.isolators))]
     wanted += [(f'app "{app.name}"', resources.of_pod(app.app.isolators)) for app in pod.apps]
     return resources.unenforceable(wanted, why, pod.asked)

@@ -106,7 +106,7 @@ class PodPlan(NamedTuple):
     worker: int = 0
     """PID of the process that attaches the pod to its networks (`stage1.network.worker`); 0 when there are none."""
     delegated: bool = False
-    """Whether the cgroup we are in is known to be ours to divide (`stage1.cgroup.find`, `trusted`)."""
+    """Whether the cgroup we are in is known to be ours to divide (`stage1.cgroup.find`, `delegated`)."""
     registrar: int = 0
     """PID of the process that registers the pod with systemd (`stage1.systemd.registrar`); 0 when there is none."""
     private_ipc: bool = True

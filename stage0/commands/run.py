@@ -168,8 +168,11 @@ def _begin(name: str, flags: Values) -> None:
 def _say_once(text: str) -> None:
     """Once until the machine is booted anew, or the user's last session is over: it is nothing that changes meanwhile.
     Where there is no place to remember it, it is not said."""
+    parent = xdg.runtime(os.environ) if xdg.is_ordinary() else "/run"
+    if not parent:
+        return
+    place = f"{parent}/rkpy"
     try:
-        place = f"{xdg.runtime(os.environ)}/rkpy" if xdg.is_ordinary() else "/run/rkpy"
         os.makedirs(place, exist_ok=True)
         os.close(os.open(f"{place}/{_SAID}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from common.errors import EXIT_FAILURE, ConfigError, UsageError
-from stage0 import config, grammar, options
+from stage0 import config, grammar, options, xdg
 from stage0.config import Config
 from stage0.podfile import search
 from stage0.podfile.search import PodFile
@@ -43,7 +43,7 @@ def check(words: Sequence[str]) -> int:
     as_data = [name for name in names if name.endswith(data.SUFFIXES)] if names else search.data_files(folders)
     pods = [name for name in names if name not in as_data]
     for file in _files(pods, folders, wrong) if pods or not names else ():
-        wrong += checking.mistakes(file)
+        wrong += checking.mistakes(file, users=_is_users(file, folders))
     for path in as_data:
         wrong += checking.of_data(os.path.abspath(path), settings)
     _say(wrong)
@@ -80,10 +80,11 @@ def list_files(words: Sequence[str]) -> int:
     from stage0 import render
     from stage0.podfile import check as checking
 
-    files, wrong = search.find(search.directories(settings))
+    folders = search.directories(settings)
+    files, wrong = search.find(folders)
     rows = [] if flags.boolean("no-legend") else [("UNIT", "STATE", "FILE", "DROP-INS")]
     for file in files:
-        found = len(checking.mistakes(file, ask_systemd=False))
+        found = len(checking.mistakes(file, users=_is_users(file, folders), ask_systemd=False))
         state = "masked" if file.masked else f"{found} mistake{'s' * (found > 1)}" if found else "good"
         rows.append((file.unit, state, file.path, str(len(file.dropins))))
     sys.stdout.write(render.table(rows))
@@ -117,6 +118,11 @@ def _file(name: str, folders: Sequence[str]) -> PodFile:
     if found := files.get(name) or files.get(template if "@" in name else ""):
         return found
     raise ConfigError(f'there is no pod file "{name}"', hint=f"looked in {', '.join(folders)}")
+
+
+def _is_users(file: PodFile, folders: Sequence[str]) -> bool:
+    """Whether it is a service of who called us, who is not root; what lies elsewhere may become anybody's."""
+    return xdg.is_ordinary() and os.path.dirname(file.path) in folders
 
 
 def _say(wrong: Sequence[Mistake]) -> None:

@@ -11,7 +11,20 @@ from collections.abc import Callable, Iterator
 from aci.image_manifest import App, ImageManifest
 from aci.store import ImageRecord
 from common.errors import RkpyError, UsageError
-from stage0 import assemble, behaviour, config, credentials, grammar, netflags, options, ports, reference, values, xdg
+from stage0 import (
+    assemble,
+    behaviour,
+    config,
+    credentials,
+    grammar,
+    netflags,
+    options,
+    ordinary,
+    ports,
+    reference,
+    values,
+    xdg,
+)
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
 from stage0.commands import run
@@ -30,12 +43,17 @@ _FLAGS = {**run.FLAGS["run"], **options.table(options.GLOBAL)}
 _TOGETHER = ("mount",)
 """Flags that mean something only beside others."""
 _CAPABILITIES = ("caps-retain", "caps-remove", "caps-ambient")
+_OF_ANOTHER = ("User", "Group", "SupplementaryGroups", "DynamicUser")
+"""Settings that make a service somebody else's."""
+_TARGETS = ("multi-user.target", "graphical.target")
+"""Those that pods of the system are wanted by, which users' service managers do not have (systemd.special(7))."""
 _VERIFY_SECONDS = 30
 _FOUND = re.compile(r":(\d+): (.*)")
 
 
-def mistakes(file: PodFile, *, ask_systemd: bool = True) -> list[Mistake]:
-    """Everything that is wrong with a pod file and its drop-ins, by file and line."""
+def mistakes(file: PodFile, *, users: bool = False, ask_systemd: bool = True) -> list[Mistake]:
+    """Everything that is wrong with a pod file and its drop-ins, by file and line. `users`: the service will be one of
+    a user's own service manager, who is not root."""
     if file.masked:
         return []
     parsed = search.read(file)
@@ -44,6 +62,8 @@ def mistakes(file: PodFile, *, ask_systemd: bool = True) -> list[Mistake]:
     if not search.is_name(file.name):
         found.append(Mistake(file.path, 0, f'"{file.name}" cannot be the name of a unit'))
     found += _values(file, pod)
+    if users:
+        found += _not_for_users(file, parsed, pod)
     if ask_systemd:
         found += _systemd(file, parsed, pod)
     return sorted(dict.fromkeys(found), key=lambda mistake: _place(file, mistake))
@@ -76,6 +96,27 @@ def _of_words(file: PodFile, words: list[str]) -> Iterator[Mistake]:
                 reference.parse(word)
         except RkpyError as error:
             yield Mistake(file.path, 0, str(error))
+
+
+def _not_for_users(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
+    """What no service of a user's can have, or what would never start it."""
+    for word in (*pod.leading, *pod.pod):
+        try:
+            flags = grammar.parse([_put_in(word.text, file.name), "image"], _FLAGS).flags
+            asked = flags.get("stage1") or flags.get("stage1-name")
+            flavour = flavours.load(run.flavour(flags, "")) if asked else None
+        except RkpyError:
+            continue  # That has been said.
+        try:
+            ordinary.refuse(flavour, private_users=flags.boolean("private-users"))
+        except UsageError as error:
+            yield _mistake(file, word.origin, error)
+    for entry in parsed.entries:
+        if entry.section == "Service" and entry.key in _OF_ANOTHER and entry.value:
+            yield entry.mistake(f"{entry.key}=: a user's service manager runs nothing as somebody else")
+    for entry, name in generate.installed(file, parsed):
+        if name in _TARGETS:
+            yield entry.mistake(f"{entry.key}=: a user's service manager has no {name}: use default.target")
 
 
 def _place(file: PodFile, found: Mistake | Entry) -> tuple[int, int]:

@@ -70,7 +70,7 @@ def links(file: PodFile, parsed: Parsed) -> Iterator[tuple[str, str]]:
     unit = _enabled(file, parsed)
     if not unit:
         return
-    for entry, name in _installed(file, parsed):
+    for entry, name in installed(file, parsed):
         if _wrong(entry, name):
             continue
         if entry.key == "Alias":
@@ -81,7 +81,7 @@ def links(file: PodFile, parsed: Parsed) -> Iterator[tuple[str, str]]:
 
 def bad_links(file: PodFile, parsed: Parsed) -> Iterator[tuple[Entry, str]]:
     """Names in [Install] that no unit can have."""
-    for entry, name in _installed(file, parsed):
+    for entry, name in installed(file, parsed):
         if wrong := _wrong(entry, name):
             yield entry, wrong
     default = _default_instance(parsed)
@@ -111,7 +111,7 @@ def _default_instance(parsed: Parsed) -> Entry | None:
     return found[-1] if found else None
 
 
-def _installed(file: PodFile, parsed: Parsed) -> Iterator[tuple[Entry, str]]:
+def installed(file: PodFile, parsed: Parsed) -> Iterator[tuple[Entry, str]]:
     """The names in [Install] that count, each with its assignment and its specifiers put in."""
     found: dict[str, list[Entry]] = {}
     for entry in parsed.entries:

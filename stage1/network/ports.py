@@ -8,14 +8,11 @@ the port away from it without a word.
 from __future__ import annotations
 
 import _socket
-import errno
-import os
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from common.addresses import version as version_of
-from common.errors import NetworkError, reason
+from common.errors import NetworkError
 from stage1.network import owners, state
 
 if TYPE_CHECKING:
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
 
 _DIRECTORY = "ports"
 _ANY = "any"
-_EVERY = {4: "0.0.0.0", 6: "::"}  # noqa: S104
-_PRIVILEGED = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _SOCKETS = "/proc/thread-self/net/"
 _LISTENING = {"tcp": "0A", "udp": "07"}
 """States of sockets that take what comes from anybody (include/net/tcp_states.h: TCP_LISTEN, TCP_CLOSE)."""
@@ -33,7 +28,7 @@ _MAPPED = "::ffff:"
 
 def claim(plan: NetworkPlan) -> tuple[str, ...]:
     """Claim all the pod publishes, or nothing; the claims' names. NetworkError says who has what already."""
-    wanted = _names(plan.ports)
+    wanted = names_of(plan.ports)
     if not wanted:
         return ()
     _meet_each_other(wanted)
@@ -46,94 +41,17 @@ def claim(plan: NetworkPlan) -> tuple[str, ...]:
                 return tuple(wanted)
         uuid = _holder(taken[0])
         if not owners.reclaim(map(_path, taken)):
-            raise NetworkError(f"port {_text(taken[0])} is published by {owners.describe(uuid)} already")
+            raise NetworkError(f"port {describe(taken[0])} is published by {owners.describe(uuid)} already")
 
 
 def require_free(ports: Iterable[Port]) -> None:
     """Raises what `claim` would if it were asked now; changes nothing."""
-    wanted = _names(ports)
+    wanted = names_of(ports)
     _meet_each_other(wanted)
     for name in _taken(wanted, ""):
         holder = _holder(name)
         if holder and owners.is_alive(holder):
-            raise NetworkError(f"port {_text(name)} is published by {owners.describe(holder)} already")
-
-
-def require_bindable(ports: Iterable[Port], families: Container[int], directory: str) -> None:
-    """Nothing is claimed for a pod that is connected by a program which listens: NetworkError for a port that it could
-    not have, as far as one can tell. `families` are those that the pod in `directory` has."""
-    seen: set[tuple[str, int]] = set()
-    for name in _names(ports):
-        protocol, port, address = parse(name)
-        if (protocol, port) in seen:
-            raise NetworkError(f"port {port}/{protocol} cannot be published twice: pasta does so on one address or all")
-        seen.add((protocol, port))
-        hosts = [address] if address else [_EVERY[version] for version in _EVERY if version in families]
-        for host in hosts:
-            if address and version_of(host) not in families:
-                raise NetworkError(f"port {_text(name)} cannot be published: the pod has no IPv{version_of(host)}")
-            try:
-                _listen(protocol, port, host)
-            except OSError as error:
-                raise _unbindable(error, name, directory) from None
-
-
-def _listen(protocol: str, port: int, address: str) -> None:
-    """Do so for a moment. Raises OSError."""
-    family = _socket.AF_INET6 if ":" in address else _socket.AF_INET
-    found = _socket.socket(family, _socket.SOCK_STREAM if protocol == "tcp" else _socket.SOCK_DGRAM)
-    try:
-        if family == _socket.AF_INET6:
-            found.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
-        if protocol == "tcp":  # Connections that are just ending are in nobody's way.
-            found.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-        found.bind((address, port))
-        if protocol == "tcp":
-            found.listen(1)
-    finally:
-        found.close()
-
-
-def _unbindable(error: OSError, name: str, directory: str) -> NetworkError:
-    port, address = parse(name)[1:]
-    if error.errno == errno.EACCES:
-        with open(_PRIVILEGED, encoding="ascii") as file:
-            first = file.read().strip()
-        return NetworkError(
-            f"port {_text(name)} is for root: ports of others begin at {first} (net.ipv4.ip_unprivileged_port_start)",
-            hint="publish another port",
-        )
-    if error.errno == errno.EADDRNOTAVAIL:
-        return NetworkError(f"port {_text(name)} cannot be published: {address} is not an address of this host")
-    if error.errno != errno.EADDRINUSE:
-        return NetworkError(f"port {_text(name)} cannot be published: {reason(error)}")
-    owner = _neighbour(name, directory)
-    if owner:
-        return NetworkError(f"port {_text(name)} is published by {owner} already")
-    return NetworkError(
-        f"port {_text(name)} is in use by a program of the host",
-        hint=f"see ss -l -p, and publish another port or a certain address: --port=NAME:ADDRESS:{port}",
-    )
-
-
-def _neighbour(name: str, directory: str) -> str:
-    """Which of the running pods beside that in `directory` has the port, for people; empty when none has."""
-    from stage1 import poddir
-    from stage1.network import record, usermode
-
-    protocol, port, address = parse(name)
-    running = f"{os.path.dirname(os.path.dirname(directory))}/run"
-    for uuid in os.listdir(running):
-        try:
-            found = record.read(f"{running}/{uuid}")
-        except NetworkError:
-            continue
-        for mapping in usermode.published(found) if found is not None else ():
-            same = (mapping.get("protocol"), mapping.get("hostPort")) == (protocol, port)
-            if same and _meet(address, str(mapping.get("hostIP", ""))) and usermode.is_alive(f"{running}/{uuid}"):
-                called = poddir.read_name(f"{running}/{uuid}")
-                return f'pod "{called}" ({uuid[:8]})' if called else f"pod {uuid[:8]}"
-    return ""
+            raise NetworkError(f"port {describe(name)} is published by {owners.describe(holder)} already")
 
 
 def warnings(ports: Iterable[Port]) -> list[str]:
@@ -177,7 +95,8 @@ def tidy() -> None:
             state.drop_nonsense(_path(name))
 
 
-def _names(ports: Iterable[Port]) -> list[str]:
+def names_of(ports: Iterable[Port]) -> list[str]:
+    """What their claims are called, a claim for each number."""
     return [
         f"{port.protocol}-{number}-{port.host_ip or _ANY}"
         for port in ports
@@ -190,8 +109,8 @@ def _meet_each_other(names: list[str]) -> None:
     for name in names:
         protocol, port, address = parse(name)
         others = seen.setdefault((protocol, port), [])
-        if any(_meet(address, other) for other in others):
-            raise NetworkError(f"port {_text(name)} is published twice")
+        if any(meet(address, other) for other in others):
+            raise NetworkError(f"port {describe(name)} is published twice")
         others.append(address)
 
 
@@ -208,7 +127,7 @@ def _taken(wanted: list[str], uuid: str) -> list[str]:
     for name in wanted:
         protocol, port, address = parse(name)
         for other, theirs in claimed.get((protocol, port), ()):
-            if _meet(address, other) and _holder(theirs) != uuid:
+            if meet(address, other) and _holder(theirs) != uuid:
                 found.append(theirs)
     return found
 
@@ -222,7 +141,7 @@ def _make(names: list[str], uuid: str) -> None:
             continue
 
 
-def _meet(one: str, other: str) -> bool:
+def meet(one: str, other: str) -> bool:
     """Whether a packet can be for both addresses of the host."""
     if one == other or not one or not other:
         return True
@@ -245,7 +164,7 @@ def _meet_host(names: list[str]) -> None:
                 wanted.setdefault(port, []).append(address)
         for port, listener in _listeners(protocol, state_of_it) if wanted else ():
             # A socket on :: takes IPv4 too, unless it was told not to, which is not to be seen here.
-            if any(_meet(address, "" if listener == "::" else listener) for address in wanted.get(port, ())):
+            if any(meet(address, "" if listener == "::" else listener) for address in wanted.get(port, ())):
                 where = {"0.0.0.0": "all addresses", "::": "all addresses"}.get(listener, listener)  # noqa: S104
                 raise NetworkError(
                     f"port {port}/{protocol} is in use by a program of the host that listens on {where}",
@@ -302,7 +221,7 @@ def _holder(name: str) -> str:
     return state.holder(_path(name))
 
 
-def _text(name: str) -> str:
+def describe(name: str) -> str:
     """8080/tcp, with the address if it is only one."""
     protocol, port, address = parse(name)
     number = f"{port}/{protocol}"

@@ -251,7 +251,13 @@ def _keep_from_loopback(directory: str, process: int) -> None:
     tap = next((fd for fd in os.listdir(place) if os.readlink(f"{place}/{fd}") == _TUN), None)
     if tap is None:
         raise NetworkError(f"pasta has no {_TUN} open")
-    ours = syscalls.pidfd_getfd(process, int(tap))
+    try:
+        ours = syscalls.pidfd_getfd(process, int(tap))
+    except OSError as error:
+        raise NetworkError(
+            f"cannot keep the pod from the host's loopback: pidfd_getfd: {reason(error)}",
+            hint="a filter of system calls takes it away: SystemCallFilter= of the service, or one of a container",
+        ) from error
     try:
         syscalls.filter_tap(ours, _NOT_LOOPBACK)
     finally:

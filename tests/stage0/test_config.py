@@ -89,6 +89,15 @@ def test_a_users_directory_need_not_be_said(
     assert config.places(flags(user_config="/given")).own_config == "/given"
 
 
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_directories_that_help_gives_as_defaults_are_everybodys(uid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xdg, "UID", uid)
+    monkeypatch.setenv("HOME", "/home/me")
+    found = config.places(flags())
+    said = {flag.default for flag in GLOBAL if flag.default.startswith("/")}
+    assert said == {found.system_config, found.local_config}
+
+
 def test_root_has_no_directory_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/home/me/.config")
     found = config.places(flags())

@@ -108,7 +108,7 @@ def test_who_is_interrupted_twice_has_no_pod_either(monkeypatch: pytest.MonkeyPa
     settings: Any = type("Settings", (), {"pods": None})
     for module, name, value in (
         (detached, "_manager", lambda _request: manager), (detached, "Bus", lambda _place: None),
-        (detached, "_launch", interrupted), (detached, "Pods", Pods), (starting, "prepared_pod", lambda *_: pod),
+        (detached, "_launch", interrupted), (detached, "Pods", Pods), (starting, "prepared_pod", lambda *_, **__: pod),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     with pytest.raises(KeyboardInterrupt):

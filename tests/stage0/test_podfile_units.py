@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stage0 import invocation
+from stage0 import invocation, xdg
 from stage0.commands import unit
 from stage0.podfile import check, search, units
 from stage0.podfile.syntax import parse
@@ -18,6 +18,10 @@ from tests.host.commands import ROOT
 from tests.stage0.podfiles import loaded, write
 
 ANALYZE = shutil.which("systemd-analyze")
+PRIVATE = (
+    "--private-users is for root: the kernel lets nobody else show files under other IDs "
+    "(leave it out: without root a pod is in a user namespace anyway)"
+)
 WEB = """
 [Unit]
 Description=The web
@@ -407,6 +411,38 @@ def test_a_masked_file_has_no_mistakes(tmp_path: Path) -> None:
 def test_a_name_no_unit_can_have(tmp_path: Path) -> None:
     found = check.mistakes(search.at(write(tmp_path / "a b.pod", "[Pod]\nImage=x\n"), ()))
     assert ["cannot be the name of a unit" in mistake.message for mistake in found] == [True]
+
+
+OF_A_USER = """\
+[Pod]
+Image=i
+Stage1=kvm
+PrivateUsers=yes
+RkpyArgs=--private-users
+
+[Service]
+User=web
+
+[Install]
+WantedBy=default.target multi-user.target
+"""
+
+
+def test_what_is_for_root_is_a_mistake_in_a_users_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "pods" / "web.pod", OF_A_USER)
+    assert check.mistakes(search.at(path, ()), ask_systemd=False) == []
+    found = [*map(str, check.mistakes(search.at(path, ()), users=True, ask_systemd=False))]
+    assert found == [
+        f"{path}:3: Stage1=: the flavour kvm is for root (use nspawn or fly, or run it as root)",
+        *(f"{path}:{line}: {key}=: {PRIVATE}" for line, key in ((4, "PrivateUsers"), (5, "RkpyArgs"))),
+        f"{path}:8: User=: a user's service manager runs nothing as somebody else",
+        f"{path}:11: WantedBy=: a user's service manager has no multi-user.target: use default.target",
+    ]
+    folders = (str(tmp_path / "pods"),)
+    assert not unit._is_users(search.at(path, folders), folders)
+    monkeypatch.setattr(xdg, "UID", 1000)
+    assert unit._is_users(search.at(path, folders), folders)
+    assert not unit._is_users(search.at(path, ()), ())
 
 
 def test_the_commands(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from common import users
+from common import syscalls, users
+from common.errors import NetworkError
 from stage1 import poddir
 from stage1.network import detach, pasta, record, usermode
 from stage1.network.pasta import Decided
@@ -52,6 +55,21 @@ def test_it_is_ended_and_its_networks_are_over(pod: str, process: subprocess.Pop
     assert [attachment.over for attachment in found.attachments] == [True]
     assert not Path(pod, usermode.PROCESS).exists()
     assert detach.detach(pod) == []
+
+
+def test_what_keeps_the_pod_from_the_hosts_loopback_is_not_done_without(
+    pod: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers, and services with SystemCallFilter=, may have no pidfd_getfd(2)."""
+    monkeypatch.setattr(usermode, "_TUN", os.devnull)
+    refused = PermissionError(errno.EPERM, "")
+    monkeypatch.setattr(syscalls, "pidfd_getfd", lambda *_: (_ for _ in ()).throw(refused))
+    with subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL) as made:
+        note(pod, made.pid)
+        with pytest.raises(NetworkError, match="loopback: pidfd_getfd: operation not permitted") as found:
+            usermode._keep_from_loopback(pod, -1)
+        made.kill()
+    assert "filter of system calls" in found.value.hint
 
 
 @pytest.mark.parametrize(("later", "boot"), [(1, ""), (0, "an-earlier-boot")])

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,21 +95,27 @@ def test_short_lived_apps_keep_their_unit(rkpy: Rkpy) -> None:
         assert pod.lines() == ["1", "2", "3"]
 
 
-def test_a_pod_waits_until_the_journal_knows_its_unit(rkpy: Rkpy) -> None:
-    """Who sent an entry the journal looks up when it reads it, which it does not while it is stopped."""
+@contextmanager
+def stopped_journal() -> Iterator[None]:
     journald = int(units.show("systemd-journald.service", "MainPID")["MainPID"])
-    uuid_file = rkpy.directory / "late"
-    words = [*RUN, f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, "echo late"]
     os.kill(journald, signal.SIGSTOP)
     try:
+        yield
+    finally:
+        os.kill(journald, signal.SIGCONT)
+
+
+def test_a_pod_waits_until_the_journal_knows_its_unit(rkpy: Rkpy) -> None:
+    """Who sent an entry the journal looks up when it reads it, which it does not while it is stopped."""
+    uuid_file = rkpy.directory / "late"
+    words = [*RUN, f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, "echo late"]
+    with stopped_journal():
         process = subprocess.Popen(units.in_scope(*rkpy.command(*words)), stdout=subprocess.DEVNULL)
         until(lambda: uuid_file.exists() and uuid_file.read_text().strip())
         uuid = uuid_file.read_text().strip()
         until(lambda: (rkpy.data / "pods" / "run" / uuid / "status" / "a").exists())
         with pytest.raises(subprocess.TimeoutExpired):  # long enough for one that does not wait to be gone
             process.wait(2)
-    finally:
-        os.kill(journald, signal.SIGCONT)
     assert process.wait(60) == 0
     (entry,) = Ran(rkpy, uuid).entries("RKPY_STREAM=stdout")
     assert entry["_SYSTEMD_UNIT"] == f"rkpy-{uuid}.scope"
@@ -421,6 +428,14 @@ def test_fly_in_a_service(rkpy: Rkpy) -> None:
     stream = next(text for text in said if ":" in text)
     assert said == {"out": "6", "err": "3", "warn": "4", stream: "6"}
     assert stream.split(":")[1].split()[0] == stream.split()[1]
+
+
+def test_fly_in_a_service_may_be_over_before_the_journal_looks(rkpy: Rkpy) -> None:
+    files = [*RUN[:2], "--stage1=fly", NAME, "--name=flyer", *SHELL, "echo late"]
+    with stopped_journal(), units.service(*rkpy.command(*files), properties={"RemainAfterExit": "yes"}) as name:
+        units.becomes(name, SubState="exited")
+    (entry,) = units.logged(f"_SYSTEMD_UNIT={name}", "SYSLOG_IDENTIFIER=flyer", count=1)
+    assert entry["MESSAGE"] == "late"
 
 
 def test_fly_from_a_shell_writes_to_the_shell(rkpy: Rkpy) -> None:

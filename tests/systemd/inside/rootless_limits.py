@@ -44,8 +44,9 @@ def test_in_a_delegated_service(alice: Person) -> None:
 def test_by_the_limits_of_the_service_itself(alice: Person) -> None:
     """Delegated or not: without, the pod is in the service's own cgroup."""
     properties = {"User": alice.name, "MemoryMax": "96M", "MemorySwapMax": "0"}
-    words = units.in_service(*alice.in_service(*busybox(script=HOG)), properties=properties)
-    assert units.run(*words, check=False).returncode != 0
+    words = units.in_service(*alice.in_service(*busybox(script=f"echo began; {HOG}")), properties=properties)
+    done = units.run(*words, check=False)
+    assert (done.returncode != 0, done.stdout) == (True, "began\n"), done
 
 
 def test_in_a_scope_of_the_users_manager(alice: Person) -> None:
@@ -75,6 +76,16 @@ def test_in_a_service_of_the_users_manager(alice: Person) -> None:
     words = busybox("--pod-name=own", app=LIMITED, script=HOG)
     assert alice.run(*run, *environment, "--", *RKPY, *words, check=False).returncode == 137
     is_killed_for_memory(alice, "own")
+
+
+def test_of_a_detached_pod(alice: Person) -> None:
+    """It is prepared in the cgroup of a shell, where none could be kept, and runs where they can be."""
+    alice.rkpy(*busybox("--detach", "--pod-name=loose", app=LIMITED))
+    try:
+        status = alice.status("loose")
+        assert {name: status[name] for name in (*KEPT, "unit")} == {**KEPT, "unit": "rkpy-loose.service"}
+    finally:
+        alice.rkpy("stop", "loose")
 
 
 def test_under_fly_they_are_those_of_the_scope(alice: Person) -> None:
