@@ -15,7 +15,7 @@ from typing import NoReturn
 from common import syscalls
 from common.errors import LaunchError, reason
 from stage1 import channel
-from stage1.rootfs import let_go
+from stage1.rootfs import let_go, switch_root
 
 
 def lock(fds: list[int], users: int, place: str) -> list[int]:
@@ -71,10 +71,14 @@ def _copied(count: int, users: int, place: str) -> list[int]:
 
 def _copy(count: int, users: int, place: str, answer: channel.Channel) -> NoReturn:
     try:
+        # The copies are in a mount namespace that belongs to the pod's user namespace, for a moment: an app that may
+        # administer that one can find and enter it (`nspawn._dangers`). It is to see nothing there of the host's.
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        switch_root(os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         syscalls.setns(users, syscalls.CLONE_NEWUSER)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
-        trees = [syscalls.open_tree(syscalls.AT_FDCWD, f"{place}/{number}", flags) for number in range(count)]
+        trees = [syscalls.open_tree(syscalls.AT_FDCWD, f"/{number}", flags) for number in range(count)]
         for start in range(0, count, channel.MAX_FDS):
             answer.send("0", trees[start : start + channel.MAX_FDS])
     except OSError as error:
