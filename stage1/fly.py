@@ -212,14 +212,14 @@ def run(pod: PreparedPod) -> NoReturn:
     poddir.write_leader(pod.directory, os.getpid())
     manager = notify.Sender(pod.given.notify)
     seal()
-    # What a handler of the image's could trace has the environment of our caller. The app itself is traceable again.
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     switch_root(root.fd)
     if _notifies(pod):
         spec = spec._replace(environment=(*spec.environment, *_told(pod)))
     spec = spec._replace(environment=(*spec.environment, *_credentials_variable(credentials >= 0)))
     for handler in app.app.event_handlers:
         if handler.name == "pre-start":
+            # It could trace us, who have the environment of our caller. The app can be traced again, and entered.
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
     if not _notifies(pod) or pod.ready == READY_STARTED:
         manager.send("READY=1\nSTATUS=1 app running")
