@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from common import ownership
 from common.errors import ConfigError, RkpyError, UsageError, reason
 from common.records import NamedTuple
 from stage0 import xdg
@@ -94,6 +93,8 @@ def load(flags: Values) -> Config:
     paths, stage1 = paths_in_force(config), effective(config, "stage1")
     data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or config.data_dir
     if xdg.is_ordinary():
+        from common import ownership  # which the generator is quicker without
+
         ownership.look(data_dir)
     plugins = tuple(paths.get(CNI_PLUGINS) or ())
     machine = _machine(stage1[KVM]) if KVM in stage1 else MachineOptions()

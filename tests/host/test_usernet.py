@@ -72,11 +72,12 @@ def nothing_left(home: Site) -> Iterator[None]:
 
 
 def pastas(home: Site) -> list[int]:
-    """Processes of pasta's that this user has."""
+    """Processes of pasta's for pods of this site. Tests of another checkout may have the same user."""
     assert home.rkpy.user is not None
     words = ["pgrep", "-U", str(home.rkpy.user.uid), "-r", "D,R,S,T", "^(pasta|passt)"]
     found = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+    ours = os.fsencode(home.rkpy.data)
+    return [int(pid) for pid in found.stdout.split() if ours in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def pasta_of(pod: NetPod) -> int:
