@@ -12,7 +12,7 @@ from functools import cache
 
 from common.errors import RkpyError
 from common.records import NamedTuple
-from stage0 import config, main, options, reference, xdg
+from stage0 import caller, config, main, options, reference
 from stage0 import help as helping
 from stage0.config import Config
 from stage0.options import BOOL, LIST, OPTIONAL, STRING, Flag, Values
@@ -346,7 +346,7 @@ def _networks(_line: _Line, settings: Config) -> Iterator[Offer]:
 
 def _choices_of_net(line: _Line, settings: Config) -> Iterator[Offer]:
     yield from (("none", "only loopback"), ("host", "the host's network"))
-    if not xdg.is_ordinary():
+    if not caller.is_ordinary():
         yield "all", "every network"
     yield from _networks(line, settings)
 

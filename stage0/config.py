@@ -1,7 +1,7 @@
 """Global flags and configuration directories (`paths.d`, `stage1.d`), resolved once per command.
 
 Directories, lowest priority first: system (/usr/lib/rkpy), local (/etc/rkpy), user (--user-config; who is not root
-need not say it: `stage0.xdg`). Every file is a JSON object with `rktKind` and `rktVersion`, as rkt's are, and has to
+need not say it: `stage0.caller`). Every file is a JSON object with `rktKind` and `rktVersion`, as rkt's are, and has to
 end in `.json`. A later directory wins; two files of one directory that speak of the same thing are an error.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from common.errors import ConfigError, RkpyError, UsageError, reason
 from common.records import NamedTuple
-from stage0 import xdg
+from stage0 import caller
 from stage0.options import Values
 from stage1.vm.machine import MachineOptions
 
@@ -70,12 +70,12 @@ class Config(NamedTuple):
     @property
     def own_config(self) -> str:
         """The configuration directory that is the caller's to write to."""
-        return self.user_config if xdg.is_ordinary() else self.local_config
+        return self.user_config if caller.is_ordinary() else self.local_config
 
 
 def places(flags: Values) -> Config:
     """What the flags alone say, whatever is in the directories. Raises UsageError."""
-    own = xdg.directories(os.environ) if xdg.is_ordinary() else None
+    own = caller.directories(os.environ) if caller.is_ordinary() else None
     return Config(
         data_dir=own.data if own else DATA_DIR,
         system_config=_absolute(flags, "system-config", SYSTEM_CONFIG),
@@ -92,7 +92,7 @@ def load(flags: Values) -> Config:
     config = places(flags)
     paths, stage1 = paths_in_force(config), effective(config, "stage1")
     data_dir = _absolute(flags, "dir", "") or _field(paths, "data") or config.data_dir
-    if xdg.is_ordinary():
+    if caller.is_ordinary():
         from common import ownership  # which the generator is quicker without
 
         ownership.look(data_dir)
@@ -143,7 +143,7 @@ def paths_in_force(config: Config) -> dict[str, Any]:
     """The document of kind "paths" that wins. What the system's directories say of root's data is nothing to others.
     Raises ConfigError."""
     found = effective(config, "paths")
-    if not xdg.is_ordinary():
+    if not caller.is_ordinary():
         return found
     own = effective(config._replace(system_config="", local_config=""), "paths")
     return {**found, "data": _field(own, "data")}
@@ -153,7 +153,7 @@ def read(directory: str, subdirectory: str) -> Iterator[tuple[str, dict[str, Any
     """Every document below `directory`/`subdirectory`, in the order of file names. Credentials that the caller may not
     read are not meant for him, and passed over. Raises ConfigError."""
     folder = f"{directory}/{subdirectory}"
-    others = subdirectory == _KINDS["auth"] and xdg.is_ordinary()
+    others = subdirectory == _KINDS["auth"] and caller.is_ordinary()
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -171,7 +171,7 @@ def read(directory: str, subdirectory: str) -> Iterator[tuple[str, dict[str, Any
 def _stray_home(path: str, error: OSError) -> str:
     """Who became another user need not have got his environment: runuser(1) leaves it alone."""
     home = os.environ.get("HOME", "")
-    stray = xdg.is_ordinary() and isinstance(error, PermissionError) and home and path.startswith(f"{home}/")
+    stray = caller.is_ordinary() and isinstance(error, PermissionError) and home and path.startswith(f"{home}/")
     return f"HOME is {home}, is that yours?" if stray else ""
 
 

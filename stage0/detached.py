@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from common.errors import PodError, SystemdError, UsageError
-from stage0 import behaviour, invocation, options, podservice, podunit, servicemanager, starting, xdg
+from stage0 import behaviour, caller, invocation, options, podservice, podunit, servicemanager, starting
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
@@ -97,7 +97,7 @@ def _await(bus: Bus, unit: str, job: str) -> None:
         while not _is_done(bus, unit, job):
             pass
     except SystemdError as error:
-        journalctl = "journalctl --user" if xdg.is_ordinary() else "journalctl"
+        journalctl = "journalctl --user" if caller.is_ordinary() else "journalctl"
         raise SystemdError(error.message, hint=f"{journalctl} -u {unit} says why") from error
     except KeyboardInterrupt:
         bus.call(SYSTEMD, "StopUnit", "ss", (unit, "replace"))
@@ -148,7 +148,7 @@ def _service(pod: Pod, verb: str, request: Request, settings: Config) -> Iterato
 
 def _places(request: Request, settings: Config) -> Iterator[str]:
     """Where a user's things are: by variables of his shell, which his service manager may not have."""
-    if xdg.is_ordinary():
+    if caller.is_ordinary():
         for flag, path in (("dir", settings.data_dir), ("user-config", settings.user_config)):
             if request.flags.get(flag) is None:
                 yield f"--{flag}={path}"

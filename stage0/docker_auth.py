@@ -20,7 +20,7 @@ from typing import Any
 from aci.types import quote
 from common.errors import ConfigError, reason
 from common.records import NamedTuple
-from stage0 import auth, xdg
+from stage0 import auth, caller
 from stage0.config import Config
 from stage0.docker_reference import HUB_ALIASES
 
@@ -78,7 +78,7 @@ def _paths(environment: Mapping[str, str]) -> tuple[str, ...]:
     if alone := environment.get("REGISTRY_AUTH_FILE"):
         return (alone,)
     home = environment.get("HOME", "")
-    runtime = environment.get("XDG_RUNTIME_DIR") or f"{_OF_ALL}/{xdg.UID}"
+    runtime = environment.get("XDG_RUNTIME_DIR") or f"{_OF_ALL}/{caller.UID}"
     settings = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
     docker = environment.get("DOCKER_CONFIG") or (f"{home}/.docker" if home else "")
     found = [f"{runtime}/containers/auth.json" if environment.get("XDG_RUNTIME_DIR") else f"{runtime}/auth.json"]
@@ -198,9 +198,9 @@ def _ask(helper: Any, server: str, path: str, environment: Mapping[str, str]) ->
 def _as_caller() -> list[str]:
     """What a program is started by that has to know who its user is, although we may be root of a user namespace now:
     the services of his session let in nobody who goes by another number (dbus-daemon(1), EXTERNAL)."""
-    if not xdg.is_ordinary() or os.geteuid() == xdg.UID:
+    if not caller.is_ordinary() or os.geteuid() == caller.UID:
         return []
-    return ["unshare", "--user", f"--map-user={xdg.UID}", f"--map-group={xdg.GID}", "--"]
+    return ["unshare", "--user", f"--map-user={caller.UID}", f"--map-group={caller.GID}", "--"]
 
 
 def _check_unknown(program: str, server: str, said: bytes) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from common import journal
 from common.errors import PodError
-from stage0 import xdg
+from stage0 import caller
 from stage1 import logreader
 from stage1.logreader import Entry
 
@@ -50,7 +50,7 @@ def open_journal(**matches: str) -> Any:
             hint=f"install rkpy[systemd], or use journalctl {wanted}",
         ) from error
     reader = library.Reader()
-    for uid in dict.fromkeys((0, xdg.UID)):
+    for uid in dict.fromkeys((0, caller.UID)):
         reader.add_match(f"_UID={uid}")
     for name, value in {"_TRANSPORT": "journal", **matches}.items():
         reader.add_match(f"{name}={value}")

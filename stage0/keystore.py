@@ -24,7 +24,7 @@ from aci.types import ac_identifier
 from common import files
 from common.errors import ManifestError, TrustError, reason
 from common.records import NamedTuple
-from stage0 import openpgp, spki, xdg
+from stage0 import caller, openpgp, spki
 from stage0.config import Config
 
 OPENPGP, COSIGN = "openpgp", "cosign"
@@ -154,7 +154,7 @@ class Keystore:
 
 def of(config: Config) -> Keystore:
     """The keystore of whoever called us. Root's is the machine's."""
-    return Keystore(config.local_config, config.system_config, config.user_config if xdg.is_ordinary() else "")
+    return Keystore(config.local_config, config.system_config, config.user_config if caller.is_ordinary() else "")
 
 
 def check_prefix(prefix: str) -> None:

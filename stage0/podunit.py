@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from common.errors import UsageError
 from common.records import NamedTuple
-from stage0 import behaviour, invocation, netflags, options, podservice, ports, reference, unitfile, values, xdg
+from stage0 import behaviour, caller, invocation, netflags, options, podservice, ports, reference, unitfile, values
 from stage0.grammar import Request
 from stage0.options import BOOL, Flag, Values
 
@@ -39,7 +39,7 @@ class Unit(NamedTuple):
 def render(unit: Unit) -> str:
     """The text of a service: of the system's manager, or for an ordinary user of his own, which has no targets of the
     network's."""
-    system = not xdg.is_ordinary()
+    system = not caller.is_ordinary()
     online = [("Wants", "network-online.target"), ("After", "network-online.target")] if unit.fetches and system else []
     command = invocation.command()
     collect = [("ExecStopPost", f"-{unitfile.command(*command, *unit.collects)}")] if unit.collects else []

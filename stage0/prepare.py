@@ -15,7 +15,7 @@ from aci.pod_manifest import PodManifest, RuntimeApp, Volume
 from aci.store import ImageRecord, Store
 from common import users
 from common.errors import PodError, StoreError, UsageError, reason
-from stage0 import behaviour, xdg
+from stage0 import behaviour, caller
 from stage0.notices import warn
 from stage0.pods import Pod
 from stage1 import poddir
@@ -95,7 +95,7 @@ def copy_root(directory: str, app: str, store: Store) -> None:
 def check(pod: PreparedPod, flavour: Flavour) -> None:
     """Say what will be ignored of `pod`. Raises RkpyError for what cannot be had."""
     warnings: list[str] = []
-    if xdg.is_ordinary():
+    if caller.is_ordinary():
         from stage0 import ordinary
 
         warnings = ordinary.check(pod, flavour)

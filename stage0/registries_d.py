@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common.errors import ConfigError, reason
-from stage0 import xdg
+from stage0 import caller
 from stage0.config import Config
 from stage0.docker_reference import DockerReference
 from stage0.openpgp import printable
@@ -24,7 +24,7 @@ _HINT = "containers-registries.d(5) says what may stand there"
 def directories(config: Config) -> tuple[str, ...]:
     """The directories to read, the one whose word counts most first: rkpy's own, then the user's, or, where there is
     none, the system's."""
-    settings = os.environ.get("XDG_CONFIG_HOME") or f"{xdg.home(os.environ)}/.config"
+    settings = os.environ.get("XDG_CONFIG_HOME") or f"{caller.home(os.environ)}/.config"
     users = f"{settings}/containers/registries.d"
     own = [f"{directory}/registries.d" for directory in reversed(config.directories)]
     return (*own, users if os.path.isdir(users) else SYSTEM)
@@ -43,9 +43,9 @@ def lookaside(reference: DockerReference, places: tuple[str, ...]) -> tuple[str,
 
 def built_in() -> str:
     """Where podman and skopeo keep the signatures they make, unless told otherwise."""
-    if not xdg.is_ordinary():
+    if not caller.is_ordinary():
         return "file:///var/lib/containers/sigstore"
-    return f"file://{xdg.home(os.environ)}/.local/share/containers/sigstore"
+    return f"file://{caller.home(os.environ)}/.local/share/containers/sigstore"
 
 
 class _Section(dict[str, Any]):

@@ -24,7 +24,7 @@ from aci.oci import Descriptor
 from aci.store import ImageRecord, Store, Verification
 from common.errors import ConfigError, ImageError
 from common.records import NamedTuple
-from stage0 import http, registries_conf, xdg
+from stage0 import caller, http, registries_conf
 from stage0.config import Config
 from stage0.docker_auth import Login, Logins
 from stage0.docker_reference import DockerReference, image_name
@@ -89,7 +89,7 @@ class Resolved(NamedTuple):
 
 def _is_for_us(path: str) -> bool:
     """Whether it is not root's secret, or that of another user. What is missing is told by whoever opens it."""
-    return not xdg.is_ordinary() or os.access(path, os.R_OK) or not os.path.exists(path)
+    return not caller.is_ordinary() or os.access(path, os.R_OK) or not os.path.exists(path)
 
 
 class Client:

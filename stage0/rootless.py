@@ -21,8 +21,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from common import syscalls, users
 from common.errors import LaunchError, reason
 from common.users import Range
+from stage0.caller import UID
 from stage0.notices import warn
-from stage0.xdg import UID
 from stage1.poddir import Leader, boot_id
 from stage1.processes import Process
 

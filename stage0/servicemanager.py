@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import SystemdError
 from common.records import NamedTuple
-from stage0 import xdg
+from stage0 import caller
 from stage1 import poddir
 from stage1.systemd import given, manager
 from stage1.systemd.manager import Manager
@@ -34,16 +34,16 @@ def find() -> Manager | None:
     """The service manager of who called us, None when he has none."""
     if not given.booted():
         return None
-    if not xdg.is_ordinary():
+    if not caller.is_ordinary():
         return manager.SYSTEM
-    runtime = xdg.runtime(os.environ)
-    found = manager.of_user(xdg.UID, runtime)
+    runtime = caller.runtime(os.environ)
+    found = manager.of_user(caller.UID, runtime)
     return found if runtime and os.path.exists(found.bus) else None
 
 
 def place(*, keep_unit: bool) -> Place:
     """Of a pod that is started here; `keep_unit` as it was typed."""
-    if not xdg.is_ordinary():
+    if not caller.is_ordinary():
         return Place(find())
     if not given.booted():
         return Place()
@@ -82,7 +82,7 @@ def come_near(pod: Pod) -> None:
     work, whoever joins the pod's cgroup later is told so by the kernel."""
     leader = pod.leader()
     unit = poddir.read_word(pod.path, poddir.UNIT)
-    if not xdg.is_ordinary() or leader is None or not unit:
+    if not caller.is_ordinary() or leader is None or not unit:
         return
     from stage1 import cgroup
 

@@ -16,6 +16,7 @@ from stage0 import (
     announce,
     assemble,
     behaviour,
+    caller,
     events,
     machines,
     networking,
@@ -23,7 +24,6 @@ from stage0 import (
     prepare,
     servicemanager,
     values,
-    xdg,
 )
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
@@ -246,7 +246,7 @@ def _checked(
         given=request.given,
     )
     prepared = prepared._replace(register=flags.boolean("register", True), keep_unit=flags.boolean("keep-unit"))
-    if xdg.is_ordinary() and flags.get("register") is not None and prepared.register:
+    if caller.is_ordinary() and flags.get("register") is not None and prepared.register:
         warn("--register: machined takes no pods of ordinary users")
     prepared = _placed(prepared)._replace(credentials=_credentials(request), starts=True)
     if prepared.interactive and len(prepared.apps) != 1:

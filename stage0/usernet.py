@@ -6,7 +6,7 @@ import os
 
 from common import users
 from common.errors import NetworkError, UsageError
-from stage0 import routes, xdg
+from stage0 import caller, routes
 from stage0.netflags import Wanted
 from stage0.networks import DEFAULT, unique_local
 from stage1.network import pasta
@@ -22,7 +22,7 @@ _HINT = "--net=host and --net=none do without"
 
 def is_all_there_is() -> bool:
     """Whether pods have this network and no other."""
-    return xdg.is_ordinary() or users.confined()
+    return caller.is_ordinary() or users.confined()
 
 
 def network(wanted: Wanted) -> Network:

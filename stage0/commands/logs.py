@@ -13,7 +13,7 @@ import click
 from common import journal
 from common.errors import PodError, UsageError, reason
 from common.records import NamedTuple
-from stage0 import durations, xdg
+from stage0 import caller, durations
 from stage0.commands.pod_arguments import one_uuid
 from stage0.config import Config
 from stage0.pods import NoSuchPodError, Pod, Pods, State
@@ -130,7 +130,7 @@ def _in_journal(pod: Pod) -> list[str]:
     from stage0 import journalreader
 
     found = set(journalreader.apps(pod.uuid))
-    if not xdg.is_ordinary():  # Others may not be able to read it, and are told so.
+    if not caller.is_ordinary():  # Others may not be able to read it, and are told so.
         found.update(poddir.all_started(pod.base))
     return sorted(found)
 
@@ -155,7 +155,7 @@ def _choose(log: _Log, app: str) -> list[str]:
     if not log.logged:
         fly = log.pod is not None and log.pod.flavour() == "fly"
         hint = "apps under fly write to the streams of whoever runs them" if fly else ""
-        if log.in_journal and xdg.is_ordinary():
+        if log.in_journal and caller.is_ordinary():
             hint = "what this user may read of the journal has none; members of systemd-journal may read all of it"
         raise PodError(f'pod "{log.uuid}" has no logs', hint=hint)
     if not app:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from common.errors import UsageError
-from stage0 import config, grammar, options, servicemanager, xdg
+from stage0 import caller, config, grammar, options, servicemanager
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.notices import warn
@@ -112,7 +112,7 @@ def parse(
     everything = {**flags, **options.table(options.GLOBAL)}
     request = grammar.parse(words, everything, arguments=arguments, by_position=not flags_are_the_pods)
     settings = config.load(request.flags)
-    if xdg.is_ordinary() and name != "app add":  # That goes where the pod is.
+    if caller.is_ordinary() and name != "app add":  # That goes where the pod is.
         from stage0 import rootless
 
         rootless.become_root(to_run=True)
@@ -151,7 +151,7 @@ def flavour(flags: Values, configured: str) -> str:
 def _begin(name: str, flags: Values) -> None:
     from stage1 import boot
 
-    if name == "kvm" and xdg.is_ordinary():
+    if name == "kvm" and caller.is_ordinary():
         raise UsageError("the flavour kvm is for root", hint="use nspawn or fly, or run it as root")
     place = servicemanager.place(keep_unit=flags.boolean("keep-unit"))
     if not given.booted():
@@ -168,7 +168,7 @@ def _begin(name: str, flags: Values) -> None:
 def _say_once(text: str) -> None:
     """Once until the machine is booted anew, or the user's last session is over: it is nothing that changes meanwhile.
     Where there is no place to remember it, it is not said."""
-    parent = xdg.runtime(os.environ) if xdg.is_ordinary() else "/run"
+    parent = caller.runtime(os.environ) if caller.is_ordinary() else "/run"
     if not parent:
         return
     place = f"{parent}/rkpy"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from common.errors import EXIT_FAILURE, ConfigError, UsageError
-from stage0 import config, grammar, options, xdg
+from stage0 import caller, config, grammar, options
 from stage0.config import Config
 from stage0.podfile import search
 from stage0.podfile.search import PodFile
@@ -122,7 +122,7 @@ def _file(name: str, folders: Sequence[str]) -> PodFile:
 
 def _is_users(file: PodFile, folders: Sequence[str]) -> bool:
     """Whether it is a service of who called us, who is not root; what lies elsewhere may become anybody's."""
-    return xdg.is_ordinary() and os.path.dirname(file.path) in folders
+    return caller.is_ordinary() and os.path.dirname(file.path) in folders
 
 
 def _say(wrong: Sequence[Mistake]) -> None:

@@ -14,6 +14,7 @@ from common.errors import RkpyError, UsageError
 from stage0 import (
     assemble,
     behaviour,
+    caller,
     config,
     credentials,
     grammar,
@@ -23,7 +24,6 @@ from stage0 import (
     ports,
     reference,
     values,
-    xdg,
 )
 from stage0 import fetch as fetching
 from stage0.assemble import Selected
@@ -265,7 +265,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
     import subprocess
     import tempfile
 
-    whose = ["--user"] if xdg.is_ordinary() else []
+    whose = ["--user"] if caller.is_ordinary() else []
     lines = list(units.lines(file, parsed, pod))
     origins = [line.origin for line in lines for _ in line.text.split("\n")]
     with tempfile.TemporaryDirectory(prefix="rkpy-check-") as directory:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from common.errors import EXIT_FAILURE, ConfigError, RkpyError, reason
-from stage0 import xdg
+from stage0 import caller
 from stage0.config import Config
 from stage0.podfile import pods, quoting, search, specifiers, units
 from stage0.podfile.search import PodFile
@@ -170,7 +170,7 @@ def main(config: Config, directories: Sequence[str], *, user: bool = False) -> i
     """`rkpy unit generate [--user] NORMAL [EARLY LATE]`, for the system's manager on the system proper, or for an
     ordinary user's; root's pods are for the system's only."""
     for_user = user or os.environ.get("SYSTEMD_SCOPE") == "user"
-    if (for_user and not (user and xdg.is_ordinary())) or os.environ.get("SYSTEMD_IN_INITRD") == "1":
+    if (for_user and not (user and caller.is_ordinary())) or os.environ.get("SYSTEMD_IN_INITRD") == "1":
         return 0
     try:
         return run(config, directories[0])

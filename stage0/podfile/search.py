@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from common.errors import reason
 from common.records import NamedTuple
-from stage0 import xdg
+from stage0 import caller
 from stage0.config import Config
 from stage0.podfile import syntax
 from stage0.podfile.syntax import Mistake, Parsed
@@ -41,8 +41,8 @@ class PodFile(NamedTuple):
 
 def directories(config: Config) -> tuple[str, ...]:
     """Where to look, the first wins. The system's are for the system's services, and a user has none but his own."""
-    if xdg.is_ordinary():
-        runtime = xdg.runtime(os.environ)
+    if caller.is_ordinary():
+        runtime = caller.runtime(os.environ)
         return tuple(f"{parent}/pods" for parent in (config.user_config, runtime and f"{runtime}/rkpy") if parent)
     return tuple(f"{parent}/pods" for parent in (config.local_config, VOLATILE, config.system_config))
 

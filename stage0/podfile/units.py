@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from common.errors import RkpyError
 from common.records import NamedTuple
-from stage0 import config, grammar, invocation, options, podservice, unitfile, xdg
+from stage0 import caller, config, grammar, invocation, options, podservice, unitfile
 from stage0.podfile import quoting
 from stage0.podfile.keys import PASSED
 from stage0.podfile.pods import PodWords, Word
@@ -53,7 +53,7 @@ def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "Description", f"Pod {pod.name}"
     yield "Documentation", "man:rkpy-run(1)"
     yield "SourcePath", unitfile.literal(file.path)
-    if not xdg.is_ordinary():
+    if not caller.is_ordinary():
         yield "After", podservice.AFTER
     yield "RequiresMountsFor", " ".join(unitfile.quoted(path) for path in (_data(pod), *pod.sources))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, UsageError
-from stage0 import config, xdg
+from stage0 import caller, config
 from stage0.options import GLOBAL, Values, table
 from stage1.vm.machine import MachineOptions
 
@@ -28,7 +28,7 @@ def write(directory: Path, subdirectory: str, name: str, /, **document: object) 
 @pytest.fixture(autouse=True)
 def root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests; it is said where somebody else asks."""
-    monkeypatch.setattr(xdg, "UID", 0)
+    monkeypatch.setattr(caller, "UID", 0)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_later_directory_wins_key_by_key(tmp_path: Path, directories: dict[str
 def test_where_roots_data_is_is_nothing_to_others(
     tmp_path: Path, directories: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xdg, "UID", 1000)
+    monkeypatch.setattr(caller, "UID", 1000)
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     write(tmp_path / "local_config", "paths.d", "a.json", **paths("/local"), **{"cni-plugins": ["/cni"]})
@@ -79,7 +79,7 @@ def test_where_roots_data_is_is_nothing_to_others(
 def test_a_users_directory_need_not_be_said(
     environment: dict[str, str], own: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xdg, "UID", 1000)
+    monkeypatch.setattr(caller, "UID", 1000)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -91,7 +91,7 @@ def test_a_users_directory_need_not_be_said(
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_directories_that_help_gives_as_defaults_are_everybodys(uid: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xdg, "UID", uid)
+    monkeypatch.setattr(caller, "UID", uid)
     monkeypatch.setenv("HOME", "/home/me")
     found = config.places(flags())
     said = {flag.default for flag in GLOBAL if flag.default.startswith("/")}

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 
 from common.errors import ConfigError
-from stage0 import docker_auth, xdg
+from stage0 import caller, docker_auth
 from stage0.config import Config
 from stage0.docker_auth import Login, Logins
 
@@ -64,7 +64,7 @@ def test_nothing_is_found_in_nothing_and_the_places_are_named(home: Home) -> Non
 
 def test_the_runtime_directory_is_that_of_who_called(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who may since have become root of a user namespace."""
-    monkeypatch.setattr(xdg, "UID", 1234)
+    monkeypatch.setattr(caller, "UID", 1234)
     del home.environment["XDG_RUNTIME_DIR"]
     assert "/run/containers/1234/auth.json" in Logins(home.config, home.environment).looked_at
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from common.errors import TrustError
-from stage0 import openpgp, xdg
+from stage0 import caller, openpgp
 from stage0.config import Config
 from stage0.keystore import Keystore, check_prefix, load, normal_fingerprint, of
 from tests.gpg import Signer, signer
@@ -147,7 +147,7 @@ def test_a_member_of_the_group_may_name_the_machines_directory_as_his(tmp_path: 
 
 @pytest.mark.parametrize(("uid", "own"), [(0, "/etc/rkpy/trustedkeys"), (1000, "/home/me/rkpy/trustedkeys")])
 def test_whose_keystore_it_is(monkeypatch: pytest.MonkeyPatch, uid: int, own: str) -> None:
-    monkeypatch.setattr(xdg, "UID", uid)
+    monkeypatch.setattr(caller, "UID", uid)
     assert of(Config(user_config="/home/me/rkpy")).own == own
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stage0 import xdg
+from stage0 import caller
 from stage0.config import Config
 from stage0.podfile import search
 from tests.stage0.podfiles import write
@@ -36,8 +36,8 @@ def test_the_first_of_a_name_counts(tmp_path: Path, folders: tuple[str, ...]) ->
     [(0, ["/etc/rkpy/pods", "/run/rkpy/pods", "/usr/lib/rkpy/pods"]), (1000, ["/home/me/rkpy/pods"])],
 )
 def test_a_user_has_his_own_pods_only(monkeypatch: pytest.MonkeyPatch, uid: int, expected: list[str]) -> None:
-    monkeypatch.setattr(xdg, "UID", uid)
-    monkeypatch.setattr(xdg, "runtime", lambda environment: "")
+    monkeypatch.setattr(caller, "UID", uid)
+    monkeypatch.setattr(caller, "runtime", lambda environment: "")
     monkeypatch.setenv("HOME", "/home/me")
     assert list(search.directories(Config(user_config="/home/me/rkpy"))) == expected
 

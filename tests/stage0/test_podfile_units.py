@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stage0 import invocation, xdg
+from stage0 import caller, invocation
 from stage0.commands import unit
 from stage0.podfile import check, search, units
 from stage0.podfile.syntax import parse
@@ -440,7 +440,7 @@ def test_what_is_for_root_is_a_mistake_in_a_users_file(tmp_path: Path, monkeypat
     ]
     folders = (str(tmp_path / "pods"),)
     assert not unit._is_users(search.at(path, folders), folders)
-    monkeypatch.setattr(xdg, "UID", 1000)
+    monkeypatch.setattr(caller, "UID", 1000)
     assert unit._is_users(search.at(path, folders), folders)
     assert not unit._is_users(search.at(path, ()), ())
 

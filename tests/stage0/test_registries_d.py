@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from stage0 import docker_reference, registries_d, xdg
+from stage0 import caller, docker_reference, registries_d
 from stage0.config import Config
 
 MANUAL = """
@@ -85,7 +85,7 @@ def test_without_configuration_the_store_of_podman(case: Case) -> None:
 )
 def test_the_store_is_that_of_who_called(monkeypatch: pytest.MonkeyPatch, uid: int, store: str) -> None:
     """Who may since have become root of a user namespace."""
-    monkeypatch.setattr(xdg, "UID", uid)
+    monkeypatch.setattr(caller, "UID", uid)
     monkeypatch.setenv("HOME", "/home/me")
     assert registries_d.built_in() == f"file://{store}"
 
