@@ -7,6 +7,9 @@ import errno
 import fcntl
 import os
 import struct
+import sys
+import termios
+import time
 from _socket import AF_UNIX, MSG_DONTWAIT, SCM_CREDENTIALS, SCM_RIGHTS, SOCK_DGRAM, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Iterable, Mapping
@@ -25,6 +28,9 @@ OOM = "64194bfb7538baca63d2cc2b1bf49410"
 COLLECTED = "0c591247bd671e1137c9087ab4f02468"
 """MESSAGE_ID of each kind of event."""
 EVENTS = frozenset((FETCHED, VERIFIED, REFUSED, PREPARED, STARTED, EXITED, OOM, COLLECTED))
+PATIENCE = 10.0
+"""Seconds that the journal may take to look this process up."""
+_INTERVAL = 0.0005
 WARNING, NOTICE, INFO = 4, 5, 6
 """Of the priorities of syslog(3)."""
 
@@ -105,10 +111,12 @@ def event(
     *,
     priority: int = INFO,
     moved: bool = False,
+    known: bool = False,
     path: str = SOCKET,
 ) -> None:
-    """Record something rkpy did. Never fails and never waits. `moved`: this process may have been in another unit when
-    it did so before."""
+    """Record something rkpy did. Never fails. `moved`: this process may have been in another unit when it did so
+    before. Waits only if this process has to be `known` when it says more, at most for PATIENCE: it may be over by the
+    time the journal looks, which has no unit for it then."""
     try:
         socket = connect(path)
     except OSError:
@@ -117,10 +125,25 @@ def event(
         if moved:
             forget_unit(socket)
         send(socket, event_entry(message_id, message, fields, priority))
+        if known:
+            # When it takes this, which leaves no trace, it is done with what came before.
+            socket.send(b"\n", MSG_DONTWAIT)
+            _await_reader(socket)
     except OSError:
         pass
     finally:
         socket.close()
+
+
+def _await_reader(socket: Socket) -> None:
+    end = time.monotonic() + PATIENCE
+    while unread(socket) and time.monotonic() < end:
+        time.sleep(_INTERVAL)
+
+
+def unread(socket: Socket) -> int:
+    """Bytes that were sent and have not been received (SIOCOUTQ in unix(7)). Raises OSError."""
+    return int.from_bytes(fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def event_entry(message_id: str, message: str, fields: Mapping[str, str], priority: int = INFO) -> bytes:

@@ -266,8 +266,10 @@ def _with_journal(pod: PreparedPod, spec: LaunchSpec) -> LaunchSpec:
         "RKPY_IMAGE_NAME": app.image_name,
         "RKPY_PID": str(os.getpid()),
     }
-    journal.event(journal.STARTED, f'App "{app.name}" of pod "{pod.name or pod.uuid}" started', fields, moved=True)
-    if pod.log_driver == FILE or not pod.given.journal:
+    renamed = pod.log_driver != FILE and bool(pod.given.journal)
+    text = f'App "{app.name}" of pod "{pod.name or pod.uuid}" started'
+    journal.event(journal.STARTED, text, fields, moved=True, known=renamed)
+    if not renamed:
         return spec
     from stage1 import journalstream
 

@@ -7,9 +7,6 @@ monitor does not end before the journal has taken everything. docs/logs.md descr
 from __future__ import annotations
 
 import errno
-import fcntl
-import struct
-import termios
 import time
 from _socket import socket as Socket  # noqa: N812
 from collections import deque
@@ -110,11 +107,10 @@ class Journal:
             self._socket = None
 
     def _progress(self) -> tuple[int, int]:
-        """Entries that were sent, and bytes of them that were not received (SIOCOUTQ, unix(7))."""
+        """Entries that were sent, and bytes of them that were not received ."""
         if self._socket is None:
             return self._sent, 0
-        unread = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
-        return self._sent, struct.unpack("i", unread)[0]
+        return self._sent, journal.unread(self._socket)
 
     def _advance(self) -> None:
         self._waiting = True  # until everything is sent; what is put meanwhile waits its turn

@@ -1,7 +1,5 @@
 """Output to the journal as a stream, whose lines have the name of an app (sd_journal_stream_fd(3)): for apps that are
-the process that systemd has started. The journal knows each line's unit by who opened the stream; once that process
-has ended, as those of short-lived apps may have before it has looked, by what root has said (systemd's
-journald-stream.c)."""
+the process that systemd has started. The journal knows each line's unit by who opened the stream."""
 
 from __future__ import annotations
 
@@ -9,21 +7,19 @@ import os
 from _socket import AF_UNIX, SHUT_RD, SOCK_STREAM
 from _socket import socket as Socket  # noqa: N812
 
-from stage1.systemd import units
-
 PATH = "/run/systemd/journal/stdout"
 _PRIORITIES = {1: 6, 2: 3}
 """By descriptor, as `journallog` has them; lines may say otherwise (sd-daemon(3))."""
 
 
-def open_stream(identifier: str, priority: int, path: str = PATH, *, unit: str = "") -> int:
-    """A descriptor to write lines to; `unit`: in which we are. Raises OSError."""
+def open_stream(identifier: str, priority: int, path: str = PATH) -> int:
+    """A descriptor to write lines to. Raises OSError."""
     socket = Socket(AF_UNIX, SOCK_STREAM, 0)
     try:
         socket.connect(path)
         socket.shutdown(SHUT_RD)
-        # Identifier, unit, priority, whether lines may name theirs, and three ways not to forward them.
-        socket.sendall(f"{identifier}\n{unit}\n{priority}\n1\n0\n0\n0\n".encode())
+        # Identifier, unit (of who asks), priority, whether lines may name theirs, and three ways not to forward them.
+        socket.sendall(f"{identifier}\n\n{priority}\n1\n0\n0\n0\n".encode())
         return socket.detach()
     except OSError:
         socket.close()
@@ -34,10 +30,9 @@ def rename(fds: tuple[int, ...], identifier: str, path: str = PATH) -> str:
     """Let each of the descriptors 1 and 2 that are named, and lead to the journal, lead there under `identifier`. What
     JOURNAL_STREAM is to say then (systemd.exec(5)); empty when everything is as it was."""
     said = ""
-    unit = units.own(units.outermost)
     for fd in fds:
         try:
-            stream = open_stream(identifier, _PRIORITIES[fd], path, unit=unit)
+            stream = open_stream(identifier, _PRIORITIES[fd], path)
         except OSError:
             break
         os.dup2(stream, fd)

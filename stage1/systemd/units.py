@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from stage1 import cgroup
 from stage1.limits import Limits
@@ -20,26 +20,18 @@ Property = tuple[str, str, object]
 
 
 def innermost(text: str) -> str:
-    """The unit that a process is in, by its /proc/PID/cgroup; empty when it is in none."""
-    return (_units(text) or [""])[-1]
-
-
-def outermost(text: str) -> str:
-    """The same as the system's service manager has it, which does not know the units of users' managers."""
-    return (_units(text) or [""])[0]
-
-
-def _units(text: str) -> list[str]:
-    """systemd goes by the cgroup2 hierarchy where there is one, and else by its own."""
+    """The unit that a process is in, by its /proc/PID/cgroup; empty when it is in none. systemd goes by the cgroup2
+    hierarchy where there is one, and else by its own."""
     lines = dict(line.partition(":")[2].partition(":")[::2] for line in text.splitlines())
     path = lines.get("") if lines.get("", "/") != "/" else lines.get("name=systemd", "")
-    return [part for part in (path or "").split("/") if part.endswith((".service", ".scope"))]
+    parts = [part for part in (path or "").split("/") if part.endswith((".service", ".scope"))]
+    return parts[-1] if parts else ""
 
 
-def own(which: Callable[[str], str] = innermost) -> str:
-    """The unit we are in ourselves, as `which` has it."""
+def own() -> str:
+    """The unit we are in ourselves."""
     with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-        return which(file.read())
+        return innermost(file.read())
 
 
 def stays(keep_unit: bool) -> bool:

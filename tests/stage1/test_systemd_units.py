@@ -30,18 +30,6 @@ def test_the_innermost_unit(text: str, unit: str) -> None:
     assert units.innermost(text) == unit
 
 
-@pytest.mark.parametrize(
-    ("text", "unit"),
-    [
-        ("0::/user.slice/user-0.slice/user@0.service/app.slice/mine.service\n", "user@0.service"),
-        ("0::/system.slice/web.service/supervisor\n", "web.service"),
-        ("0::/machine.slice\n", ""),
-    ],
-)
-def test_the_outermost_unit(text: str, unit: str) -> None:
-    assert units.outermost(text) == unit
-
-
 def test_a_pod_is_called_by_its_name_first() -> None:
     uuid = "7eb60bb3-5204-4b11-a6cf-fc39763acd71"
     assert units.names(uuid, "web", "scope") == ["rkpy-web.scope", f"rkpy-{uuid}.scope"]

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -430,9 +431,15 @@ def test_fly_in_a_service(rkpy: Rkpy) -> None:
     assert stream.split(":")[1].split()[0] == stream.split()[1]
 
 
-def test_fly_in_a_service_may_be_over_before_the_journal_looks(rkpy: Rkpy) -> None:
+def test_fly_in_a_service_waits_until_the_journal_knows_its_unit(rkpy: Rkpy) -> None:
     files = [*RUN[:2], "--stage1=fly", NAME, "--name=flyer", *SHELL, "echo late"]
-    with stopped_journal(), units.service(*rkpy.command(*files), properties={"RemainAfterExit": "yes"}) as name:
+    with ExitStack() as services:
+        with stopped_journal():
+            service = units.service(*rkpy.command(*files), properties={"RemainAfterExit": "yes"})
+            name = services.enter_context(service)
+            end = time.monotonic() + 2  # long enough for one that does not wait to be over
+            while time.monotonic() < end:
+                assert units.show(name, "SubState") == {"SubState": "running"}
         units.becomes(name, SubState="exited")
     (entry,) = units.logged(f"_SYSTEMD_UNIT={name}", "SYSLOG_IDENTIFIER=flyer", count=1)
     assert entry["MESSAGE"] == "late"

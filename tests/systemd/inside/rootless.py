@@ -267,6 +267,7 @@ def test_what_does_no_harm(alice: Person) -> None:
     alice.rkpy(store, "--insecure-options=image", "fetch", alice.home / "busybox.aci")
     os.mkdir(home)
     hardened = {"ProtectHome": "yes", "BindPaths": f"{place}:{home}/.local"}
+    hardened["BindReadOnlyPaths"] = str(ROOT)  # which may be in a directory that is hidden
     hardened |= dict.fromkeys(("PrivateTmp", "PrivateIPC", "ProtectControlGroups"), "yes")
     hardened |= {"ProtectSystem": "strict", "ProtectProc": "invisible", "ReadWritePaths": home}
     command = alice.in_service(*busybox(script="id -u"), home=home)
