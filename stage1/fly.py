@@ -28,6 +28,7 @@ from stage1.streams import Streams
 from stage1.systemd import notify
 from stage1.systemd.given import FIRST_SOCKET
 from stage1.systemd.manager import Manager
+from stage1.targets import AppRoot
 from stage2.launch import LaunchSpec, launch, run_and_wait
 
 if TYPE_CHECKING:
@@ -185,21 +186,7 @@ def run(pod: PreparedPod) -> NoReturn:
     planned = plan(pod)
     if pod.debug:
         os.write(2, "".join(f"fly: {line}\n" for line in planned.describe()).encode("utf-8", "backslashreplace"))
-    host = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    _leave_mount_namespace()
-    if pod.credentials >= 0:
-        files.make_directory(poddir.credentials(pod.directory), 0o700)
-        show(pod.credentials, poddir.credentials(pod.directory))
-    # Sources before anything is mounted, and after the unshare: a descriptor from before belongs to the old namespace.
-    namespaces = mounts.Namespaces(mounts=host)
-    sources = [mounts.open_source(step, namespaces) for step in planned.steps]
-    os.close(host)
-    root = planned.root.attach()
-    credentials = -1
-    for step, source in zip(planned.steps, sources, strict=True):
-        if isinstance(step, Credentials):
-            credentials = os.dup(source)
-        step.apply(root, source)
+    root, credentials = _mount(pod, planned)
     if pod.unit:
         poddir.write_word(pod.directory, poddir.UNIT, pod.unit)
     in_scope = pod.manager is not None and _join_unit(pod, pod.manager)
@@ -225,6 +212,27 @@ def run(pod: PreparedPod) -> NoReturn:
         manager.send("READY=1\nSTATUS=1 app running")
     sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.listening]
     launch(spec, sockets=sockets, credentials=credentials)
+
+
+def _mount(pod: PreparedPod, planned: Plan) -> tuple[AppRoot, int]:
+    """Enter a mount namespace of the pod's and make in it what is `planned`: the app's root, and a descriptor of its
+    credentials, -1 for none. LaunchError when that is not possible."""
+    host = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    _leave_mount_namespace()
+    if pod.credentials >= 0:
+        files.make_directory(poddir.credentials(pod.directory), 0o700)
+        show(pod.credentials, poddir.credentials(pod.directory))
+    # Sources before anything is mounted, and after the unshare: a descriptor from before belongs to the old namespace.
+    namespaces = mounts.Namespaces(mounts=host)
+    sources = [mounts.open_source(step, namespaces) for step in planned.steps]
+    os.close(host)
+    root = planned.root.attach()
+    credentials = -1
+    for step, source in zip(planned.steps, sources, strict=True):
+        if isinstance(step, Credentials):
+            credentials = os.dup(source)
+        step.apply(root, source)
+    return root, credentials
 
 
 def _told(pod: PreparedPod) -> Iterator[tuple[str, str]]:
