@@ -39,6 +39,8 @@ _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _CLEAN = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _ATTENTION = 1000
 """Milliseconds that whoever reads our standard error has to make room."""
+_PATIENCE = 1.0
+"""Seconds that a service manager has to make room for what the engine, which does not wait itself, wants it to hear."""
 _begun: Channel | None = None
 """In the engine after `begin`: where the plan goes."""
 _worker: Worker | None = None
@@ -277,7 +279,7 @@ def _pass_on(text: str) -> None:
     from stage1.systemd import notify
 
     address, _, message = text.removeprefix("tell ").partition("\n")
-    notify.send(address, message)
+    notify.send(address, message, _PATIENCE)
 
 
 class _Ending:

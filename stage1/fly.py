@@ -38,6 +38,8 @@ NETWORKS = False
 NO_NEW_PRIVILEGES = "os/linux/no-new-privileges"
 _NOTIFY = f"{appsockets.TARGET}/{appsockets.NOTIFY}"
 """Where the app has the service manager's socket."""
+_PATIENCE = 10.0
+"""Seconds that a service manager has to make room for the news that the pod is ready, without which it gives it up."""
 _STREAMS = ("--stdin", "--stdout", "--stderr")
 
 
@@ -209,7 +211,7 @@ def run(pod: PreparedPod) -> NoReturn:
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             run_and_wait(spec._replace(argv=handler.exec, user="0", group="0"), "pre-start handler")
     if not _notifies(pod) or pod.ready == READY_STARTED:
-        manager.send("READY=1\nSTATUS=1 app running")
+        manager.send("READY=1\nSTATUS=1 app running", _PATIENCE)
     sockets = [(socket.name, FIRST_SOCKET + socket.number) for socket in app.listening]
     launch(spec, sockets=sockets, credentials=credentials)
 

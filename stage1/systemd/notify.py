@@ -1,10 +1,10 @@
-"""Messages to a service manager, by the protocol of sd_notify(3). They never fail and never wait: whether anybody
-listens is no concern of a pod's."""
+"""Messages to a service manager, by the protocol of sd_notify(3). They never fail, and wait no longer than they
+are told to: whether anybody listens is no concern of a pod's."""
 
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_DGRAM
+from _socket import AF_UNIX, MSG_NOSIGNAL, SOCK_DGRAM
 from _socket import socket as Socket  # noqa: N812
 from contextlib import suppress
 
@@ -12,10 +12,10 @@ _ADDRESS = 107
 """Bytes of an address (unix(7))."""
 
 
-def send(address: str, text: str) -> None:
-    """The lines `text` to `address`, a path or `@` and an abstract name; empty for nobody."""
+def send(address: str, text: str, patience: float = 0) -> bool:
+    """The lines `text` to `address`, a path or `@` and an abstract name; empty for nobody. As `Sender.send`."""
     with Sender(address) as sender:
-        sender.send(text)
+        return sender.send(text, patience)
 
 
 class Sender:
@@ -35,10 +35,19 @@ class Sender:
         if self._socket is not None:
             self._socket.close()
 
-    def send(self, text: str) -> None:
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.send(text.encode("utf-8", "replace"), MSG_DONTWAIT | MSG_NOSIGNAL)
+    def send(self, text: str, patience: float = 0) -> bool:
+        """False where there is somebody who has not had room for it within `patience`, in seconds: of a datagram
+        socket nobody reads the kernel keeps a few messages only. To say it again is the caller's."""
+        if self._socket is None:
+            return True
+        self._socket.settimeout(patience)
+        try:
+            self._socket.send(text.encode("utf-8", "replace"), MSG_NOSIGNAL)
+        except (BlockingIOError, TimeoutError):
+            return False
+        except OSError:
+            pass
+        return True
 
 
 def _connect(socket: Socket, address: bytes) -> None:

@@ -22,6 +22,10 @@ _LARGEST = 4096
 """Bytes of a message; systemd ignores longer ones as well (NOTIFY_BUFFER_MAX)."""
 _PACE = 0.05
 """Seconds between two messages that can wait for each other."""
+_MANY = 16
+"""Messages to a service manager that does not listen, beyond which an app's reloads are not passed on."""
+_PATIENCE = 1.0
+"""Seconds that the pod's last words may take."""
 _BURST, _WINDOW = 200, 1.0
 """Messages an app may send in so many seconds until it has to wait for the next such time."""
 _EVERY, _STEP = 1.0, 20.0
@@ -184,7 +188,7 @@ class Service:
             text = "".join(char if char.isprintable() else " " for char in fields["STATUS"][:MAX_STATUS])
             self.status(f"{name}: {text}")
         self._spoken = "STATUS" in fields or (self._spoken and fields.get("READY") != "1")
-        if fields.get("RELOADING") == "1" and alone and self._ready:
+        if fields.get("RELOADING") == "1" and alone and self._ready and not self._host.is_behind:
             self._reloading = True
             stamp = fields.get("MONOTONIC_USEC", "")
             if _is_number(stamp) and self._plan.machine is not None:
@@ -225,14 +229,22 @@ def _is_number(text: str) -> bool:
 
 
 class _Host:
-    """The service manager. Of what is said again before it was sent only the last is sent."""
+    """The service manager. Of what is said again before it was sent only the last is sent. A manager that does not
+    listen for a while, with its queue full (max_dgram_qlen, 10 where nobody has raised it), is told afterwards."""
 
     def __init__(self, loop: Loop, address: str) -> None:
         self._loop = loop
         self._address = address
+        self._due: list[dict[str, str]] = []
+        """Messages that have to be sent, in this order, before anything else is."""
         self._waiting: dict[str, str] = {}
         self._timer: Timer | None = None
         self._last = 0.0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much is due that an app has to make do without being passed on."""
+        return len(self._due) > _MANY
 
     def say(self, **fields: str) -> None:
         """At once, or soon after what was said before."""
@@ -251,21 +263,31 @@ class _Host:
         if not self._address:
             return
         if self._waiting:
-            self._flush()
-        self._waiting.update(fields)
+            self._due.append(self._waiting)
+        self._due.append(fields)
+        self._waiting = {}
         self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self, patience: float = 0) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._last = time.monotonic()
-        fields, self._waiting = self._waiting, {}
-        notify.send(self._address, "\n".join(f"{key}={value}" for key, value in fields.items()))
+        while self._due or self._waiting:
+            fields = self._due[0] if self._due else self._waiting
+            text = "\n".join(f"{key}={value}" for key, value in fields.items())
+            if not notify.send(self._address, text, patience):
+                self._timer = self._loop.call_later(_PACE, self._flush)
+                return
+            if self._due:
+                self._due.pop(0)
+            else:
+                self._waiting = {}
 
     def close(self) -> None:
-        if self._waiting:
-            self._flush()
+        self._flush(_PATIENCE)
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class _Listener:

@@ -55,6 +55,15 @@ class Manager:
         self.heard.append(Message(pid, dict(line.split("=", 1) for line in data.decode().split("\n"))))
         return True
 
+    def fill(self) -> None:
+        """Leave no room for another message."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect(self.socket.getsockname())
+            sender.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sender.send(b"FILLED=1")
+
     def drain(self) -> None:
         while self.hear(0):
             pass

@@ -191,6 +191,42 @@ def test_reloads_of_a_single_app_are_passed_on(variant: Variant, ground: Ground,
 
 
 @every(SUPERVISED, QUICK)
+def test_a_manager_that_does_not_listen_for_a_while_misses_no_turn(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    """The kernel keeps ten messages for it, or as many as /proc/sys/net/unix/max_dgram_qlen was when it began."""
+    words = ground.words(variant)
+    steps = ("say:READY=1", "print:up", "every:20:STATUS=busy")
+    with service(ground, words, [app(image, *steps, flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address) as running:
+        host.until("READY", "1")
+        assert running.line() == "up"
+        host.fill()
+        after = len(host.heard)
+        ground.rkpy.ok("kill", "--signal=HUP", running.uuid)
+        assert running.line() == "reloaded"
+        turns = [host.until("RELOADING", "1", after=after), host.until("READY", "1", after=after)]
+        assert host.heard.index(turns[0]) < host.heard.index(turns[1])
+        host.until("STATUS", "app: busy", after=host.heard.index(turns[1]))
+        host.fill()
+        os.kill(int(ground.status(running.uuid)["pid"]), signal.SIGRTMIN + 4)
+        host.until("STOPPING", "1")
+        assert servicemanager.status(running.process) == 0
+
+
+@every(QUICK)
+def test_a_pod_is_ready_also_to_a_manager_that_was_busy(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    host.fill()
+    with service(ground, ground.words(variant), [app(image, "print:up")], NOTIFY_SOCKET=host.address) as running:
+        if SUPERVISED in variant.claims:
+            assert running.line() == "up"
+        else:
+            until(lambda: ground.status(running.uuid).get("state") == "running")
+        host.until("READY", "1")
+
+
+@every(SUPERVISED, QUICK)
 def test_extensions_are_passed_on_while_it_starts(
     variant: Variant, ground: Ground, image: str, host: Manager, tmp_path: Path
 ) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from stage1.systemd.notify import Sender, send
+
+DEADLINE = 60
 
 
 def listener(address: str | bytes) -> socket.socket:
@@ -49,8 +53,24 @@ def test_nobody_listens(address: str) -> None:
 
 def test_who_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
     with listener(str(tmp_path / "notify")), Sender(str(tmp_path / "notify")) as sender:
-        for _ in range(5000):
-            sender.send("STATUS=" + "x" * 1000)
+        sent = [sender.send("STATUS=" + "x" * 1000) for _ in range(5000)]
+        assert not all(sent), "it is told when there is no room"
+        start = time.monotonic()
+        assert not sender.send("READY=1", 0.2)
+        assert time.monotonic() - start >= 0.2
+
+
+def test_who_reads_late_is_waited_for_as_long_as_it_was_said(tmp_path: Path) -> None:
+    with listener(str(tmp_path / "notify")) as host, Sender(str(tmp_path / "notify")) as sender:
+        while sender.send("STATUS=before"):
+            pass
+        later = threading.Timer(0.3, host.recv, [100])
+        later.start()
+        assert sender.send("READY=1", DEADLINE)
+        later.join()
+        while (text := host.recv(100)) == b"STATUS=before":
+            pass
+        assert text == b"READY=1"
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
