@@ -28,6 +28,8 @@ from stage1.processes import Process
 
 _NAMESPACES = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS
 _NUMBER = re.compile("[0-9]{1,10}")
+_LINES = 340
+"""Of a mapping, at most (user_namespaces(7))."""
 _OF_NEWUIDMAP = (1, 6, 7, 21)
 """CAP_DAC_OVERRIDE, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN, by which it may do what it does (capabilities(7))."""
 _FAMILIES = {"AF_NETLINK": AF_NETLINK, "AF_INET": AF_INET}
@@ -131,7 +133,16 @@ def of_user(lines: Iterable[str], names: Container[str], own: int) -> list[Range
             break
         found.append(Range(inside, start, size))
         taken.append(found[-1])
+        if not _fits([Range(0, own, 1), *found]):
+            return found[:-1]
     return found
+
+
+def _fits(mapping: Iterable[Range]) -> bool:
+    """Whether the kernel takes it (user_namespaces(7)): 340 lines at most, which are written at once, in less than a
+    page."""
+    lines = [f"{one.inside} {one.outside} {one.size}\n" for one in mapping]
+    return len(lines) <= _LINES and sum(map(len, lines)) < os.sysconf("SC_PAGE_SIZE")
 
 
 def _missing(mappings: Mapping[str, list[Range]]) -> str:

@@ -48,6 +48,10 @@ _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 JOBS = f"type='signal',sender='{SYSTEMD[0]}',interface='{SYSTEMD[2]}',member='JobRemoved'"
 _SYSTEMDS = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{SYSTEMD[0]}'"
 _START = "ssa(sv)a(sa(sv))"
+_NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
+_NOBODY = "org.freedesktop.DBus.Error.NameHasNoOwner"
+_EXECUTED_ANEW = frozenset({_NO_REPLY, _NOBODY, "org.freedesktop.DBus.Error.ServiceUnknown"})
+"""What a call to a systemd comes to that leaves the bus for a moment, as it does in `systemctl daemon-reexec`."""
 _UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 _MACHINE_EXISTS = "org.freedesktop.machine1.MachineExists"
 _MACHINE = "org.freedesktop.machine1.Machine"
@@ -153,7 +157,8 @@ def _send(source: Channel, text: str, fds: tuple[int, ...] = ()) -> bool:
 def _work(manager: Manager, source: Channel, parent: int) -> None:
     connection = Bus(manager.bus, TIMEOUT)
     connection.listen(JOBS)
-    systemd = connection.owner(SYSTEMD[0])
+    connection.listen(_SYSTEMDS)
+    _await_systemd(connection)
     message, fds = source.receive()
     if message != "pod":
         return
@@ -162,7 +167,7 @@ def _work(manager: Manager, source: Channel, parent: int) -> None:
     pod: Registration = loads(channel.read_memory_file(fds[0]))
     unit = "" if pod.keep else make_scope(connection, pod, parent)
     connection.ignore(JOBS)
-    connection.listen(_SYSTEMDS)
+    systemd = _await_systemd(connection)
     connected = connection.socket.fileno()
     if unit:
         giving_up = channel.memory_file(bus.call_for_later(SYSTEMD, "AbandonScope", "s", (unit,), answer=True))
@@ -187,9 +192,35 @@ def make_scope(connection: Bus, pod: Registration, pid: int) -> str:
         ),
         *units.resources(pod.limits, pod.disk),
     ]
-    unit, job = start(connection, units.names(pod.uuid, pod.name, "scope"), properties)
-    require_done(connection, unit, job)
-    return unit
+    names = units.names(pod.uuid, pod.name, "scope")
+    while True:
+        try:
+            unit, job = start(connection, list(names), properties)
+            require_done(connection, unit, job)
+            return unit
+        except SystemdError as error:
+            if error.name not in _EXECUTED_ANEW:
+                raise
+        # What it had been told may be lost, or only its answer.
+        _await_systemd(connection)
+        if units.of(pid) in names:
+            return units.of(pid)
+
+
+def _await_systemd(connection: Bus) -> str:
+    """Its unique name, once it is on the bus. Raises SystemdError."""
+    while True:
+        try:
+            return connection.owner(SYSTEMD[0])
+        except SystemdError as error:
+            if error.name != _NOBODY:
+                raise
+        connection.wait(_is_of_systemd)
+
+
+def _is_of_systemd(signal: Any) -> bool:
+    """Whether it tells that systemd has left the bus, or come back."""
+    return bool(signal.member == "NameOwnerChanged" and signal.body[0] == SYSTEMD[0])
 
 
 def start(connection: Bus, names: list[str], properties: list[Property]) -> tuple[str, str]:
@@ -208,10 +239,16 @@ def start(connection: Bus, names: list[str], properties: list[Property]) -> tupl
 
 def require_done(connection: Bus, unit: str, job: str, seconds: float | None = None) -> None:
     """Wait for the end of a job; the connection hears of JOBS. Raises SystemdError when it has failed."""
-    removed = connection.wait(lambda signal: signal.member == "JobRemoved" and signal.body[1] == job, seconds)
+    removed = connection.wait(lambda signal: _is_end(signal, job) or _is_of_systemd(signal), seconds)
+    if not _is_end(removed, job):
+        raise SystemdError(f"systemd was executed anew while it started {unit}", name=_NO_REPLY)
     result = removed.body[3]
     if result != "done":
         raise SystemdError(f"systemd could not start {unit}: {result}")
+
+
+def _is_end(signal: Any, job: str) -> bool:
+    return bool(signal.member == "JobRemoved" and signal.body[1] == job)
 
 
 # The machine

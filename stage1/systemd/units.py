@@ -30,7 +30,12 @@ def innermost(text: str) -> str:
 
 def own() -> str:
     """The unit we are in ourselves."""
-    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    return of("self")
+
+
+def of(pid: int | str) -> str:
+    """The unit a process is in. Raises OSError."""
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         return innermost(file.read())
 
 

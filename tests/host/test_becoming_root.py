@@ -3,6 +3,8 @@ way. What follows from it is in test_rootless.py."""
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from common.users import Range
+from stage0 import rootless
+from tests.cgroups import until
 from tests.host.commands import ROOT
 from tests.ordinary import SIZE, User, user
 
@@ -52,6 +56,31 @@ def test_without(users_of_two_kinds: tuple[User, User]) -> None:
     out, err = become(other)
     assert out == "|".join(map(str, ("root", 0, 0, *[Range(0, other.uid, 1)] * 2, True)))
     assert err.endswith("apps can have no other user and group than root: /etc/subuid grants this user nothing")
+
+
+def takes(mapping: list[Range]) -> bool:
+    """Whether the kernel lets a user namespace have these IDs."""
+    text = "".join(f"{one.inside} {one.outside} {one.size}\n" for one in mapping)
+    with subprocess.Popen(["unshare", "--user", "cat"], stdin=subprocess.PIPE) as child:
+        own = os.readlink("/proc/self/ns/user")
+        until(lambda: os.readlink(f"/proc/{child.pid}/ns/user") != own)
+        try:
+            with open(f"/proc/{child.pid}/uid_map", "wb", buffering=0) as file:
+                file.write(text.encode())
+        except OSError as error:
+            assert error.errno == errno.EINVAL
+            return False
+        return True
+
+
+@pytest.mark.parametrize(
+    "lines", [[f"me:{at}:1" for at in range(2, 1000, 2)], [f"me:{4000000000 + 20 * at}:10" for at in range(300)]]
+)
+def test_of_many_ranges_as_many_as_the_kernel_takes(lines: list[str]) -> None:
+    found = rootless.of_user(lines, {"me"}, 1000)
+    assert takes([Range(0, 1000, 1), *found])
+    _, first, size = map(int, lines[len(found)].replace("me", "0").split(":"))
+    assert not takes([Range(0, 1000, 1), *found, Range(1 + len(found) * size, first, size)]), "one more"
 
 
 def test_without_the_programs(users_of_two_kinds: tuple[User, User]) -> None:

@@ -191,18 +191,49 @@ def test_without_delegation_it_is_bounded_as_a_whole(alice: Person) -> None:
     assert "--memory cannot be enforced here: without root it takes a delegated cgroup (Delegate=yes)" in done.stderr
 
 
-def test_an_app_of_such_a_service_speaks_for_it(alice: Person, tmp_path: Path) -> None:
-    program = {"bin/service": build_service(tmp_path)}
+@pytest.fixture(scope="module")
+def talking(alice: Person, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The words of a pod whose app does what the words after them say (tests/host/payload/service.c)."""
+    place = tmp_path_factory.mktemp("talking")
+    program = {"bin/service": build_service(place)}
     section = {"exec": ["/bin/service"], "user": "7", "group": "7"}
-    path = images.make_aci(str(tmp_path / "a.aci"), images.manifest("example.com/service", app=section), program)
+    path = images.make_aci(str(place / "a.aci"), images.manifest("example.com/service", app=section), program)
     units.run("install", f"--owner={alice.name}", path, alice.home / "service.aci")
-    steps = ("say:READY=1|STATUS=serving", "every:200:WATCHDOG=1")
-    words = ("--insecure-options=image", "run", "--net=none", alice.home / "service.aci", NOTIFIES, "--", *steps)
+    return ["--insecure-options=image", "run", "--net=none", f"{alice.home}/service.aci", NOTIFIES, "--"]
+
+
+def test_an_app_of_such_a_service_speaks_for_it(alice: Person, talking: list[str]) -> None:
+    words = [*talking, "say:READY=1|STATUS=serving", "every:200:WATCHDOG=1"]
     properties = {"User": alice.name, **SERVICE, "WatchdogSec": "2s"}
     with units.service(*alice.in_service(*words), properties=properties) as name:
         until(lambda: units.show(name, "StatusText")["StatusText"] == "service: serving")
         first = units.show(name, "WatchdogTimestampMonotonic")
         until(lambda: units.show(name, "WatchdogTimestampMonotonic") != first)
+
+
+def test_it_may_take_longer_when_its_app_says_so(alice: Person, talking: list[str]) -> None:
+    words = [*talking, "say:EXTEND_TIMEOUT_USEC=60000000|STATUS=asked", "sleep:4000", "say:READY=1|STATUS=serving"]
+    properties = {"User": alice.name, **SERVICE, "TimeoutStartSec": "2s"}
+    # Were it not for that word, systemd would have ended it, and systemd-run failed.
+    with units.service(*alice.in_service(*words), properties=properties) as name:
+        units.becomes(name, ActiveState="active", StatusText="service: serving")
+
+
+def test_it_is_started_again_when_its_app_fails(alice: Person, talking: list[str]) -> None:
+    limits = {"Restart": "on-failure", "RestartSec": "100ms", "StartLimitBurst": "3", "StartLimitIntervalSec": "600"}
+    words = [*talking, "say:READY=1", "exit:3"]
+    with units.service(*alice.in_service(*words), properties={"User": alice.name, **SERVICE, **limits}) as name:
+        units.becomes(name, ActiveState="failed", Result="exit-code", NRestarts="3", ExecMainStatus="3")
+
+
+def test_apps_have_the_environment_of_its_file(alice: Person, tmp_path: Path) -> None:
+    """One that only root may read, as the secrets of services are kept."""
+    (tmp_path / "environment").write_text("WORD='a secret'\n")
+    (tmp_path / "environment").chmod(0o600)
+    command = alice.in_service(*busybox("--inherit-env", script="echo $WORD"))
+    properties = {"User": alice.name, "EnvironmentFile": tmp_path / "environment"}
+    done = units.run(*units.in_service(*command, properties=properties))
+    assert (done.stdout, done.stderr) == ("a secret\n", "")
 
 
 def test_its_sockets_are_the_apps(alice: Person) -> None:

@@ -301,6 +301,14 @@ def test_pods_start_while_systemd_reloads(rkpy: Rkpy) -> None:
                 assert units.state("rkpy-web.scope") == "active"
 
 
+def test_pods_start_while_systemd_is_executed_anew(rkpy: Rkpy) -> None:
+    """It is not on the bus for a part of that time, and what it was told before may be lost."""
+    with units.service("sh", "-c", "while :; do systemctl daemon-reexec; done"):
+        for _ in range(10):
+            with pod(rkpy, "--pod-name=web") as made:
+                assert units.cgroup_of(app_of(made)) == f"/machine.slice/rkpy-web.scope/{made.uuid}/app"
+
+
 def is_stopped_at_once(name: str) -> None:
     """By SIGTERM, which nothing waits for in vain. systemd 252 follows it up with SIGKILL when a cgroup of an app that
     has ended goes while it looks (its "No such device"), so the exit status says nothing."""
