@@ -303,7 +303,7 @@ def test_pods_start_while_systemd_reloads(rkpy: Rkpy) -> None:
 
 def test_pods_start_while_systemd_is_executed_anew(rkpy: Rkpy) -> None:
     """It is not on the bus for a part of that time, and what it was told before may be lost."""
-    with units.service("sh", "-c", "while :; do systemctl daemon-reexec; done"):
+    with units.executed_anew():
         for _ in range(10):
             with pod(rkpy, "--pod-name=web") as made:
                 assert units.cgroup_of(app_of(made)) == f"/machine.slice/rkpy-web.scope/{made.uuid}/app"
