@@ -202,9 +202,9 @@ def test_a_manager_that_does_not_listen_for_a_while_misses_no_turn(
         after = len(host.heard)
         ground.rkpy.ok("kill", "--signal=HUP", running.uuid)
         assert running.line() == "reloaded"
-        turns = [host.until("RELOADING", "1", after=after), host.until("READY", "1", after=after)]
-        assert host.heard.index(turns[0]) < host.heard.index(turns[1])
-        host.until("STATUS", "app: busy", after=host.heard.index(turns[1]))
+        reloading = host.heard.index(host.until("RELOADING", "1", after=after), after)
+        ready = host.heard.index(host.until("READY", "1", after=reloading), reloading)
+        host.until("STATUS", "app: busy", after=ready)
         host.fill()
         os.kill(int(ground.status(running.uuid)["pid"]), signal.SIGRTMIN + 4)
         host.until("STOPPING", "1")
