@@ -303,12 +303,31 @@ def test_pods_start_while_systemd_reloads(rkpy: Rkpy) -> None:
                 assert units.state("rkpy-web.scope") == "active"
 
 
-def test_pods_start_while_systemd_is_executed_anew(rkpy: Rkpy) -> None:
+def test_pods_start_while_systemd_is_executed_anew(rkpy: Rkpy, tmp_path: Path) -> None:
     """It is not on the bus for a part of that time, and what it was told before may be lost."""
-    with units.service("sh", "-c", "while :; do systemctl daemon-reexec; done"):
-        for _ in range(10):
-            with pod(rkpy, "--pod-name=web") as made:
-                assert units.cgroup_of(app_of(made)) == f"/machine.slice/rkpy-web.scope/{made.uuid}/app"
+    saved, end, ended = (tmp_path / name for name in ("uuid", "end", "ended"))
+    command = rkpy.command(*RUN, f"--uuid-file-save={saved}", "--pod-name=web", NAME, "--name=app", "--exec=/bin/true")
+    # They wait in scopes of shells, which systemd-run would fail to make then.
+    waiting = [
+        subprocess.Popen(
+            units.in_scope("sh", "-c", 'read go; exec "$@"', "sh", *command),
+            stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=rkpy.environment(),
+        )
+        for _ in range(10)
+    ]  # fmt: skip
+    for process in waiting:
+        until(lambda process=process: "test-" in units.cgroup_of(process.pid))  # type: ignore[misc]
+    loop = f"until [ -e {end} ]; do systemctl daemon-reexec; done; touch {ended}"
+    with units.service("sh", "-c", loop):
+        try:
+            for process in waiting:
+                _, errors = process.communicate("go\n", timeout=units.TIMEOUT)
+                assert (process.returncode, errors) == (0, "")
+                status = rkpy.ok("status", saved.read_text().strip()).splitlines()
+                assert "unit=rkpy-web.scope" in status
+        finally:
+            end.touch()
+            until(ended.exists)
 
 
 def is_stopped_at_once(name: str) -> None:
