@@ -44,6 +44,7 @@ Memory=64Mi
 [Service]
 Restart=on-failure
 RestartSec=1
+TimeoutStartSec=15min
 
 [Install]
 WantedBy=multi-user.target
