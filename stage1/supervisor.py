@@ -289,7 +289,7 @@ class Supervisor:
             os.close(app.pidfd)
             if app.stopping:
                 self._ask_to_end(app)
-            elif app.plan.health is not None:
+            elif app.pid and app.plan.health is not None:  # or it has ended already: nobody would end the check
                 self._watch(app)
             self._review()
 
