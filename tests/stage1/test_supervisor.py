@@ -680,3 +680,11 @@ def test_signals_are_for_apps_only(story: Callable[..., Story]) -> None:
     one.run()
     one.tell(f"signal {signal.SIGUSR1:d}")
     assert one.world.signals == [signal.SIGUSR1]
+
+
+def test_what_is_on_its_way_to_be_an_app_can_be_killed(story: Callable[..., Story]) -> None:
+    one = story(Restart("always"))
+    one.tell(f"signal {signal.SIGKILL:d} one")
+    assert one.world.signals == [signal.SIGKILL]
+    one.end()
+    assert one.world.said[-1] == "ended one 137 9 0 1"
