@@ -144,8 +144,6 @@ class Monitor:
 
     def _supervise(self) -> None:
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
-        poddir.write_leader(self._plan.directory, self._enclosure.leader)
-        self._enclosure.listen(self._loop, self._hear)
         for number in (*_ENDING, *_OF_MACHINED):
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -155,6 +153,9 @@ class Monitor:
         if self._membership is not None:
             self._membership.watch(self._loop, self._ask_to_end)
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
+        # Who wants to stop the pod, or to ask us, waits for this file and no longer.
+        poddir.write_leader(self._plan.directory, self._enclosure.leader)
+        self._enclosure.listen(self._loop, self._hear)
         if self._plan.given.notify or self._plan.ready != READY_STARTED or any(map(_speaks, self._plan.apps)):
             self._serve_as_service()
         if self._worker is None:
