@@ -327,6 +327,22 @@ def test_kill_signals_one_app(variant: Variant, ground: Ground, image: str) -> N
         assert servicemanager.status(running.process) == 137
 
 
+@every(SUPERVISED, QUICK)
+def test_an_app_that_is_being_started_is_not_signalled_in_silence(
+    variant: Variant, ground: Ground, tmp_path: Path
+) -> None:
+    handler = {"name": "pre-start", "exec": ["/bin/inspect", "wait-for", go(tmp_path / "go").removeprefix("wait:")]}
+    image = ground.image(eventHandlers=[handler])
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    with service(ground, words, [[image, "--exec=/bin/inspect", "--", "sleep", "1000"]]) as running:
+        until(lambda: ground.status(running.uuid)["state"] == "running")
+        for more in ((), ("--app=app",)):
+            done = ground.rkpy("kill", "--signal=HUP", *more, running.uuid)
+            assert (done.status, "is being started" in done.err) == (254, True), done
+        ground.rkpy.ok("kill", "--app=app", running.uuid)
+        assert servicemanager.status(running.process) == 137
+
+
 @every(QUICK)
 def test_kill_ends_the_pod(variant: Variant, ground: Ground) -> None:
     with service(ground, ground.words(variant), [ground.app("sleep 1000", "--restart=always")]) as running:
