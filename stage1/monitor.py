@@ -537,14 +537,16 @@ class Monitor:
                 self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
 
     def _write_killed(self, app: _App, *, asked: bool) -> None:
-        """How an app has ended that nobody tells of any more."""
+        """How an app has ended that nobody tells of any more; `asked`: as far as the monitor has heard."""
         if not app.executed:
             self._write_status(app, [str(EXIT_FAILURE)])
             return
-        number = int(signal.SIGKILL)
-        self._write_status(app, [str(_KILLED), "signal", str(number), *(["stopped"] if asked else [])])
+        number, oom = int(signal.SIGKILL), self._enclosure.lacked_memory()
+        asked = asked and not oom
+        words = [str(_KILLED), "signal", str(number), *(["oom"] if oom else []), *(["stopped"] if asked else [])]
+        self._write_status(app, words)
         if self._journal is not None:
-            self._journal.app_ended(app.plan, _KILLED, number, oom=False, asked=asked)
+            self._journal.app_ended(app.plan, _KILLED, number, oom=oom, asked=asked)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,

@@ -300,7 +300,9 @@ def test_a_detached_machine_is_larger_than_what_its_apps_may_use(rkpy: Rkpy, ima
     unit = "rkpy-small.service"
     try:
         mine = of_machine(unit)
-        assert units.show(unit, "MemoryMax", "Slice") == {"MemoryMax": "infinity", "Slice": "machine.slice"}
+        found = units.show(unit, "MemoryMax", "TasksMax", "Slice")
+        assert int(found["MemoryMax"]) > (256 + 256 + 32) * MEBIBYTE  # the guest's memory, and what QEMU takes
+        assert (int(found["TasksMax"]) < 16384, found["Slice"]) == (True, "machine.slice")
         (tmp_path / "GO").touch()
         units.becomes(unit, LoadState="not-found")
         until(lambda: gone(mine))
