@@ -3,17 +3,32 @@ rkpy's for that and never will be: systemd is one."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from aci.store import Store
 from common.errors import PodError, SystemdError, UsageError
-from stage0 import behaviour, caller, invocation, options, podservice, podunit, servicemanager, starting
+from stage0 import (
+    behaviour,
+    caller,
+    invocation,
+    machines,
+    options,
+    podservice,
+    podunit,
+    prepare,
+    servicemanager,
+    starting,
+)
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
 from stage1 import cgroup, resources
 from stage1 import flavour as flavours
+from stage1.flavour import PreparedPod
+from stage1.limits import Limits
 from stage1.systemd import given, units
 from stage1.systemd.bus import SYSTEMD, TIMED_OUT, Bus
 from stage1.systemd.manager import Manager
@@ -180,11 +195,15 @@ def _service(pod: Pod, verb: str, request: Request, settings: Config) -> Iterato
     yield from units.about(pod.uuid, pod.name(), f"{pod.root}/{RUN}/{pod.uuid}")
     reload = [*rkpy, "reload", pod.uuid] if can_reload else None
     yield from units.of_service(words, [*rkpy, *podservice.after_stop("")], stop_timeout, reload)
-    limits = resources.of_pod(manifest.isolators)
-    if getattr(flavours.load(pod.flavour()), "MACHINES", False):
-        # These are the apps' in there. What the machine itself may use is larger, and the limits of the cgroup in it.
-        limits = limits._replace(memory=0, pids=0)
-    yield from units.resources(limits, f"/dev/block/{disk}" if disk else "")
+    yield from units.resources(_limits(pod, settings), f"/dev/block/{disk}" if disk else "")
+
+
+def _limits(pod: Pod, settings: Config) -> Limits:
+    """Those of the service. Raises RkpyError for a pod that could not be started either."""
+    flavour = flavours.load(pod.flavour())
+    prepared = machines.settle(prepare.load(pod, Store(settings.store)), flavour, settings, os.environ)
+    of_unit: Callable[[PreparedPod], Limits] = getattr(flavour, "of_unit", resources.of_unit)
+    return of_unit(prepared)
 
 
 def _places(request: Request, settings: Config) -> Iterator[str]:

@@ -184,6 +184,9 @@ class Flavour(Protocol):
     looked up, and what was asked for is in `net`, `ports` and `name_options` for `check` to refuse or warn of. So it is
     with MACHINES: whether its pods are virtual machines."""
 
+    # There may be a function `of_unit(pod: PreparedPod) -> Limits`, too: what a service of the pod's own is limited to,
+    # instead of what `resources.of_unit` says.
+
     def check(self, pod: PreparedPod) -> list[str]:
         """One warning for every field of `pod` this flavour will ignore; raises where ignoring it would be unsafe.
         Called before the pod is allowed to exist as running."""

@@ -86,7 +86,7 @@ def _unenforceable(pod: PreparedPod) -> list[str]:
 
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
-    supervised.announce(pod, "container", resources.of_pod(pod.isolators))
+    supervised.announce(pod, "container", resources.of_unit(pod))
     supervised.run(pod, compile_pod(pod))
 
 

@@ -86,18 +86,22 @@ def test_apps_end_as_they_do_anywhere(ground: Ground, notes: Path) -> None:
         ground.app("zombies 5 + say up + sleep", "--name=other", "--stop-signal=SIGUSR1"),
     ]
     staying = {"deaf", "other"}
-    with ground.running(KVM, *apps, pod=["--exit-policy=until-all", "--stop-timeout=1s", *noting(notes)]) as running:
+    with ground.running(KVM, *apps, pod=["--exit-policy=until-all", "--stop-timeout=5s", *noting(notes)]) as running:
         uuid = running.uuid
         place = ground.place(uuid)
-        ground.rkpy.ok("status", "--wait-ready=60s", uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", uuid)
 
         def states() -> dict[str, str]:
             found: dict[str, str] = control.request(place, {"op": "states"})["states"]
             return found
 
         until(lambda: {name for name, state in states().items() if state == "running"} == staying, states)
-        processes = ground.rkpy.ok("enter", "--app=other", uuid, "/bin/inspect", "ps").splitlines()
-        assert "Z" not in [line.split()[2] for line in processes]
+
+        def kinds() -> list[str]:
+            processes = ground.rkpy.ok("enter", "--app=other", uuid, "/bin/inspect", "ps").splitlines()
+            return [line.split()[2] for line in processes]
+
+        until(lambda: "Z" not in kinds())
         ground.rkpy.ok("stop", uuid)
         assert running.wait().status != 0
     assert {name: poddir.read_ending(place, name) for name in ENDINGS} == ENDINGS

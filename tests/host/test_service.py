@@ -95,7 +95,7 @@ def test_an_app_with_the_annotation_says_when_it_is_ready(
         host.until("READY", "1")
         host.until("STATUS", "app:  [2Jserving")
         assert running.line() == "barrier"
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
 
 
 @every(SEVERAL, QUICK)
@@ -164,16 +164,14 @@ def test_an_app_that_never_stops_talking_is_heard_in_measure(
     variant: Variant, ground: Ground, image: str, host: Manager
 ) -> None:
     words = ground.words(variant, "--ready=started")
-    with service(
-        ground, words, [app(image, "every:0:STATUS=again", flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address
-    ) as running:
-        host.until("STATUS", "app: again")
-        until(lambda: ground.rkpy("status", "--wait-ready=1s", running.uuid).status == 0)
-        host.drain()
-        before, start = len(host.heard), time.monotonic()
-        while time.monotonic() < start + 1:
-            host.hear(0.1)
-        assert 0 < len(host.heard) - before <= (time.monotonic() - start) / 0.05 + 1
+    start = time.monotonic()
+    with service(ground, words, [app(image, "every:0:STATUS=again", flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address):
+        after = 0
+        for _ in range(30):
+            again = host.until("STATUS", "app: again", after=after)
+            after = host.heard.index(again, after) + 1
+        count = len([message for message in host.heard if message.fields.get("STATUS") == "app: again"])
+        assert count <= (time.monotonic() - start) / 0.05 + 1
 
 
 @every(SUPERVISED, QUICK)
@@ -304,9 +302,9 @@ def test_a_manager_that_does_not_listen_for_a_while_misses_no_turn(
         after = len(host.heard)
         ground.rkpy.ok("kill", "--signal=HUP", running.uuid)
         assert running.line() == "reloaded"
-        turns = [host.until("RELOADING", "1", after=after), host.until("READY", "1", after=after)]
-        assert host.heard.index(turns[0]) < host.heard.index(turns[1])
-        host.until("STATUS", "app: busy", after=host.heard.index(turns[1]))
+        reloading = host.heard.index(host.until("RELOADING", "1", after=after), after)
+        ready = host.heard.index(host.until("READY", "1", after=reloading), reloading)
+        host.until("STATUS", "app: busy", after=ready)
         host.fill()
         os.kill(int(ground.status(running.uuid)["pid"]), signal.SIGRTMIN + 4)
         host.until("STOPPING", "1")
@@ -388,7 +386,7 @@ def test_a_pod_that_is_asked_to_end_ends_like_its_app(variant: Variant, ground: 
     words = ground.words(variant)
     app = ground.app("sleep 1000", f"--stop-signal={number.name}")
     with service(ground, words, [app]) as running:
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         os.kill(running.process.pid, signal.SIGTERM)
         assert running.process.wait(timeout=flavours.DEADLINE) == -number, "a death by signal, and no exit status"
 
@@ -399,7 +397,7 @@ def test_what_machined_sends_to_the_leader_ends_the_pod(
     variant: Variant, ground: Ground, image: str, offset: int
 ) -> None:
     with service(ground, ground.words(variant), [app(image)]) as running:
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         os.kill(int(ground.status(running.uuid)["pid"]), signal.SIGRTMIN + offset)
         assert servicemanager.status(running.process) == 0
 
@@ -420,7 +418,7 @@ def test_kill_signals_apps(variant: Variant, ground: Ground, image: str) -> None
 def test_kill_signals_one_app(variant: Variant, ground: Ground, image: str) -> None:
     apps = [app(image, "print:up", flags=(f"--name={name}",)) for name in ("one", "two")]
     with service(ground, ground.words(variant, "--exit-policy=until-all"), apps) as running:
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         ground.rkpy.ok("kill", "--app=two", running.uuid)
         until(lambda: ground.status(running.uuid)["state"] == "running")
         until(lambda: (ground.rkpy.data / f"pods/run/{running.uuid}/status/two").exists())
@@ -429,10 +427,26 @@ def test_kill_signals_one_app(variant: Variant, ground: Ground, image: str) -> N
         assert servicemanager.status(running.process) == 137
 
 
+@every(SUPERVISED, QUICK)
+def test_an_app_that_is_being_started_is_not_signalled_in_silence(
+    variant: Variant, ground: Ground, tmp_path: Path
+) -> None:
+    handler = {"name": "pre-start", "exec": ["/bin/inspect", "wait-for", go(tmp_path / "go").removeprefix("wait:")]}
+    image = ground.image(eventHandlers=[handler])
+    words = ground.words(variant, *volume(tmp_path / "go"))
+    with service(ground, words, [[image, "--exec=/bin/inspect", "--", "sleep", "1000"]]) as running:
+        until(lambda: ground.status(running.uuid)["state"] == "running")
+        for more in ((), ("--app=app",)):
+            done = ground.rkpy("kill", "--signal=HUP", *more, running.uuid)
+            assert (done.status, "is being started" in done.err) == (254, True), done
+        ground.rkpy.ok("kill", "--app=app", running.uuid)
+        assert servicemanager.status(running.process) == 137
+
+
 @every(QUICK)
 def test_kill_ends_the_pod(variant: Variant, ground: Ground) -> None:
     with service(ground, ground.words(variant), [ground.app("sleep 1000", "--restart=always")]) as running:
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         ground.rkpy.ok("kill", running.uuid)
         assert servicemanager.status(running.process) == 137
         line = ground.rkpy("kill", running.uuid)
@@ -498,10 +512,7 @@ def test_a_server_that_keeps_silent_gets_no_more_time(ground: Ground, host: Mana
     with service(ground, words, [[published.url]], NOTIFY_SOCKET=host.address, **published.environment):
         host.until("STATUS", f"fetching {published.url}")
         until(lambda: published.site.paths())
-        time.sleep(2.5)  # until all that went before has been told
-        before = len(host.values("EXTEND_TIMEOUT_USEC"))
-        time.sleep(2.5)
-        assert len(host.values("EXTEND_TIMEOUT_USEC")) == before
+        host.until_silent("EXTEND_TIMEOUT_USEC", 2.5)
         published.go.set()
         host.until("READY", "1")
 
@@ -582,13 +593,13 @@ def test_a_check_that_takes_too_long_is_killed(variant: Variant, ground: Ground,
 @every(SUPERVISED, QUICK)
 def test_a_check_that_never_stops_writing_is_bounded(variant: Variant, ground: Ground, image: str) -> None:
     flags = (
-        '--health-cmd=["/bin/service", "every:0:x"]', "--health-timeout=500ms", "--health-interval=100ms",
+        '--health-cmd=["/bin/service", "every:0:x"]', "--health-timeout=3s", "--health-interval=100ms",
         "--health-retries=1",
     )  # fmt: skip
     with service(ground, ground.words(variant), [app(image, flags=flags)]) as running:
         until(lambda: health(ground, running.uuid) == "unhealthy")
         reason = ground.status(running.uuid)["app-app-health-reason"]
-        assert reason.startswith("took longer than 0.5 s: ")
+        assert reason.startswith("took longer than 3 s: ")
         assert "no NOTIFY_SOCKET" in reason
         assert len(reason) < 600
 
@@ -612,7 +623,8 @@ def test_what_follows_when_an_app_becomes_unhealthy(
         (tmp_path / "go" / "GO").unlink()
         if restarts:
             path = ground.rkpy.data / f"pods/run/{running.uuid}/restarts/app"
-            until(lambda: path.exists() and path.read_text().strip() == restarts)
+            # An app is restarted at once, and may be again before anybody looks.
+            until(lambda: path.exists() and int(path.read_text()) >= int(restarts))
             (tmp_path / "go" / "GO").touch()
         else:
             assert servicemanager.status(running.process) == 0
@@ -713,10 +725,8 @@ def test_the_watchdog_hears_of_a_supervisor_that_is_alive(
         leader = int(ground.status(running.uuid)["pid"])
         os.kill(leader, signal.SIGSTOP)
         try:
-            time.sleep(0.5)  # what was under way
+            host.until_silent("WATCHDOG")
             before = len(host.values("WATCHDOG"))
-            time.sleep(1)
-            assert len(host.values("WATCHDOG")) == before
         finally:
             os.kill(leader, signal.SIGCONT)
         until(lambda: len(host.values("WATCHDOG")) > before)
@@ -737,10 +747,8 @@ def test_the_watchdog_hears_of_apps_that_tell(
     with service(ground, words, apps, NOTIFY_SOCKET=host.address, WATCHDOG_USEC="300000") as running:
         assert {running.line().split()[-1], running.line().split()[-1]} == {"WATCHDOG_USEC=300000", "WATCHDOG_PID"}
         host.until("READY", "1")
-        time.sleep(0.5)
+        host.until_silent("WATCHDOG")  # because one of them is
         before = len(host.values("WATCHDOG"))
-        time.sleep(1)
-        assert len(host.values("WATCHDOG")) == before, "one of them is silent"
         (tmp_path / "go" / "GO").touch()
         until(lambda: len(host.values("WATCHDOG")) > before + 3)
 

@@ -81,7 +81,7 @@ def test_a_service_that_fails_leaves_no_pod(rkpy: Rkpy) -> None:
     assert "says why" in rkpy.refused(*RUN, "--detach", NAME, "--exec=/nonesuch")
     # One line it was, also here in a service that is not delegated: the pod was not to run in that.
     assert "prepared" not in states(rkpy)
-    assert units.show("rkpy-loose.service", "LoadState") == {"LoadState": "not-found"}
+    units.becomes("rkpy-loose.service", LoadState="not-found")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
