@@ -57,12 +57,16 @@ class Enclosure(Protocol):
         ...
 
     def ended(self, plan: AppPlan) -> bool:
-        """See that nothing is left of the app that ended, so that its streams can be drained; whether it ran out of
-        memory."""
+        """The app's main process has ended: whether it ran out of memory."""
+        ...
+
+    def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
+        """See that nothing is left of the app that ended, and call then, so that its streams can be drained: at once as
+        a rule, and never after `end`."""
         ...
 
     def clear(self, name: str) -> None:
-        """The app that `ended` was called for is written down: let the supervisor go on with it."""
+        """The app that is gone is written down: let the supervisor go on with it."""
         ...
 
     def reports(self) -> Iterable[Report]:
