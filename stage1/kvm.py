@@ -25,8 +25,8 @@ NETWORKS = True
 MACHINES = True
 _BOOT_TIMEOUT = {acceleration.KVM: 60, acceleration.TCG: 300}
 """Seconds in which a guest has to be up; a hundred times as long as it takes where nothing else runs."""
-_PATIENCE = 5.0
-"""Seconds that a monitor has to do what it is asked, which takes it none."""
+_PATIENCE = 30.0
+"""Seconds that a monitor has to do what it is asked, which takes it none where it gets to run."""
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
 app_rm, app_states, reload = supervised.app_rm, supervised.app_states, supervised.reload
