@@ -33,6 +33,8 @@ class Membership:
         self._pid = pid
         self._bus = -1
         self._systemd = ""
+        self._asked = False
+        """Whether systemd has asked for the pod's end before we could hear it."""
         self._private = ""
         self._loop: Loop | None = None
         self._controller: Controller | None = None
@@ -49,9 +51,10 @@ class Membership:
             return False
         self._bus = fds[0]
         unit, _, rest = rest.partition(" ")
-        self._systemd, _, self._private = rest.partition(" ")
         poddir.write_word(self._directory, poddir.UNIT, unit)
         if verb == "scoped":
+            self._systemd, asked, self._private = rest.split(" ", 2)
+            self._asked = asked == "1"
             self._giving_up = channel.read_memory_file(fds[1])
         return verb == "scoped"
 
@@ -60,6 +63,8 @@ class Membership:
         self._loop = loop
         if self._bus >= 0:
             self._controller = Controller(loop, self._bus, self._systemd, stop=stop, lost=self._abandon)
+        if self._asked:
+            loop.call_later(0, stop)
 
     def _abandon(self) -> None:
         """Without the bus systemd cannot ask us any more, and would wait for us in vain. A scope that its controller
@@ -92,7 +97,7 @@ class Membership:
         if verb == "machine":
             self._farewell = channel.read_memory_file(fds[0])
             poddir.write_word(self._directory, poddir.MACHINE, rest)
-        elif verb == "unknown":
+        elif text:  # Of what is to be no machine nothing more is said.
             boot.complain(self._command, f"the pod is not registered with machined: {rest}")
         self._dismiss()
 
