@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from stage1 import channel
 from stage1.channel import Channel
 from stage1.loop import Loop
+from stage1.systemd import membership
+from stage1.systemd.controller import GREETING
 from stage1.systemd.membership import Membership
 
 
@@ -100,3 +105,59 @@ def test_why_it_is_no_machine_is_said_where_it_was_to_be_one(
     while registered.membership._registrar is not None:
         registered.run(0.05)
     assert capfd.readouterr().err == complaint
+
+
+def systemd_that_answers(place: str, at: int) -> tuple[threading.Thread, list[bytes]]:
+    """Its private socket, where the first `at` that come are turned away without an answer; what the next one says."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(place)
+    listener.listen()
+    said: list[bytes] = []
+
+    def serve() -> None:
+        for _ in range(at):
+            listener.accept()[0].close()
+        connection, _ = listener.accept()
+        with connection:
+            while b"call" not in b"".join(said):
+                said.append(connection.recv(4096))
+            connection.sendall(b"DATA\r\nOK 0\r\n" + struct.pack("<4BIII", ord("l"), 2, 0, 1, 0, 1, 0))
+            connection.recv(4096)  # Until it is let go of.
+        listener.close()
+
+    made = threading.Thread(target=serve, daemon=True)
+    made.start()
+    return made, said
+
+
+@pytest.mark.parametrize(("refusals", "complaints"), [(0, 0), (2, 0), (4, 1), (6, 1)])
+def test_a_systemd_that_is_busy_is_told_again_that_nobody_listens(
+    refusals: int,
+    complaints: int,
+    registered: Registered,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(membership, "_PAUSES", (0.01, 0.02, 0.02, 0.02))
+    monkeypatch.setattr(membership, "_PATIENCE", 600.0)
+    systemd, said = systemd_that_answers(registered.private, refusals)
+    registered.joins()
+    registered.bus.close()
+    end = time.monotonic() + 60
+    while systemd.is_alive():
+        registered.run(0.02)
+        assert time.monotonic() < end
+    assert b"".join(said).startswith(GREETING + b"call")
+    assert capfd.readouterr().err.count("the pod will not hear that its scope is to be stopped: ") == complaints
+
+
+def test_nobody_is_told_when_the_pod_is_over(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "_PAUSES", (0.05,))
+    registered.joins()
+    registered.bus.close()
+    while registered.membership._again is None:
+        registered.run(0.01)
+    registered.membership.leave()
+    failures = registered.membership._failures
+    registered.run(0.2)
+    assert registered.membership._failures == failures
