@@ -191,7 +191,7 @@ class Bus:
         except Exception:
             # The library knows no fields but those of its day, and says so in many ways.
             return None
-        if _asks_to_stop(message):
+        if message is not None and _asks_to_stop(message):
             self.asked.add(message.sender)
         return message
 
@@ -219,7 +219,7 @@ def _is_signal(message: Any) -> bool:
 
 
 def _asks_to_stop(message: Any) -> bool:
-    return message is not None and message.message_type.name == "SIGNAL" and message.member == "RequestStop"
+    return bool(message.message_type.name == "SIGNAL" and message.member == "RequestStop")
 
 
 def _answers(message: Any, serial: int) -> bool:
