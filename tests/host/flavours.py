@@ -29,7 +29,7 @@ from tests.host.commands import Rkpy
 from tests.host.oci import build_oci
 from tests.ordinary import User
 
-DEADLINE = 60.0
+DEADLINE = 300.0
 """Seconds until a test gives up waiting for what should take milliseconds, or a few seconds where a machine boots."""
 
 NAMESPACES = "namespaces"

@@ -36,7 +36,8 @@ def children(pid: int) -> dict[str, int]:
     """Of a monitor: its machine's processes by name."""
     found = {}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found[Path(f"/proc/{child}/comm").read_text().strip()] = int(child)
+        with contextlib.suppress(OSError):  # It may have ended meanwhile.
+            found[Path(f"/proc/{child}/comm").read_text().strip()] = int(child)
     return found
 
 

@@ -166,7 +166,7 @@ def pod(ground: Ground, volume: Path) -> Iterator[Running]:
     typed = [image_of(ground), "--name=typed", "--exec=/bin/sh", "--stdin=tty", "--stdout=tty", "--stderr=tty"]
     with ground.running(KVM, streams, typed, pod=pod) as running:
         uuid = running.uuid
-        ground.rkpy.ok("status", "--wait-ready=60s", uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", uuid)
         yield running
 
 
@@ -402,10 +402,18 @@ def test_a_sandbox(ground: Ground) -> None:
     words = ["--insecure-options=image", "app", "sandbox", *KVM.words]
     with ground.running_command(words) as running:
         uuid = running.uuid
-        ground.rkpy.ok("status", "--wait-ready=60s", uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", uuid)
         add("one", "echo up; echo file >/tmp/file; sleep 1000")
         # At once: a command waits for the app.
-        done = ground.rkpy("app", "exec", "--app=one", uuid, "/bin/sh", "-c", "cat /tmp/file; exit 6")
+        done = ground.rkpy(
+            "app",
+            "exec",
+            "--app=one",
+            uuid,
+            "/bin/sh",
+            "-c",
+            "until test -s /tmp/file; do sleep 0.1; done; cat /tmp/file; exit 6",
+        )
         assert (done.status, done.out) == (6, "file\n"), done
         app("restart", "--app=one")
         until(lambda: poddir.read_restarts(ground.place(uuid), "one") == 1)

@@ -65,7 +65,7 @@ def test_stopped_while_it_waits_for_its_next_start(ground: Ground, variant: Vari
     with ground.running(variant, app) as running:
         uuid = running.uuid
         place = ground.place(uuid)
-        until(lambda: poddir.read_restarts(place, "app") >= 2 and poddir.read_ending(place, "app"))
+        until(lambda: poddir.read_restarts(place, "app") >= 6 and poddir.read_ending(place, "app"))
         ground.rkpy.ok("stop", uuid)
         assert running.wait().status == 5
     assert poddir.read_ending(place, "app") == poddir.Ending(5)

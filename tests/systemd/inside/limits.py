@@ -85,7 +85,7 @@ def running(rkpy: Rkpy, *words: str) -> Iterator[Pod]:
         until(lambda: process.poll() is not None or (saved.exists() and saved.read_text().strip()))
         assert process.poll() is None
         uuid = saved.read_text().strip()
-        rkpy.ok("status", "--wait-ready=60s", uuid)
+        rkpy.ok("status", "--wait-ready=300s", uuid)
         yield Pod(process, uuid, f"rkpy-{uuid}.scope")
     finally:
         if process.poll() is None:
