@@ -195,7 +195,7 @@ def reloading(host: Manager, after: int) -> None:
     stamp = int(host.until("RELOADING", "1", after=after).fields["MONOTONIC_USEC"])
     assert 0 < stamp <= time.monotonic_ns() // 1000
     turns = [host.until(name, "1", after=after) for name in ("RELOADING", "READY")]
-    assert host.heard.index(turns[0]) < host.heard.index(turns[1])
+    assert host.heard.index(turns[0], after) < host.heard.index(turns[1], after)
 
 
 @every(SEVERAL, QUICK)
