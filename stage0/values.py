@@ -117,7 +117,7 @@ def _named_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     if not is_volume_name(source):
         raise UsageError(
             f'{about}: "{source}" is not the name of a volume',
-            hint="letters and digits, after the first _ . - as well; of a path of the host the kind is host",
+            hint="letters and digits, after the first also _ . and -; a path of the host is kind=host",
         )
     return _empty_volume(about, name, fields)._replace(kind=NAMED, source=source, read_only=read_only)
 
