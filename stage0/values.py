@@ -74,7 +74,7 @@ def _volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     kind = fields.pop("kind", "")
     allowed = _VOLUME_FIELDS.get(kind)
     if allowed is None:
-        raise UsageError(f'{about}: kind has to be "host", "empty" or "named"', hint="NAME,kind=host,source=/path")
+        raise UsageError(f'{about}: kind has to be "host", "empty" or "named"', hint=_instead(name))
     for key in fields:
         if key not in allowed:
             raise UsageError(f"{about}: {key} means nothing for kind={kind}", hint=f"use {', '.join(allowed)}")
@@ -97,6 +97,17 @@ def _volume(about: str, name: str, fields: dict[str, str]) -> Volume:
         recursive=None if recursive is None else to_bool("volume recursive", recursive),
         propagation=propagation,
     )
+
+
+def _instead(text: str) -> str:
+    """What somebody is to write who may be used to podman's SOURCE:TARGET."""
+    source, colon, rest = text.partition(":")
+    target = rest.partition(":")[0]
+    if not colon or not source or not target.startswith("/"):
+        return "NAME,kind=host,source=/path"
+    if "/" in source:
+        return f"write --volume=NAME,kind=host,source={source} --mount=volume=NAME,target={target}"
+    return f"write --volume=NAME,kind=named,source={source} --mount=volume=NAME,target={target}"
 
 
 def _empty_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
