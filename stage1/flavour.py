@@ -80,6 +80,8 @@ class PreparedApp(NamedTuple):
     health: Health | None = None
     listening: tuple[HandedSocket, ...] = ()
     """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
+    reload_signal: int = 0
+    """What asks it to read its files anew; 0 when nothing does."""
 
 
 class PreparedPod(NamedTuple):
@@ -238,6 +240,11 @@ class Changes(Protocol):
 
     def send_signal(self, directory: str, app: str, number: int) -> None:
         """Signal the main process of an app, of every app when `app` is empty. Of them there is one at least."""
+        ...
+
+    def reload(self, directory: str) -> None:
+        """Have the apps reload that have a signal for it, and tell the service manager. Of them there is one at least.
+        Without this they are signalled one after the other."""
         ...
 
     def attach(self, directory: str, app: str, mode: str) -> int:

@@ -29,7 +29,7 @@ _PATIENCE = 5.0
 """Seconds that a monitor has to do what it is asked, which takes it none."""
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
-app_rm, app_states = supervised.app_rm, supervised.app_states
+app_rm, app_states, reload = supervised.app_rm, supervised.app_states, supervised.reload
 
 
 def check(pod: PreparedPod) -> list[str]:

@@ -81,7 +81,7 @@ POD = {
     "EnvironmentHost": Key(SWITCH, "inherit-env"),
     "ExitPolicy": Key(ONE, "exit-policy"),
     "GlobalArgs": Key(
-        WORDS, about="flags before run, such as --insecure-options=image; also for rkpy gc and rkpy kill"
+        WORDS, about="flags before run, such as --insecure-options=image; also for rkpy gc and rkpy reload"
     ),
     "HostName": Key(ONE, "hostname"),
     "IPC": Key(ONE, "ipc"),
@@ -109,7 +109,7 @@ POD = {
     ),
     "Ready": Key(ONE, "ready", about="when the pod is ready, for all apps: started, notify or healthy"),
     "Register": Key(SWITCH, "register", about="whether systemd-machined knows the pod"),
-    "ReloadSignal": Key(ONE, about="signal that systemctl reload sends to the apps"),
+    "ReloadSignal": Key(ONE, "reload-signal", about="signal that systemctl reload sends to the apps"),
     "RkpyArgs": Key(WORDS, about=_ARGS),
     "SetCredential": Key(EACH, "set-credential", about="credential for the apps: ID:VALUE"),
     "Stage1": Key(ONE, "stage1"),
@@ -151,6 +151,7 @@ APP = {
     "OOMScoreAdjust": Key(ONE, "oom-score-adj"),
     "PidsLimit": Key(ONE, "pids-limit"),
     "ReadOnly": Key(SWITCH, "readonly-rootfs"),
+    "ReloadSignal": Key(ONE, "reload-signal", about="signal that systemctl reload sends to the app"),
     "Restart": Key(
         ONE, "restart", about="when to start the app again within the pod; Restart= in [Service] is the pod's"
     ),

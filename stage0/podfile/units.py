@@ -33,7 +33,7 @@ class Line(NamedTuple):
 def made(file: PodFile, parsed: Parsed, pod: PodWords) -> dict[str, list[Line]]:
     """The units of a pod without mistakes by their names: the service, and its socket if the file has a section for
     it. That is what [Install] is about then: the service is started by whoever connects."""
-    service: dict[str, list[tuple[str, str]]] = {"Unit": [*_unit(file, pod)], "Service": [*_service(pod)]}
+    service: dict[str, list[tuple[str, str]]] = {"Unit": [*_unit(file, pod)], "Service": [*_service(parsed, pod)]}
     if sections.socket(parsed) is None:
         return {file.unit: [*_lines(file, parsed, {**service, "Install": []})]}
     # Whoever closes the socket wants it closed, and the app has it too. Started by hand, the pod gets it all the same.
@@ -80,20 +80,26 @@ def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "RequiresMountsFor", " ".join(unitfile.quoted(path) for path in (_data(pod), *pod.sources))
 
 
+def signals_to_reload(parsed: Parsed) -> bool:
+    """Whether systemd itself sends the pod a signal to have it reload, and would run ExecReload= besides
+    (systemd.service(5), Type=)."""
+    types = [entry.value for entry in parsed.entries if (entry.section, entry.key) == ("Service", "Type")]
+    return types[-1:] == ["notify-reload"]
+
+
 def _socket(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "Description", f"Socket of pod {pod.name}"
     yield "Documentation", _DOCUMENTATION
     yield "SourcePath", unitfile.literal(file.path)
 
 
-def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
+def _service(parsed: Parsed, pod: PodWords) -> Iterator[tuple[str, str]]:
     command = " ".join((unitfile.command(*invocation.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
     name = quoting.literal(pod.name)
     yield from podservice.settings(_stop_timeout(pod.stop_timeout))
     yield "ExecStart", _command(f"{command} run", pod)
-    if pod.reload_signal:
-        signal = quoting.literal(pod.reload_signal)
-        yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {unitfile.quoted(name)}"
+    if pod.reloads and not signals_to_reload(parsed):
+        yield "ExecReload", f"{command} reload {unitfile.quoted(name)}"
     yield "ExecStopPost", f"-{command} {' '.join(map(unitfile.quoted, podservice.after_stop(name)))}"
 
 

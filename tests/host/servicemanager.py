@@ -115,6 +115,7 @@ def service(
         stderr=subprocess.PIPE,
         text=True,
         env={**ground.rkpy.environment(), **environment},
+        start_new_session=True,  # Services have no terminal.
     )
     try:
         yield Running(process, file)

@@ -205,7 +205,16 @@ def test_apps_tell_how_they_fare(ground: Ground, notes: Path, host: Manager) -> 
     check = ('--health-cmd=["/bin/service", "need:/notes/GO", "exit:0"]', "--health-interval=200ms")
     apps = [
         [image, "--name=one", notifies, "--exec=/bin/service", "--", *telling],
-        [image, "--name=two", *check, "--health-retries=1", "--exec=/bin/service", "--", "show:NOTIFY_SOCKET"],
+        [
+            image,
+            "--name=two",
+            "--reload-signal=HUP",
+            *check,
+            "--health-retries=1",
+            "--exec=/bin/service",
+            "--",
+            "show:NOTIFY_SOCKET",
+        ],
     ]
     words = ground.words(KVM, *noting(notes))
     with service(ground, words, apps, NOTIFY_SOCKET=host.address, WATCHDOG_USEC="60000000") as running:
@@ -225,6 +234,8 @@ def test_apps_tell_how_they_fare(ground: Ground, notes: Path, host: Manager) -> 
         assert before <= stamp <= time.monotonic_ns() // 1000
         host.until("STATUS", "one: reloaded", after=after)
         assert logged(ground, uuid, "two") == ["NOTIFY_SOCKET"], "an app that does not tell has no socket"
+        os.kill(running.process.pid, signal.SIGHUP)
+        until(lambda: logged(ground, uuid, "two")[-1:] == ["reloaded"])
         assert logged(ground, uuid, "one")[:2] == ["NOTIFY_SOCKET=/run/systemd/notify", "barrier"]
         os.kill(int(ground.status(uuid)["pid"]), signal.SIGRTMIN + 4)
         host.until("STOPPING", "1")

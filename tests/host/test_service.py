@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -186,6 +188,104 @@ def test_reloads_of_a_single_app_are_passed_on(variant: Variant, ground: Ground,
         host.until("READY", "1", after=after)
         host.until("STATUS", "app: reloaded", after=after)
         assert running.line() == "reloaded"
+
+
+def reloading(host: Manager, after: int) -> None:
+    """The pod has said that it reloads, and after that that it has."""
+    stamp = int(host.until("RELOADING", "1", after=after).fields["MONOTONIC_USEC"])
+    assert 0 < stamp <= time.monotonic_ns() // 1000
+    turns = [host.until(name, "1", after=after) for name in ("RELOADING", "READY")]
+    assert host.heard.index(turns[0]) < host.heard.index(turns[1])
+
+
+@every(SEVERAL, QUICK)
+def test_a_pod_reloads_by_sighup_and_by_the_command(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    """Each app by its own signal, or not at all; the pod has when those have that tell. For one that says nothing of it
+    nobody waits long."""
+    apps = [
+        app(image, "say:READY=1", flags=("--name=tells", NOTIFIES)),
+        app(image, "ignore:10", "say:READY=1", flags=("--name=silent", NOTIFIES, "--reload-signal=USR1")),
+        app(image, flags=("--name=plain",)),
+        app(image, "print:up", flags=("--name=spared", "--reload-signal=")),
+    ]
+    words = ground.words(variant, "--reload-signal=HUP", "--exit-policy=until-all")
+    with service(ground, words, apps, NOTIFY_SOCKET=host.address) as running:
+        host.until("READY", "1")
+        assert running.line().split()[-1] == "up"
+        for ask in (
+            lambda: os.kill(running.process.pid, signal.SIGHUP),
+            lambda: ground.rkpy.ok("reload", running.uuid),
+            lambda: ground.rkpy.ok("reload", f"--main-pid={running.process.pid}"),
+        ):
+            after = len(host.heard)
+            ask()
+            reloading(host, after)
+            # One of them complains, twice, that there is nobody to tell.
+            assert [running.line().split()[-1] for _ in range(4)].count("reloaded") == 2
+            ground.rkpy("kill", "--app=silent", running.uuid)
+            until(lambda: "silent\texited" in ground.rkpy.ok("app", "list", "--no-legend", running.uuid))
+        assert ground.rkpy.ok("app", "list", "--no-legend", running.uuid).count("running") == 3
+        assert len(host.values("RELOADING")) == 3
+
+
+@every(SUPERVISED, QUICK)
+def test_without_apps_that_tell_it_has_reloaded_at_once(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    flags = ("--reload-signal=HUP", "--stop-signal=USR2")
+    words = ground.words(variant, "--stop-timeout=1")
+    with service(
+        ground, words, [app(image, "ignore:12", "print:up", flags=flags)], NOTIFY_SOCKET=host.address
+    ) as running:
+        host.until("READY", "1")
+        assert running.line() == "up"
+        after = len(host.heard)
+        os.kill(running.process.pid, signal.SIGHUP)
+        reloading(host, after)
+        assert [running.line() for _ in range(3)][-1] == "reloaded"
+        os.kill(running.process.pid, signal.SIGTERM)
+        host.until("STOPPING", "1")
+        os.kill(running.process.pid, signal.SIGHUP)  # as SendSIGHUP= has it
+        assert running.process.stdout is not None
+        assert running.process.stdout.read() == ""
+
+
+@every(QUICK)
+def test_pods_without_a_signal_to_reload_by_say_so_and_go_on(variant: Variant, ground: Ground, image: str) -> None:
+    with service(ground, ground.words(variant), [app(image, "print:up")]) as running:
+        assert running.line() == "up"
+        assert "has a signal to reload by" in ground.rkpy("reload", running.uuid).err
+        assert "not a PID" in ground.rkpy("reload", "--main-pid=").err
+        assert "main process 1" in ground.rkpy("reload", "--main-pid=1").err
+        assert ground.status(running.uuid)["state"] == "running"
+        os.kill(running.process.pid, signal.SIGTERM)
+        assert servicemanager.status(running.process) == 0
+
+
+def test_under_fly_the_command_sends_the_signal(ground: Ground, image: str) -> None:
+    words = ground.words(flavours.claiming(FLY)[0], "--reload-signal=HUP")
+    with service(ground, words, [app(image, "print:up")]) as running:
+        assert running.line() == "up"
+        ground.rkpy.ok("reload", f"--main-pid={running.process.pid}")
+        assert [running.line() for _ in range(3)][-1] == "reloaded"
+
+
+def test_on_a_terminal_sighup_means_that_it_is_gone(ground: Ground, image: str) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = [*ground.words(variant), *app(image, "print:up", flags=("--reload-signal=HUP",))]
+    ours, theirs = pty.openpty()
+    command = ["setsid", "--ctty", *ground.rkpy.command(*words)]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.PIPE, text=True, env=ground.rkpy.environment()
+    ) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        os.close(ours)
+        assert process.wait(timeout=flavours.DEADLINE) == 0
+        assert process.stdout.read() == ""
 
 
 @every(SUPERVISED, QUICK)

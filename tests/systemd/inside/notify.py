@@ -221,12 +221,17 @@ def test_the_watchdog_is_fed_by_an_app(ground: Ground) -> None:
 
 
 def test_a_reload_reaches_the_app(ground: Ground) -> None:
-    reload = " ".join(ground.rkpy.command("kill", "--signal=HUP", "reloads"))
-    words = ground.words("say:READY=1", app=(NOTIFIES,), pod=("--pod-name=reloads",))
+    reload = " ".join(ground.rkpy.command("reload", "--main-pid=${MAINPID}"))
+    words = ground.words("say:READY=1", app=(NOTIFIES, "--reload-signal=HUP"))
     with begun(*words, ExecReload=reload) as name:
         units.becomes(name, ActiveState="active")
         units.run("systemctl", "reload", name)
-        units.becomes(name, ActiveState="active", StatusText="service: reloaded")
+        assert units.show(name, "StatusText") == {"StatusText": "service: reloaded"}, "it was waited for"
+        units.becomes(name, ActiveState="active", SubState="running")
+        until(lambda: said(name).count("reloaded") == 1)
+        units.run("systemctl", "kill", "--kill-whom=main", "--signal=HUP", name)
+        until(lambda: said(name).count("reloaded") == 2)
+        units.becomes(name, ActiveState="active", SubState="running")
 
 
 def test_a_pod_that_fails_is_started_again_until_it_is_enough(ground: Ground) -> None:
