@@ -35,6 +35,10 @@ def take(pods: Pods, name: str) -> Pod:
     if leader is not None and leader.is_alive():
         pod.close()
         raise PodBusyError(f'pod "{pod.uuid}" is running already')
+    if pod.directory == RUN:  # Nobody has marked it.
+        from stage0 import endings
+
+        endings.tell(pod)
     return pod
 
 
