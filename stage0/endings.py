@@ -73,7 +73,8 @@ def _unseen(pod: Pod) -> list[str]:
 def _tell(pod: Pod, names: list[str]) -> None:
     supervised = pod.records_starts()
     seen = None if supervised else _of_service(pod)
-    oom = not supervised and _lacked_memory(pod, seen)
+    # In the cgroup of a pod with a supervisor any process may have been killed, unless it is a machine's.
+    oom = (not supervised or poddir.read_hardware(pod.path) is not None) and _lacked_memory(pod, seen)
     unit = "" if caller.is_ordinary() else poddir.read_word(pod.path, poddir.UNIT)
     for name in names:
         _record(pod, name, seen, oom=oom)

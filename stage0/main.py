@@ -65,6 +65,7 @@ VERBS = {
     "net list": Verb("net", "List networks", attribute="list_networks"),
     "net reload": Verb("net", "Make the firewall's rules for running pods anew", attribute="reload"),
     "prepare": Verb("run", "Prepare to run image(s) in a pod in rkpy", fast=True, attribute="prepare_pod"),
+    "reload": Verb("reload", "Have the apps of a pod read their files anew"),
     "rm": Verb("rm", "Remove all files and resources associated with an exited pod"),
     "run": Verb("run", "Run image(s) in a pod in rkpy", fast=True, attribute="run"),
     "run-prepared": Verb("run", "Run a prepared application pod in rkpy", fast=True, attribute="run_prepared"),

@@ -154,6 +154,7 @@ APP = (
     Flag("seccomp", STRING, "system call filter, in the form mode=retain|remove[,errno=E],CALL|@GROUP,..."),
     Flag("restart", STRING, "when to start the app again: no, on-failure[:N] or always", "no"),
     Flag("stop-signal", STRING, "signal that asks the app to end, by name or number", "SIGTERM"),
+    Flag("reload-signal", STRING, "signal that asks the app to read its files anew (for all before the first image)"),
     Flag("stdin", STRING, "where the app's input comes from: null, tty or stream", "null"),
     Flag("stdout", STRING, "where the app's output goes: log, null, tty or stream", "log"),
     Flag("stderr", STRING, "where the app's errors go: log, null, tty or stream", "log"),

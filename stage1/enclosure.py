@@ -61,6 +61,10 @@ class Enclosure(Protocol):
         memory."""
         ...
 
+    def lacked_memory(self) -> bool:
+        """Whether that is what it was killed for, when it has ended by itself and its apps with it."""
+        ...
+
     def clear(self, name: str) -> None:
         """The app that `ended` was called for is written down: let the supervisor go on with it."""
         ...

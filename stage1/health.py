@@ -111,7 +111,8 @@ class Check:
         if self.pid:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def ended(self, status: int) -> None:
         """The process is gone, with this status as waitpid(2) gives it."""

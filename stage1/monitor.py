@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from stage1.systemd.service import Service
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
+NONE, COMING, MAIN = "none", "coming", "main"
+"""What an app has of a process: COMING is one on its way to be the app, or soon will be."""
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""Signals that ask the pod to end."""
+"""Signals that ask the pod to end; but see `Monitor._asked_by`."""
 _OF_MACHINED = tuple(signal.SIGRTMIN + offset for offset in range(3, 7))
 """The same, as machined sends them to a leader (`supervisor.ENDING`)."""
 _PATIENCE = 1.0
@@ -46,10 +48,11 @@ _KILLED = 128 + signal.SIGKILL
 class _App:
     """One app as the monitor sees it."""
 
-    def __init__(self, plan: AppPlan) -> None:
+    def __init__(self, plan: AppPlan, process: str = NONE) -> None:
         self.plan = plan
         self.streams: AppStreams | None = None
         self.state = CREATED
+        self.process = process
         self.executed = False
         """Whether it ran, this time."""
         self.restarts = 0
@@ -75,10 +78,12 @@ class Monitor:
         self._credentials = credentials
         self._sockets = sockets
         """What systemd listens on for the pod, in the order of `plan.given.sockets`."""
-        self._apps = {app.name: _App(app) for app in plan.apps}
+        self._apps = {app.name: _App(app, COMING) for app in plan.apps}
         self._attached = False
         self._asked = signal.SIGTERM.value
         """The signal that asked the pod to end, if one did."""
+        self._stopping = False
+        """Whether the apps have been asked to end."""
         self._status: int | None = None
         """The pod's, once the supervisor has said it."""
         self._keyboard: Keyboard | None = None
@@ -141,17 +146,19 @@ class Monitor:
 
     def _supervise(self) -> None:
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
-        poddir.write_leader(self._plan.directory, self._enclosure.leader)
-        self._enclosure.listen(self._loop, self._hear)
+        self._on_terminal = _has_terminal()  # It is taken from us before we hear that it is gone.
         for number in (*_ENDING, *_OF_MACHINED):
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
+                self._loop.on_signal(number, lambda number=number: self._asked_by(number))  # type: ignore[misc]
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         if self._membership is not None:
             self._membership.watch(self._loop, self._ask_to_end)
         self._server = control.Server(self._loop, self._plan.directory, self._serve)
+        # Who wants to stop the pod, or to ask us, waits for this file and no longer.
+        poddir.write_leader(self._plan.directory, self._enclosure.leader)
+        self._enclosure.listen(self._loop, self._hear)
         if self._plan.given.notify or self._plan.ready != READY_STARTED or any(map(_speaks, self._plan.apps)):
             self._serve_as_service()
         if self._worker is None:
@@ -166,11 +173,31 @@ class Monitor:
         self._service = Service(self._loop, self._plan, self._is_ready, self._tell)
         return self._service
 
-    def _terminate(self, number: int) -> None:
+    def _asked_by(self, number: int) -> None:
+        """By a signal. SIGHUP, by which systemd asks services to reload (Type=notify-reload in systemd.service(5)), is
+        such a request where apps can; not where it may mean that the terminal is gone."""
+        if number == signal.SIGHUP and not self._on_terminal and self._can_reload():
+            self._reload()
+            return
         self._asked = number
         self._ask_to_end()
 
+    def _can_reload(self) -> bool:
+        return any(app.plan.reload_signal for app in self._apps.values())
+
+    def _reload(self) -> None:
+        """Signal the apps that have a signal for that. None of those that are ended: after SIGTERM there may come a
+        SIGHUP as well (SendSIGHUP= in systemd.kill(5))."""
+        if self._stopping:
+            return
+        told = [app.plan for app in self._apps.values() if app.plan.reload_signal and app.executed]
+        if self._service is not None:
+            self._service.reload([plan.name for plan in told])
+        for plan in told:
+            self._tell(f"signal {plan.reload_signal:d} {plan.name}")
+
     def _ask_to_end(self) -> None:
+        self._stopping = True
         if self._service is not None:
             self._service.stopping()
         if self._enclosure.is_up:
@@ -259,7 +286,7 @@ class Monitor:
             self._enclosure.start(plan, streams.child_fds(), sockets)
         finally:
             streams.close_child_ends()
-        app.state, app.executed = RUNNING, False
+        app.state, app.process, app.executed = RUNNING, COMING, False
 
     def _streams(self, plan: AppPlan) -> AppStreams:
         if not self._plan.interactive or "tty" in plan.streams:
@@ -286,8 +313,10 @@ class Monitor:
             self._service.alive()
         elif verb == "up" and self._service is not None:
             self._service.booted()
-        elif verb == "stopping" and self._service is not None:
-            self._service.stopping()
+        elif verb == "stopping":
+            self._stopping = True
+            if self._service is not None:
+                self._service.stopping()
         elif verb == "over":
             self._status = int(rest)
         elif verb == "limits":
@@ -311,7 +340,7 @@ class Monitor:
     def _started(self, app: _App, rest: str, fds: list[int]) -> None:
         if app.streams is not None:
             app.streams.started(int(rest))
-        app.executed = True
+        app.process, app.executed = MAIN, True
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
         if self._journal is not None:
@@ -341,6 +370,7 @@ class Monitor:
     def _ended(self, app: _App, rest: str, _fds: list[int]) -> None:
         """Write down how the app ended, and see that nothing it started outlives it."""
         status, number, stopped, again = map(int, rest.split())
+        app.process = NONE
         oom = self._enclosure.ended(app.plan)
         if app.streams is not None:
             app.streams.drain()
@@ -360,11 +390,12 @@ class Monitor:
         self._enclosure.clear(app.plan.name)
 
     def _again(self, app: _App, _rest: str, _fds: list[int]) -> None:
+        app.process = COMING
         app.restarts += 1
         self._record(poddir.write_restarts, app, app.restarts)
 
     def _idle(self, app: _App, _rest: str, _fds: list[int]) -> None:
-        app.state = EXITED
+        app.state, app.process = EXITED, NONE
         if app.streams is not None:
             app.streams.close()
 
@@ -399,6 +430,11 @@ class Monitor:
         if op == "terminate":
             self._ask_to_end()
             return {}
+        if op == "reload":
+            if not self._can_reload():
+                raise PodError("no app of the pod has a signal to reload by", hint="--reload-signal gives it one")
+            self._reload()
+            return {}
         if (found := self._enclosure.answer(op, asked, fds)) is not None:
             return found
         if op == "add":
@@ -421,12 +457,24 @@ class Monitor:
         return {}
 
     def _signal(self, number: int, name: str) -> dict[str, Any]:
-        """To the main process of every app, or of one, which has to run then."""
+        """To the main process of every app, or of one, which has to run then. What is on its way to be an app can be
+        killed, but has no use for another signal, and the app, if it got that later, might die of it before it expects
+        any: whoever sends it is told."""
         if name:
             if name not in self._apps:
                 raise PodError(f'no app "{name}" in the pod')
-            _require_running(self._apps[name])
-        self._tell(f"signal {number:d} {name}".rstrip())
+            if self._apps[name].process == NONE:
+                _require_running(self._apps[name])
+        asked = [self._apps[name]] if name else [app for app in self._apps.values() if app.process != NONE]
+        missed = []
+        for app in asked:
+            begun = app.process == COMING and app.state == RUNNING
+            if app.process == MAIN or (begun and number == signal.SIGKILL):
+                self._tell(f"signal {number:d} {app.plan.name}")
+            else:
+                missed.append(f'"{app.plan.name}"')
+        if missed:
+            raise PodError(f"app {', '.join(missed)} is being started, and was not signalled", hint="try again")
         return {}
 
     def _attach(self, app: _App, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -519,14 +567,16 @@ class Monitor:
                 self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
 
     def _write_killed(self, app: _App, *, asked: bool) -> None:
-        """How an app has ended that nobody tells of any more."""
+        """How an app has ended that nobody tells of any more; `asked`: as far as the monitor has heard."""
         if not app.executed:
             self._write_status(app, [str(EXIT_FAILURE)])
             return
-        number = int(signal.SIGKILL)
-        self._write_status(app, [str(_KILLED), "signal", str(number), *(["stopped"] if asked else [])])
+        number, oom = int(signal.SIGKILL), self._enclosure.lacked_memory()
+        asked = asked and not oom
+        words = [str(_KILLED), "signal", str(number), *(["oom"] if oom else []), *(["stopped"] if asked else [])]
+        self._write_status(app, words)
         if self._journal is not None:
-            self._journal.app_ended(app.plan, _KILLED, number, oom=False, asked=asked)
+            self._journal.app_ended(app.plan, _KILLED, number, oom=oom, asked=asked)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
@@ -591,6 +641,12 @@ class Monitor:
 def _speaks(plan: AppPlan) -> bool:
     """Whether an app has something to tell that the pod's being ready depends on."""
     return "notify" in plan.sockets or plan.health is not None
+
+
+def _has_terminal() -> bool:
+    """Whether we have a controlling terminal (proc_pid_stat(5), field 7)."""
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[4] != "0"
 
 
 def _enclosure(plan: PodPlan, cgroup: PodCgroup, host_mounts: int) -> Enclosure:

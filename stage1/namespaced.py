@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import LaunchError
 from stage1 import apptree, boot, channel, namespaces, supervisor
-from stage1.cgroup import PodCgroup
+from stage1.cgroup import INIT, PodCgroup
 from stage1.cgroupfiles import Report
 from stage1.enclosure import Hear
 from stage1.loop import Loop
@@ -114,6 +114,9 @@ class Namespaced:
         oom = self._cgroup.oom_kills(plan.name) > 0
         self._next = self._cgroup.renew(plan.name, plan.limits)
         return oom
+
+    def lacked_memory(self) -> bool:
+        return self._cgroup.oom_kills(INIT) > 0
 
     def clear(self, name: str) -> None:
         fd = self._next if self._next >= 0 else os.open(os.devnull, os.O_RDONLY)

@@ -9,7 +9,7 @@ The monitor says (descriptors in brackets):
     sealed             all apps of the beginning were named
     cleared APP [cgroup]    nothing is left of the app that ended; what follows happens in a new cgroup
     stop APP, kill APP, restart APP, remove APP
-    signal NUMBER [APP]    to the main process of every app, or of one
+    signal NUMBER [APP]    to the main process of every app, or of one; what is on its way to be one gets SIGKILL only
     terminate          stop the pod; signals mean the same, see ENDING
     ping               answered by a pong
 The supervisor says:
@@ -158,9 +158,11 @@ class Supervisor:
         elif verb == "ping":
             self._tell("pong")
         elif verb == "signal":
+            number = int(words[1])
             for app in self._apps.values():
-                if app.started and words[2:] in ([], [app.plan.name]):
-                    _kill(app.pid, int(words[1]))
+                # What is on its way to be the app has no use for any other.
+                if (app.started or number == signal.SIGKILL) and words[2:] in ([], [app.plan.name]):
+                    _kill(app.pid, number)
         elif verb == "terminate":
             self._terminate()
         elif verb == "cleared":
@@ -289,7 +291,7 @@ class Supervisor:
             os.close(app.pidfd)
             if app.stopping:
                 self._ask_to_end(app)
-            elif app.plan.health is not None:
+            elif app.pid and app.plan.health is not None:  # or it has ended already: nobody would end the check
                 self._watch(app)
             self._review()
 

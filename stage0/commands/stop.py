@@ -13,8 +13,8 @@ from stage0.config import Config
 from stage0.pods import Pod, Pods, State
 from stage1 import flavour
 
-_PATIENCE = 20
-"""Tenths of a second to wait for a pod that is just starting."""
+_PATIENCE = 60.0
+"""Seconds to wait for a pod that is just starting: systemd may take 25 for each answer before there is a scope."""
 
 
 @click.command("stop")
@@ -58,9 +58,8 @@ def _stop(pods: Pods, prefix: str, force: bool) -> str:
 
 def wait_for_leader(pod: Pod) -> None:
     """A pod is running before its leader is recorded, and without a leader there is nothing a flavour could stop."""
-    for _ in range(_PATIENCE):
-        if pod.leader() is not None:
-            return
+    end = time.monotonic() + _PATIENCE
+    while pod.leader() is None and pod.state() is State.RUNNING:
+        if time.monotonic() > end:
+            raise PodError(f'pod "{pod.uuid}" has not started its apps yet', hint="try again")
         time.sleep(0.1)
-    if pod.leader() is None and pod.state() is State.RUNNING:
-        raise PodError(f'pod "{pod.uuid}" has not started its apps yet', hint="try again")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 
 from aci.image_manifest import App, ImageManifest
@@ -61,7 +62,7 @@ def mistakes(file: PodFile, *, users: bool = False, ask_systemd: bool = True) ->
     found = [*pod.mistakes, *(entry.mistake(why) for entry, why in generate.bad_links(file, parsed))]
     if not search.is_name(file.name):
         found.append(Mistake(file.path, 0, f'"{file.name}" cannot be the name of a unit'))
-    found += _values(file, pod)
+    found += [*_values(file, pod), *_reloading(parsed, pod)]
     if users:
         found += _not_for_users(file, parsed, pod)
     if ask_systemd:
@@ -117,6 +118,34 @@ def _not_for_users(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mis
     for entry, name in generate.installed(file, parsed):
         if name in _TARGETS:
             yield entry.mistake(f"{entry.key}=: a user's service manager has no {name}: use default.target")
+
+
+def _reloading(parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
+    """What systemd would send to have the pod reload, and that ends it or means nothing to it. Under fly the app itself
+    is sent it."""
+    if any(word.text == "--stage1=fly" for word in pod.pod):
+        return
+    ours = [entry for entry in parsed.entries if entry.section == "Service" and entry.value]
+    for entry in ours:
+        if entry.key == "ReloadSignal" and not (units.signals_to_reload(parsed) and _is_hangup(entry.value)):
+            yield entry.mistake(
+                "ReloadSignal= in [Service] is what systemd sends to rkpy with Type=notify-reload, SIGHUP:"
+                " what the apps are sent is ReloadSignal= in [Pod]"
+            )
+        if entry.key == "Type" and units.signals_to_reload(parsed) and not pod.reloads and not _has_manifest(pod):
+            yield entry.mistake("Type=notify-reload: without ReloadSignal= in [Pod] a reload ends the pod")
+
+
+def _is_hangup(text: str) -> bool:
+    try:
+        return behaviour.stop_signal(text) == signal.SIGHUP
+    except UsageError:
+        return False
+
+
+def _has_manifest(pod: PodWords) -> bool:
+    """Whose annotations may say more than the file."""
+    return any(word.text.startswith("--pod-manifest=") for word in pod.pod)
 
 
 def _place(file: PodFile, found: Mistake | Entry) -> tuple[int, int]:

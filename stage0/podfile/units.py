@@ -32,7 +32,7 @@ def text(file: PodFile, parsed: Parsed, pod: PodWords) -> str:
 
 def lines(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Line]:
     """The unit of a pod without mistakes."""
-    ours = {"Unit": [*_unit(file, pod)], "Service": [*_service(pod)]}
+    ours = {"Unit": [*_unit(file, pod)], "Service": [*_service(parsed, pod)]}
     yield Line(f"# Made by rkpy's generator from {file.path}: change that, or drop in beside it.")
     for section in PASSED:
         theirs = [entry for entry in parsed.entries if entry.section == section]
@@ -58,14 +58,20 @@ def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "RequiresMountsFor", " ".join(unitfile.quoted(path) for path in (_data(pod), *pod.sources))
 
 
-def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
+def signals_to_reload(parsed: Parsed) -> bool:
+    """Whether systemd itself sends the pod a signal to have it reload, and would run ExecReload= besides
+    (systemd.service(5), Type=)."""
+    types = [entry.value for entry in parsed.entries if (entry.section, entry.key) == ("Service", "Type")]
+    return types[-1:] == ["notify-reload"]
+
+
+def _service(parsed: Parsed, pod: PodWords) -> Iterator[tuple[str, str]]:
     command = " ".join((unitfile.command(*invocation.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
     name = quoting.literal(pod.name)
     yield from podservice.settings(_stop_timeout(pod.stop_timeout))
     yield "ExecStart", _command(f"{command} run", pod)
-    if pod.reload_signal:
-        signal = quoting.literal(pod.reload_signal)
-        yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {unitfile.quoted(name)}"
+    if pod.reloads and not signals_to_reload(parsed):
+        yield "ExecReload", f"{command} reload {unitfile.quoted(name)}"
     yield "ExecStopPost", f"-{command} {' '.join(map(unitfile.quoted, podservice.after_stop(name)))}"
 
 

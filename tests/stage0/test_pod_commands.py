@@ -9,10 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from common.errors import PodError
+from stage0.commands import stop
 from stage0.pods import Pod, Pods
 from tests.living import Living, die, start
 
@@ -321,7 +324,6 @@ def test_stopping_a_pod_that_is_just_starting(lab: Lab) -> None:
     pod = lab.pod("busybox", alive=True)
     record = Path(lab.pods.root, "run", pod.uuid, "pid")
     record.rename(f"{record}.later")
-    assert "has not started its apps yet" in lab.error("stop", pod.uuid)
     stopping = subprocess.Popen(
         [sys.executable, "-m", "rkpy", f"--dir={lab.data_dir}", "stop", pod.uuid], stdout=subprocess.PIPE, cwd=ROOT
     )
@@ -331,6 +333,29 @@ def test_stopping_a_pod_that_is_just_starting(lab: Lab) -> None:
         Path(f"{record}.later").rename(record)
         assert stopping.communicate()[0] == f'"{pod.uuid}"\n'.encode()
     assert lab.living[0].wait() == -15
+
+
+def test_how_long_a_pod_may_take_to_have_a_leader(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    uuid = lab.pod("busybox", alive=True).uuid
+    record = Path(lab.pods.root, "run", uuid, "pid")
+    record.rename(f"{record}.later")
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if 50 < now < 60:
+            Path(f"{record}.later").rename(record)
+            now = 60
+
+    monkeypatch.setattr(stop, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    with lab.pods.find(uuid) as pod:
+        stop.wait_for_leader(pod)
+        assert now == 60
+        record.rename(f"{record}.later")
+        with pytest.raises(PodError, match="has not started its apps yet"):
+            stop.wait_for_leader(pod)
+    Path(f"{record}.later").rename(record)
 
 
 def test_stop_by_force(lab: Lab) -> None:

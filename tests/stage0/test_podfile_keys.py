@@ -45,6 +45,7 @@ POD = {
     "Pull=newer": ["--pull-policy=update"],
     "Ready=healthy": ["--ready=healthy"],
     "Register=no": ["--register=false"],
+    "ReloadSignal=USR1": ["--reload-signal=USR1"],
     "RkpyArgs=--debug --dns=none": ["--debug", "--dns=none"],
     "SetCredential=a:b c": ["--set-credential=a:b c"],
     "Stage1=fly": ["--stage1=fly"],
@@ -144,7 +145,7 @@ def test_volumes_of_one_app(text: str) -> None:
 
 
 def test_every_key_has_an_example_here_and_a_line_in_the_document() -> None:
-    elsewhere = {"GlobalArgs", "ReloadSignal", "PodManifest", "PodName", "Notify", "Image", "RkpyArgs"}
+    elsewhere = {"GlobalArgs", "PodManifest", "PodName", "Notify", "Image", "RkpyArgs"}
     shown = {line.partition("=")[0] for text in (*POD, *VOLUMES, *APP) for line in text.splitlines()}
     assert {*keys.POD, *keys.APP} <= shown | elsewhere
     tables = DOCUMENT.read_text().partition("## Keys of [Pod]")[2].partition("## For those")[0]
@@ -192,6 +193,7 @@ Environment=A=1
 Image=one
 Exec=serve --port=80
 Environment=B=2
+ReloadSignal=HUP
 Volume=/run/x:/x
 
 [App back]
@@ -206,7 +208,7 @@ Image=three
         "--pod-name=web", "--set-env=A=1",
         "--volume=podfile-0,kind=host,source=/srv", "--volume=podfile-1,kind=host,source=/run/x",
         "--mount=volume=podfile-0,target=/srv",
-        "one", "--name=front", "--environment=B=2", "--mount=volume=podfile-1,target=/x",
+        "one", "--name=front", "--environment=B=2", "--reload-signal=HUP", "--mount=volume=podfile-1,target=/x",
         "--", "serve", "--port=80", "---",
         "two", "--name=back", "--memory=1G", "--", "work", "---",
         "three",

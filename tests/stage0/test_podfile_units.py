@@ -64,12 +64,13 @@ TasksMax=16384
 ExecStart=rkpy run \\
     --pod-name=web \\
     --net=none \\
+    --reload-signal=HUP \\
     --stop-timeout=20 \\
     "--volume=podfile-0,kind=host,source=/srv/a b" \\
     --mount=volume=podfile-0,target=/data \\
     i \\
     -- serve "two words"
-ExecReload=rkpy kill --signal=HUP web
+ExecReload=rkpy reload web
 ExecStopPost=-rkpy gc --quiet --mark-only --keep-last=web:5
 Restart=always
 ExecStopPost=/bin/true
@@ -116,6 +117,20 @@ def test_what_is_passed_on_stays_on_its_line(tmp_path: Path) -> None:
         ("Service", "X-C", "\\"),
         ("Install", "X-D", "\u00a0"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reloads"),
+    [
+        ("[App a]\nImage=i\n[App b]\nImage=j\nReloadSignal=USR1\n", True),
+        ("[Pod]\nImage=i\nRkpyArgs=--reload-signal=HUP\n", True),
+        ("[Pod]\nImage=i\nReloadSignal=HUP\n[Service]\nType=notify-reload\n", False),
+        ("[Pod]\nImage=i\nReloadSignal=HUP\n[Service]\nType=notify-reload\nType=notify\n", True),
+        ("[Pod]\nImage=i\n", False),
+    ],
+)
+def test_systemd_has_it_reloaded_in_one_way(tmp_path: Path, text: str, reloads: bool) -> None:
+    assert ("ExecReload=rkpy reload web" in made(write(tmp_path / "web.pod", text)).splitlines()) is reloads
 
 
 @pytest.mark.parametrize("key", ["ExecStopPost", "SuccessExitStatus"])
@@ -287,7 +302,7 @@ def test_a_name_stays_one_word(tmp_path: Path) -> None:
     write(tmp_path / "etc/pods/web.pod", "[Pod]\nImage=i\nPodName=a ; /bin/b $C\nReloadSignal=HUP\n")
     _, out = generate(tmp_path)
     text = (out / "web.service").read_text()
-    assert '--signal=HUP "a ; /bin/b $$C"\n' in text
+    assert ' reload "a ; /bin/b $$C"\n' in text
     assert 'gc --quiet --mark-only "--keep-last=a ; /bin/b $$C:5"\n' in text
 
 
@@ -360,6 +375,12 @@ CHECKED = {
     "HealthOnFailure=x\nHealthCmd=true": [(3, "HealthOnFailure=: ")],
     "HealthRetries=x\nHealthCmd=true": [(3, "HealthRetries=: ")],
     "Seccomp=x": [(3, "Seccomp=: --seccomp=x: mode has to be")],
+    "ReloadSignal=KILL": [(3, 'ReloadSignal=: --reload-signal: "KILL" is no signal that an app can catch')],
+    "ReloadSignal=HUP\n[Service]\nType=notify-reload\nReloadSignal=SIGHUP": [],
+    "ReloadSignal=HUP\n[Service]\nType=notify-reload\nReloadSignal=USR1": [(6, "is ReloadSignal= in [Pod]")],
+    "[Service]\nReloadSignal=HUP": [(4, "is ReloadSignal= in [Pod]")],
+    "[Service]\nType=notify-reload": [(4, "Type=notify-reload: without ReloadSignal= in [Pod] a reload ends the pod")],
+    "Stage1=fly\n[Service]\nType=notify-reload\nReloadSignal=USR1": [],
     "Network=default\nVolume=/srv:/srv:ro\nTmpfs=/tmp:size=1M\nExec=a $X ${Y} 100%%\nUser=%i": [],
 }  # fmt: skip
 
@@ -367,7 +388,8 @@ CHECKED = {
 @pytest.mark.parametrize("text", CHECKED)
 def test_check(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "web.pod", f"[Pod]\nImage=example.com/x\n{text}\n")
-    found = check.mistakes(search.at(path, ()))
+    # What systemd says of Type=notify-reload depends on which one it is.
+    found = check.mistakes(search.at(path, ()), ask_systemd="[Service]" not in text)
     assert [mistake.line for mistake in found] == [line for line, _ in CHECKED[text]], found
     for mistake, (_, message) in zip(found, CHECKED[text], strict=True):
         assert message in mistake.message

@@ -23,7 +23,7 @@ from stage1.outlet import LIMIT, Outlet
 from stage1.streams import AppStreams, Foreground, Streams, when_all_written
 from tests.stage1.test_logs import output
 
-DEADLINE = 30.0
+DEADLINE = 120.0
 BIG = b"".join(b"%07d\n" % number for number in range(200_000))
 """More than any pipe or buffer on the way takes."""
 

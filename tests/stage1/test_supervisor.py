@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from common import syscalls
 from stage1 import channel, supervisor
-from stage1.plan import AppPlan, PodPlan, Restart, dumps
+from stage1.plan import AppPlan, Health, PodPlan, Restart, dumps
 from stage1.rootfs import CopiedRoot
 from stage2.launch import LaunchSpec
 
@@ -252,10 +252,10 @@ class World:
             self.restarts[words[0]] = self.restarts.get(words[0], 0) + 1
 
 
-def plan_of(name: str, restart: Restart, *, handlers: bool) -> AppPlan:
+def plan_of(name: str, restart: Restart, *, handlers: bool, health: Health | None = None) -> AppPlan:
     launch = LaunchSpec(name, ("/x",), (), "0", "0", (), "/", no_new_privileges=False, keep_fds=())
     post_stop = (launch,) if handlers else ()
-    return AppPlan(name, CopiedRoot("/none"), (), launch, post_stop=post_stop, restart=restart)
+    return AppPlan(name, CopiedRoot("/none"), (), launch, post_stop=post_stop, restart=restart, health=health)
 
 
 restarts = st.builds(Restart, st.sampled_from(["no", "on-failure", "always"]), st.integers(0, 3))
@@ -485,9 +485,16 @@ TestPod.settings = settings(
 class Story:
     """One pod of one app, step by step."""
 
-    def __init__(self, restart: Restart = NO_RESTART, *, mutable: bool = False, handlers: bool = False) -> None:
+    def __init__(
+        self,
+        restart: Restart = NO_RESTART,
+        *,
+        mutable: bool = False,
+        handlers: bool = False,
+        health: Health | None = None,
+    ) -> None:
         plan = PodPlan("", "", -1, (), "", stop_timeout=PATIENCE, mutable=mutable)
-        self.world = World(plan, {"one": plan_of("one", restart, handlers=handlers)})
+        self.world = World(plan, {"one": plan_of("one", restart, handlers=handlers, health=health)})
         self.world.start("one")
         self.world.tell("sealed")
         self.hear()
@@ -506,13 +513,17 @@ class Story:
         self.world.tell(text)
         self.hear()
 
-    def run(self) -> None:
-        """What is being started becomes the app."""
+    def execute(self) -> None:
+        """What is being started becomes the app, which nobody has heard yet."""
         (process,) = self.world.alive("one")
         assert process.report is not None
         process.report[1].send("namespace", (0,))
         process.report[1].close()
         process.report = None
+
+    def run(self) -> None:
+        """What is being started becomes the app."""
+        self.execute()
         with self.world.patched():
             for listen in list(self.world.loop.watched.values()):
                 listen(0)
@@ -543,8 +554,14 @@ class Story:
 def story() -> Iterator[Callable[..., Story]]:
     told: list[Story] = []
 
-    def begin(restart: Restart = NO_RESTART, *, mutable: bool = False, handlers: bool = False) -> Story:
-        told.append(Story(restart, mutable=mutable, handlers=handlers))
+    def begin(
+        restart: Restart = NO_RESTART,
+        *,
+        mutable: bool = False,
+        handlers: bool = False,
+        health: Health | None = None,
+    ) -> Story:
+        told.append(Story(restart, mutable=mutable, handlers=handlers, health=health))
         return told[-1]
 
     yield begin
@@ -641,6 +658,20 @@ def test_removed_while_its_handlers_run(story: Callable[..., Story]) -> None:
     assert not one.world.pod._apps
 
 
+def test_one_that_ends_at_once_is_not_looked_at(story: Callable[..., Story]) -> None:
+    """That it has become the app is heard only when it is gone. A check begun then would outlive it, and kill what has
+    its number by then."""
+    one = story(Restart("always"), health=Health(("/well",)))
+    one.execute()
+    one.end()
+    assert one.world.said[-1].startswith("ended one 0 ")
+    assert len(one.world.loop.timers) == 1  # the next start
+    with one.world.patched():
+        one.world.loop.pass_time()
+    one.run()
+    assert [text for text in one.world.said if text.startswith("health")] == ["health one starting "]
+
+
 def test_signals_are_for_apps_only(story: Callable[..., Story]) -> None:
     """What is on its way to be one has no use for them and would die."""
     one = story()
@@ -649,3 +680,11 @@ def test_signals_are_for_apps_only(story: Callable[..., Story]) -> None:
     one.run()
     one.tell(f"signal {signal.SIGUSR1:d}")
     assert one.world.signals == [signal.SIGUSR1]
+
+
+def test_what_is_on_its_way_to_be_an_app_can_be_killed(story: Callable[..., Story]) -> None:
+    one = story(Restart("always"))
+    one.tell(f"signal {signal.SIGKILL:d} one")
+    assert one.world.signals == [signal.SIGKILL]
+    one.end()
+    assert one.world.said[-1] == "ended one 137 9 0 1"

@@ -275,7 +275,8 @@ net = "none"
 [[app]]
 image = "{IMAGE}"
 exec = "/bin/sh"
-args = ["-c", "echo up; trap 'exit 0' TERM; while :; do sleep 1; done"]
+reload-signal = "USR1"
+args = ["-c", "trap 'echo reloaded' USR1; trap 'exit 0' TERM; echo up; while :; do sleep 1; done"]
 """
 
 
@@ -292,6 +293,11 @@ def test_pods_as_data(files: Files, suffix: str, text: Callable[[Rkpy], str]) ->
     units.run("systemctl", "start", unit)
     assert files.pods() == [(files.name, "running")]
     units.becomes(unit, ActiveState="active")
+    until(lambda: "up" in said(unit))
+    # The unit does not know where this pod's data are.
+    main = units.show(unit, "MainPID")["MainPID"]
+    files.rkpy.ok("reload", f"--main-pid={main}")
+    until(lambda: "reloaded" in said(unit))
     units.run("systemctl", "stop", unit)
     units.becomes(unit, ActiveState="inactive", Result="success")
 

@@ -216,7 +216,7 @@ def talking(alice: Person, tmp_path_factory: pytest.TempPathFactory) -> list[str
 
 def test_an_app_of_such_a_service_speaks_for_it(alice: Person, talking: list[str]) -> None:
     words = [*talking, "say:READY=1|STATUS=serving", "every:200:WATCHDOG=1"]
-    properties = {"User": alice.name, **SERVICE, "WatchdogSec": "2s"}
+    properties = {"User": alice.name, **SERVICE, "WatchdogSec": "20s"}
     with units.service(*alice.in_service(*words), properties=properties) as name:
         until(lambda: units.show(name, "StatusText")["StatusText"] == "service: serving")
         first = units.show(name, "WatchdogTimestampMonotonic")
@@ -224,8 +224,8 @@ def test_an_app_of_such_a_service_speaks_for_it(alice: Person, talking: list[str
 
 
 def test_it_may_take_longer_when_its_app_says_so(alice: Person, talking: list[str]) -> None:
-    words = [*talking, "say:EXTEND_TIMEOUT_USEC=60000000|STATUS=asked", "sleep:4000", "say:READY=1|STATUS=serving"]
-    properties = {"User": alice.name, **SERVICE, "TimeoutStartSec": "2s"}
+    words = [*talking, "say:EXTEND_TIMEOUT_USEC=60000000|STATUS=asked", "sleep:10000", "say:READY=1|STATUS=serving"]
+    properties = {"User": alice.name, **SERVICE, "TimeoutStartSec": "8s"}
     # Were it not for that word, systemd would have ended it, and systemd-run failed.
     with units.service(*alice.in_service(*words), properties=properties) as name:
         units.becomes(name, ActiveState="active", StatusText="service: serving")
