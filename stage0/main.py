@@ -81,6 +81,8 @@ VERBS = {
     "unit list": Verb("unit", "List pod files", fast=True, attribute="list_files"),
     "unit show": Verb("unit", "Print the service that a pod file becomes", fast=True, attribute="show"),
     "version": Verb("version", "Print the version and exit"),
+    "volume list": Verb("volume", "List named volumes", attribute="list_volumes"),
+    "volume rm": Verb("volume", "Remove named volumes", attribute="remove"),
 }
 """Every command, by the words that name it; a module of `stage0.commands` each."""
 

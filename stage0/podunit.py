@@ -180,7 +180,12 @@ def _flag(flag: Flag, value: str) -> str:
     if flag.kind == BOOL and value == "true":
         return f"--{flag.name}"
     is_path = flag.name in _PATHS or (flag.name == "pod-file" and "/" in value)
-    return f"--{flag.name}={os.path.abspath(value) if is_path and value else value}"
+    return f"--{flag.name}={_absolute(flag, value) if is_path and value else value}"
+
+
+def _absolute(flag: Flag, path: str) -> str:
+    optional = values.OPTIONAL if flag.name == "set-env-file" and path.startswith(values.OPTIONAL) else ""
+    return f"{optional}{os.path.abspath(path.removeprefix(optional))}"
 
 
 def image(text: str) -> str:

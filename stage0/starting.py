@@ -158,10 +158,22 @@ def _fill(
             from stage0 import idranges
 
             idranges.claim(pods, pod)
-        prepare.write(pod, manifest, records, store, flavour)
+        _write(pod, pods, manifest, records, store, flavour)
         if manifest.apps and request.flags.boolean("no-overlay"):
             prepare.copy_roots(pod, store)
     return pod
+
+
+def _write(
+    pod: Pod, pods: Pods, manifest: PodManifest, records: Mapping[str, ImageRecord], store: Store, flavour: str
+) -> None:
+    if not any(volume.kind == values.NAMED for volume in manifest.volumes):
+        prepare.write(pod, manifest, records, store, flavour)
+        return
+    from stage0 import namedvolumes
+
+    with namedvolumes.settled(manifest, pods) as settled:
+        prepare.write(pod, settled, records, store, flavour)
 
 
 @contextmanager

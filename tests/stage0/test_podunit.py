@@ -84,6 +84,7 @@ def test_systemd_accepts_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 def test_paths_become_absolute_and_nothing_else_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = (
         "--set-env-file=env",
+        "--set-env-file=-no/env",
         "--dir",
         "data",
         "oci:lay:1",
@@ -95,8 +96,8 @@ def test_paths_become_absolute_and_nothing_else_does(capsys: pytest.CaptureFixtu
     )
     command = value(printed(capsys, *words), "ExecStart")
     assert command == (
-        f"rkpy run --set-env-file={tmp_path}/env --dir={tmp_path}/data oci:{tmp_path}/lay:1 "
-        f"{tmp_path}/web.aci --signature={tmp_path}/s example.com/x -- ./a"
+        f"rkpy run --set-env-file={tmp_path}/env --set-env-file=-{tmp_path}/no/env --dir={tmp_path}/data "
+        f"oci:{tmp_path}/lay:1 {tmp_path}/web.aci --signature={tmp_path}/s example.com/x -- ./a"
     )
 
 

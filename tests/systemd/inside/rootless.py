@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ Exec=-c "trap 'exit 0' TERM; echo up; sleep 1000 & wait"
 [Install]
 WantedBy=default.target
 """
+
+SOCKET = "[Socket]\nListenStream=%t/site.sock\n"
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +134,20 @@ def test_pod_files_of_a_user_are_services_of_his(alice: Person) -> None:
         assert alice.status("site")["unit"] == "site.service"
         alice.run("systemctl", "--user", "stop", "site.service")
         assert alice.show("site.service", "Result") == {"Result": "success"}
+        alice.run("mkdir", f"{place}.d")
+        alice.run("sh", "-c", 'printf %s "$1" >"$2"', "sh", SOCKET, f"{place}.d/socket.conf")
+        alice.run("systemctl", "--user", "daemon-reload")
+        assert "site.socket" in alice.show("default.target", "Wants")["Wants"].split()
+        alice.run("systemctl", "--user", "start", "site.socket")
+        assert alice.show("site.service", "ActiveState") == {"ActiveState": "inactive"}
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"{alice.runtime}/site.sock")
+            until(lambda: alice.show("site.service", "ActiveState") == {"ActiveState": "active"})
+        alice.run("systemctl", "--user", "stop", "site.socket")
+        assert alice.show("site.service", "Result") == {"Result": "success"}
     finally:
         GENERATOR.unlink()
-        alice.run("rm", place)
+        alice.run("rm", "-rf", place, f"{place}.d")
         alice.run("systemctl", "--user", "daemon-reload")
 
 
