@@ -26,8 +26,9 @@ STARTED = "30038c9677816aaea91a75170ece8dfc"
 EXITED = "8f29c52d0f2cc869dcdef970550ee039"
 OOM = "64194bfb7538baca63d2cc2b1bf49410"
 COLLECTED = "0c591247bd671e1137c9087ab4f02468"
+REMOVED = "2592646d77ad47b69c64f2a964dfccb2"
 """MESSAGE_ID of each kind of event."""
-EVENTS = frozenset((FETCHED, VERIFIED, REFUSED, PREPARED, STARTED, EXITED, OOM, COLLECTED))
+EVENTS = frozenset((FETCHED, VERIFIED, REFUSED, REMOVED, PREPARED, STARTED, EXITED, OOM, COLLECTED))
 PATIENCE = 10.0
 """Seconds that the journal may take to look this process up."""
 _ROOM = 1.0
@@ -161,6 +162,11 @@ def _await_reader(socket: Socket, end: float) -> None:
 def unread(socket: Socket) -> int:
     """Bytes that were sent and have not been received (SIOCOUTQ in unix(7)). Raises OSError."""
     return int.from_bytes(fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def how_ended(status: int, number: int) -> str:
+    """How an app ended, in words: its exit status, or the signal `number` unless that is 0."""
+    return f"was ended by signal {number}" if number else f"exited with status {status}"
 
 
 def event_entry(message_id: str, message: str, fields: Mapping[str, str], priority: int = INFO) -> bytes:

@@ -325,9 +325,8 @@ class PodJournal:
         if oom:
             self._event(journal.OOM, f"{about} ran out of the memory it may have", fields, journal.WARNING)
             fields["RKPY_OOM"] = "1"
-        how = f"was ended by signal {number}" if number else f"exited with status {status}"
         priority = journal.INFO if status == 0 or asked else journal.NOTICE
-        self._event(journal.EXITED, f"{about} {how}", fields, priority)
+        self._event(journal.EXITED, f"{about} {journal.how_ended(status, number)}", fields, priority)
 
     def pod_ended(self, status: int, why: str = "") -> None:
         """`why`: what kept it from starting, which its caller was told."""

@@ -66,7 +66,8 @@ class Bus:
     """One connection. SystemdError when there is no bus, it does not answer in time, or it says no; the error's `name`
     is then D-Bus's name for it."""
 
-    def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
+    def __init__(self, path: str, timeout: float = TIMEOUT, *, direct: bool = False) -> None:
+        """`path`: the bus's socket, or with `direct` that of the one service which is called, without a bus."""
         load()
         self._serial = 0
         self._signals: deque[Any] = deque()
@@ -88,7 +89,7 @@ class Bus:
             raise SystemdError(f"cannot connect to the bus {path}: {reason(error)}") from error
         if not answer.startswith(b"OK "):
             raise SystemdError(f"the bus {path} does not let us in")
-        self.name: str = self.call(_BUS, "Hello")[0]
+        self.name: str = "" if direct else self.call(_BUS, "Hello")[0]
 
     def call(
         self, target: tuple[str, str, str], member: str, signature: str = "", body: Sequence[object] = ()

@@ -72,7 +72,7 @@ class Registration(NamedTuple):
     directory: str
     """The pod directory."""
     root: str
-    """What machined is told to be the root directory."""
+    """What machined is told to be the root directory; empty for none that the host has."""
     keep: bool
     """Whether it stays in the unit it was started in."""
     machine: bool
@@ -111,7 +111,9 @@ def announce(
 
     disk = cgroup.disk(pod.directory)
     keep = units.stays(pod.keep_unit)
-    root = poddir.rootfs(pod.directory, pod.apps[0].name) if len(pod.apps) == 1 else pod.directory
+    copied = [app.name for app in pod.apps if not app.layers]
+    # Where layers are stacked it is an empty directory: that is done in mount namespaces of the pod's own.
+    root = poddir.rootfs(pod.directory, copied[0]) if len(copied) == len(pod.apps) == 1 else ""
     registration = Registration(
         uuid=pod.uuid,
         name=pod.name,

@@ -228,3 +228,22 @@ def test_limits_of_a_service_bound_a_delegated_pod(rkpy: Rkpy, delegate: str) ->
     else:
         assert done.returncode == 0, done
         assert "Delegate=yes" in done.stderr
+
+
+def test_an_app_under_fly_that_lacked_memory(rkpy: Rkpy) -> None:
+    """Nobody is beside it; that it was so systemd knows, in whose service it was."""
+    saved = rkpy.directory / "uuid"
+    saved.unlink(missing_ok=True)
+    run = ("--insecure-options=image", "run", "--stage1=fly", f"--uuid-file-save={saved}", "example.com/busybox")
+    hog = ("--name=app", "--exec=/bin/busybox", "--", "dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1")
+    after = " ".join(rkpy.command("gc", "--quiet", "--mark-only"))
+    properties = {"MemoryMax": "64M", "MemorySwapMax": "0", "ExecStopPost": after}
+    with units.service(*rkpy.command(*run, *hog), properties=properties) as name:
+        units.becomes(name, ActiveState="failed", Result="oom-kill")
+        uuid = saved.read_text().strip()
+        (oom,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={journal.OOM}")
+        (end,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={journal.EXITED}")
+    assert (oom["RKPY_APP"], end["RKPY_OOM"], end["RKPY_EXIT_STATUS"], end["RKPY_EXIT_SIGNAL"]) == (
+        "app", "1", "137", "9"
+    )  # fmt: skip
+    assert {"app-app=137", "app-app-signal=9", "app-app-oom=true"} <= set(rkpy.ok("status", uuid).splitlines())
