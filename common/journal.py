@@ -26,14 +26,19 @@ STARTED = "30038c9677816aaea91a75170ece8dfc"
 EXITED = "8f29c52d0f2cc869dcdef970550ee039"
 OOM = "64194bfb7538baca63d2cc2b1bf49410"
 COLLECTED = "0c591247bd671e1137c9087ab4f02468"
+REMOVED = "2592646d77ad47b69c64f2a964dfccb2"
 """MESSAGE_ID of each kind of event."""
-EVENTS = frozenset((FETCHED, VERIFIED, REFUSED, PREPARED, STARTED, EXITED, OOM, COLLECTED))
+EVENTS = frozenset((FETCHED, VERIFIED, REFUSED, REMOVED, PREPARED, STARTED, EXITED, OOM, COLLECTED))
 PATIENCE = 10.0
 """Seconds that the journal may take to look this process up."""
+_ROOM = 1.0
+"""Seconds that it may have no room for an event: its queue is that of all who write to it."""
 _INTERVAL = 0.0005
 WARNING, NOTICE, INFO = 4, 5, 6
 """Of the priorities of syslog(3)."""
 
+_stuck = False
+"""Whether the journal has just had no room for an event of this process for as long as it may."""
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 """What the journal requires of a file in memory, so that it cannot change any more."""
 
@@ -115,28 +120,41 @@ def event(
     path: str = SOCKET,
 ) -> None:
     """Record something rkpy did. Never fails. `moved`: this process may have been in another unit when it did so
-    before. Waits only if this process has to be `known` when it says more, at most for PATIENCE: it may be over by the
-    time the journal looks, which has no unit for it then."""
+    before. Waits briefly while the journal has no room, but for one that takes nothing only once; and, at most for
+    PATIENCE, if this process has to be `known` when it says more: it may be over by the time the journal looks, which
+    has no unit for it then."""
+    global _stuck
     try:
         socket = connect(path)
     except OSError:
         return
+    end = time.monotonic() + (PATIENCE if known else 0 if _stuck else _ROOM)
     try:
         if moved:
+            _wait_until(end, socket)
             forget_unit(socket)
+        _wait_until(end, socket)
         send(socket, event_entry(message_id, message, fields, priority))
+        _stuck = False
         if known:
             # When it takes this, which leaves no trace, it is done with what came before.
-            socket.send(b"\n", MSG_DONTWAIT)
-            _await_reader(socket)
+            _wait_until(end, socket)
+            socket.send(b"\n")
+            _await_reader(socket, end)
+    except (BlockingIOError, TimeoutError):
+        _stuck = True
     except OSError:
         pass
     finally:
         socket.close()
 
 
-def _await_reader(socket: Socket) -> None:
-    end = time.monotonic() + PATIENCE
+def _wait_until(end: float, socket: Socket) -> None:
+    """Have what is sent by `socket` wait for room."""
+    socket.settimeout(max(0.0, end - time.monotonic()))
+
+
+def _await_reader(socket: Socket, end: float) -> None:
     while unread(socket) and time.monotonic() < end:
         time.sleep(_INTERVAL)
 
@@ -144,6 +162,11 @@ def _await_reader(socket: Socket) -> None:
 def unread(socket: Socket) -> int:
     """Bytes that were sent and have not been received (SIOCOUTQ in unix(7)). Raises OSError."""
     return int.from_bytes(fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def how_ended(status: int, number: int) -> str:
+    """How an app ended, in words: its exit status, or the signal `number` unless that is 0."""
+    return f"was ended by signal {number}" if number else f"exited with status {status}"
 
 
 def event_entry(message_id: str, message: str, fields: Mapping[str, str], priority: int = INFO) -> bytes:

@@ -66,6 +66,10 @@ def _take(pod: Pod) -> None:
     leader = pod.leader()
     if leader is not None and leader.is_alive():
         raise PodBusyError(f'pod "{pod.uuid}" is running already')
+    if pod.directory == RUN:  # Nobody has marked it.
+        from stage0 import endings
+
+        endings.tell(pod)
 
 
 def _claim_place(pods: Pods, pod: Pod, name: str) -> None:

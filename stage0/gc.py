@@ -52,6 +52,9 @@ def _mark_exited(pod: Pod) -> None:
     pod.take(quietly=True)
     if _leads(pod):
         raise PodBusyError(f'pod "{pod.uuid}" has been started again')
+    from stage0 import endings
+
+    endings.tell(pod)
     pod.to_exited_garbage()
 
 

@@ -25,6 +25,9 @@ STREAMS = ("stdout", "stderr", "journal", "syslog")
 """What RKPY_STREAM of an app's entry says: which of its outputs it came from."""
 _PREFIX = re.compile(r"[0-9a-f]{8}[0-9a-f-]*")
 _WHOLE = 36
+_ALL_NAMESPACES = 1 << 5
+"""SD_JOURNAL_ALL_NAMESPACES of sd_journal_open(3), which python-systemd has no name for: a pod in a service with
+`LogNamespace=` has its output there."""
 _PAUSE = 0.2
 _SECONDS = "%Y-%m-%dT%H:%M:%S"
 _VACUUMED = (errno.EBADMSG, errno.EADDRNOTAVAIL)
@@ -49,7 +52,10 @@ def open_journal(**matches: str) -> Any:
             "reading the journal takes the Python package systemd-python, which is not installed",
             hint=f"install rkpy[systemd], or use journalctl {wanted}",
         ) from error
-    reader = library.Reader()
+    try:
+        reader = library.Reader(flags=library.LOCAL_ONLY | _ALL_NAMESPACES)
+    except ValueError:  # a library that knows of none
+        reader = library.Reader()
     for uid in dict.fromkeys((0, caller.UID)):
         reader.add_match(f"_UID={uid}")
     for name, value in {"_TRANSPORT": "journal", **matches}.items():

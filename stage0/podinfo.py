@@ -115,7 +115,7 @@ def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppI
         image_id=app.image.id,
         state=_app_state(state, ended=ending is not _UNKNOWN, waiting=waiting),
         started_at=started_at,
-        finished_at=pod.finished_at(app.name),
+        finished_at=None if ending is _UNKNOWN else pod.finished_at(app.name),
         exit_code=None if ending is _UNKNOWN else ending.status,
         signal=ending.signal,
         oom_killed=ending.oom or _lacked_memory(pod, state, unseen=ending is _UNKNOWN and not waiting),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds without a journal, or without it taking anything at the end, until entries are given up."""
+_BRIEFLY = 1.0
+"""The same where it is not the log, and gets events only."""
 _PAUSE = 0.1
 """Seconds until the next attempt to reach it."""
 _SELDOM = 1.0
@@ -286,9 +288,8 @@ class PodJournal:
 
     def __init__(self, loop: Loop, plan: PodPlan, path: str = journal.SOCKET) -> None:
         self._plan = plan
-        self._way = Journal(loop, path)
+        self._way = Journal(loop, path, PATIENCE if plan.log_driver == JOURNALD else _BRIEFLY)
         self._loop = loop
-        self._path = path
         self._listeners: dict[str, AppJournal] = {}
         self._pod = f'pod "{plan.name or plan.uuid}"'
 
@@ -324,9 +325,8 @@ class PodJournal:
         if oom:
             self._event(journal.OOM, f"{about} ran out of the memory it may have", fields, journal.WARNING)
             fields["RKPY_OOM"] = "1"
-        how = f"was ended by signal {number}" if number else f"exited with status {status}"
         priority = journal.INFO if status == 0 or asked else journal.NOTICE
-        self._event(journal.EXITED, f"{about} {how}", fields, priority)
+        self._event(journal.EXITED, f"{about} {journal.how_ended(status, number)}", fields, priority)
 
     def pod_ended(self, status: int, why: str = "") -> None:
         """`why`: what kept it from starting, which its caller was told."""
@@ -337,11 +337,9 @@ class PodJournal:
         self._event(journal.EXITED, f"P{self._pod[1:]} ended with status {status}", fields)
 
     def _event(self, message_id: str, message: str, fields: Mapping[str, str], priority: int = journal.INFO) -> None:
+        """After what the apps have said, where that is in the journal."""
         about = {**pod_fields(self._plan), **fields}
-        if self._plan.log_driver == JOURNALD:  # after what the apps have said
-            self._way.put(iter((journal.event_entry(message_id, message, about, priority),)))
-        else:
-            journal.event(message_id, message, about, priority=priority, path=self._path)
+        self._way.put(iter((journal.event_entry(message_id, message, about, priority),)))
 
     def when_written(self, callback: Callable[[], None]) -> None:
         """Call once, when the journal has it all. That of an entry it has not looked up the sender's unit yet does no

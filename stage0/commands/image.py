@@ -11,7 +11,7 @@ import click
 from aci import image_manifest, types
 from aci.store import ImageRecord, Store
 from common.errors import EXIT_FAILURE, ImageError, ManifestError, RkpyError, StoreError, UsageError
-from stage0 import flags, podneeds, reference, render, rootless
+from stage0 import events, flags, podneeds, reference, render, rootless
 from stage0.config import Config
 from stage0.podneeds import Needs
 from stage0.pods import Pods
@@ -147,7 +147,7 @@ def rm(config: Config, images: tuple[str, ...]) -> int:
     with store.lock(exclusive=True):
         found, failed = _to_remove(store, images)
         for image_id in found:
-            _remove(store, image_id)
+            _remove(store, image_id, _name_of(store, image_id), "somebody asked for it")
         if found:
             needs = podneeds.read(Pods(config.pods))
             for kept in store.collect(needs.layers).kept:
@@ -177,8 +177,17 @@ def _to_remove(store: Store, images: tuple[str, ...]) -> tuple[list[str], bool]:
     return found, failed
 
 
-def _remove(store: Store, image_id: str) -> None:
+def _name_of(store: Store, image_id: str) -> str:
+    """Empty for an image whose record is damaged."""
+    try:
+        return _name(store.get(image_id))
+    except RkpyError:
+        return ""
+
+
+def _remove(store: Store, image_id: str, name: str, why: str) -> None:
     store.remove(image_id)
+    events.removed(image_id, name, why)
     click.echo(f'successfully removed aci for image: "{image_id}"')
 
 
@@ -208,7 +217,7 @@ def gc(config: Config, grace_period: int) -> None:
         kept = _reasons(store, records, needs, grace_period)
         removed = [record for record in records if record.id not in kept]
         for record in removed:
-            _remove(store, record.id)
+            _remove(store, record.id, _name(record), f"not used since {render.timestamp(_last_used(record))}")
         collected = store.collect(needs.layers)
     for name in collected.removed:
         click.echo(f"removed {name}")

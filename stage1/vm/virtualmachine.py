@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common.errors import LaunchError, PodError
@@ -245,6 +245,9 @@ class VirtualMachine:
 
     def lacked_memory(self) -> bool:
         return bool(self._oom_kills.why())
+
+    def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
+        call()  # The agent has seen to it.
 
     def clear(self, name: str) -> None:
         self.tell(f"cleared {name}")

@@ -94,6 +94,17 @@ def show(unit: str, *names: str) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in lines)
 
 
+@contextlib.contextmanager
+def no_bus() -> Iterator[None]:
+    """Without D-Bus until the end of the block."""
+    try:
+        run("systemctl", "stop", "dbus.socket", "dbus.service")
+        yield
+    finally:
+        run("systemctl", "start", "dbus.socket", "dbus.service")
+        until(lambda: run("busctl", "status", check=False).returncode == 0)
+
+
 def state(unit: str) -> str:
     return show(unit, "ActiveState").get("ActiveState", "")
 

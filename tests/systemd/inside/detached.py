@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,16 +14,6 @@ from tests.systemd import units
 NAME = "example.com/busybox"
 RUN = ("--insecure-options=image", "run", "--stage1=nspawn", "--net=none", "--pod-name=loose")
 SLEEP = (NAME, "--exec=/bin/sleep", "--", "1000")
-
-
-@contextlib.contextmanager
-def no_bus() -> Iterator[None]:
-    try:
-        units.run("systemctl", "stop", "dbus.socket", "dbus.service")
-        yield
-    finally:
-        units.run("systemctl", "start", "dbus.socket", "dbus.service")
-        until(lambda: units.run("busctl", "status", check=False).returncode == 0)
 
 
 def states(rkpy: Rkpy) -> list[str]:
@@ -61,7 +49,7 @@ def test_a_detached_pod_is_a_service_of_its_own(rkpy: Rkpy) -> None:
 
 
 def test_without_a_bus_nothing_is_prepared(rkpy: Rkpy) -> None:
-    with no_bus():
+    with units.no_bus():
         assert "cannot connect to the bus" in rkpy.refused(*RUN, "--detach", *SLEEP)
     assert not states(rkpy)
 
@@ -69,7 +57,7 @@ def test_without_a_bus_nothing_is_prepared(rkpy: Rkpy) -> None:
 def test_a_pod_that_was_prepared_stays_so(rkpy: Rkpy) -> None:
     uuid = rkpy.ok("prepare", "--pod-name=loose", *SLEEP).strip()
     try:
-        with no_bus():
+        with units.no_bus():
             rkpy.refused("run-prepared", "--detach", uuid)
         rkpy.refused("run-prepared", "--net=nonesuch", "--detach", uuid)
         assert states(rkpy) == ["prepared"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from common import journal as protocol
-from tests import images
+from tests import gpg, images
 from tests.cgroups import until
 from tests.host.commands import Rkpy
 from tests.systemd import units
@@ -305,6 +305,50 @@ def test_images_that_are_fetched_and_refused(rkpy: Rkpy, tmp_path: Path) -> None
     rkpy.ok("--insecure-options=image", "fetch", image)
     (entry,) = units.journal(f"MESSAGE_ID={protocol.FETCHED}", f"RKPY_SOURCE={image}")
     assert entry["RKPY_IMAGE_NAME"] == "example.com/other:2"
+    assert "RKPY_SIGNER" not in entry
+    assert not units.journal(f"MESSAGE_ID={protocol.VERIFIED}", f"RKPY_SOURCE={image}")
+
+
+def test_images_that_are_verified(rkpy: Rkpy, tmp_path: Path) -> None:
+    about = images.manifest("example.com/signed", version="3")
+    image = images.make_aci(str(tmp_path / "signed.aci"), about, images.busybox_files())
+    with gpg.signer() as somebody:
+        key = somebody.key("Somebody <somebody@example.com>")
+        somebody.sign(key, image)
+        (tmp_path / "key.pub").write_bytes(somebody.export(key))
+    rkpy.ok("trust", "--prefix=example.com/signed", "--skip-fingerprint-review", tmp_path / "key.pub")
+    rkpy.ok("fetch", image)
+    (fetched,) = units.journal(f"MESSAGE_ID={protocol.FETCHED}", f"RKPY_SOURCE={image}")
+    (verified,) = units.journal(f"MESSAGE_ID={protocol.VERIFIED}", f"RKPY_SOURCE={image}")
+    for entry in (fetched, verified):
+        assert (entry["RKPY_IMAGE_NAME"], entry["PRIORITY"]) == ("example.com/signed:3", "6")
+        assert entry["RKPY_IMAGE_ID"] == fetched["RKPY_IMAGE_ID"]
+    assert (verified["RKPY_SIGNER"], verified["RKPY_FINGERPRINT"]) == ("Somebody <somebody@example.com>", key)
+    assert "not verified" not in fetched["MESSAGE"]
+
+
+def test_images_that_are_removed(rkpy: Rkpy, tmp_path: Path) -> None:
+    """Those that are, and each once."""
+    kept = {path.stem for path in rkpy.images()}
+    for version in "12":
+        about = images.manifest("example.com/away", version=version)
+        image = images.make_aci(str(tmp_path / f"{version}.aci"), about, images.busybox_files())
+        rkpy.ok("--insecure-options=image", "fetch", image)
+    one, two = sorted({path.stem for path in rkpy.images()} - kept)
+    rkpy("image", "rm", one, one, "example.com/nonesuch")
+    rkpy.ok("image", "gc", "--grace-period=1h")
+    assert not units.journal(f"MESSAGE_ID={protocol.REMOVED}", f"RKPY_IMAGE_ID={two}")
+    used = rkpy.data / "cas" / "used" / two
+    used.touch()
+    os.utime(used, (1e6, 1e6))
+    rkpy.ok("image", "gc", "--grace-period=1h")
+    (removed,) = units.journal(f"MESSAGE_ID={protocol.REMOVED}", f"RKPY_IMAGE_ID={one}")
+    (collected,) = units.journal(f"MESSAGE_ID={protocol.REMOVED}", f"RKPY_IMAGE_ID={two}")
+    names = {entry["RKPY_IMAGE_NAME"] for entry in (removed, collected)}
+    assert names == {"example.com/away:1", "example.com/away:2"}
+    assert removed["RKPY_REASON"] == "somebody asked for it"
+    assert collected["RKPY_REASON"].startswith("not used since 1970-01-12")
+    assert {path.stem for path in rkpy.images()} == kept
 
 
 def test_with_files_there_are_events_too(rkpy: Rkpy) -> None:
@@ -456,6 +500,125 @@ def test_fly_from_a_shell_writes_to_the_shell(rkpy: Rkpy) -> None:
     (started,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.STARTED}")
     assert prepared["_PID"] == started["_PID"]
     assert started["_SYSTEMD_UNIT"] == f"rkpy-{uuid}.scope"
+
+
+def fly(rkpy: Rkpy, uuid_file: Path, script: str) -> list[str]:
+    uuid_file.unlink(missing_ok=True)
+    words = [*RUN[:2], "--stage1=fly", f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, script]
+    return rkpy.command(*words)
+
+
+def ends(pod: Ran) -> list[tuple[str | None, str | None, str | None, str]]:
+    """Whose ends there were, with status and signal, and what was said of them."""
+    return [
+        (entry.get("RKPY_APP"), entry.get("RKPY_EXIT_STATUS"), entry.get("RKPY_EXIT_SIGNAL"), entry["MESSAGE"])
+        for entry in pod.entries(f"MESSAGE_ID={protocol.EXITED}")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "end", "status"),
+    [
+        ("exit 3", ("a", "3", None, "exited with status 3"), ["app-a=3"]),
+        ("kill -9 $$$$", ("a", "137", "9", "was ended by signal 9"), ["app-a=137", "app-a-signal=9"]),
+    ],
+)
+def test_how_fly_ended_in_a_service_is_known_when_it_has_stopped(
+    rkpy: Rkpy, script: str, end: tuple[str, str, str | None, str], status: list[str]
+) -> None:
+    """By what every service of a pod has (`stage0.podservice.after_stop`); said once, though others look as well. (Of
+    two dollars systemd makes one.)"""
+    uuid_file = rkpy.directory / "flown"
+    after = " ".join(rkpy.command("gc", "--quiet", "--mark-only"))
+    with units.service(*fly(rkpy, uuid_file, script), properties={"ExecStopPost": after}) as name:
+        units.becomes(name, ActiveState="failed")
+        pod = Ran(rkpy, uuid_file.read_text().strip())
+        told = (*end[:3], f'App "a" of pod "{pod.uuid}" {end[3]}')
+        assert ends(pod) == [told]
+        assert told[3] in units.messages(units.journal(f"--unit={name}"))
+    rkpy.ok("gc", "--grace-period=1h")
+    assert ends(pod) == [told]
+    lines = rkpy.ok("status", pod.uuid).splitlines()
+    assert [line for line in lines if line.startswith("app-a")] == status
+
+
+def test_whoever_looks_first_learns_how_fly_ended_in_a_service(rkpy: Rkpy) -> None:
+    """Of a service whose author did not think of it; with the time when it ended, and in the journal of its unit."""
+    uuid_file = rkpy.directory / "flown"
+    with units.service(*fly(rkpy, uuid_file, "exit 0"), properties={"RemainAfterExit": "yes"}) as name:
+        units.becomes(name, SubState="exited")
+        pod = Ran(rkpy, uuid_file.read_text().strip())
+        assert ends(pod) == []
+        rkpy.ok("start", pod.uuid)
+        (end,) = pod.entries(f"MESSAGE_ID={protocol.EXITED}")
+        assert (end["RKPY_EXIT_STATUS"], end["RKPY_IMAGE_NAME"]) == ("0", f"{NAME}:1")
+        (start, _) = pod.entries(f"MESSAGE_ID={protocol.STARTED}")
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(start["__REALTIME_TIMESTAMP"]) // 10**6 + 1))
+        assert end["RKPY_STARTED_AT"] <= seconds
+        assert end["MESSAGE"] in units.messages(units.journal(f"--unit={name}"))
+        # That run was nobody's service.
+        rkpy.ok("rm", pod.uuid)
+        assert [status for _, status, _, _ in ends(pod)] == ["0", None]
+
+
+def test_how_fly_ended_is_known_without_a_bus(rkpy: Rkpy) -> None:
+    """As when the machine is switched off."""
+    uuid_file = rkpy.directory / "flown"
+    after = " ".join(rkpy.command("gc", "--quiet", "--mark-only"))
+    command = fly(rkpy, uuid_file, "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done")
+    with units.service(*command, properties={"ExecStopPost": after, "Type": "notify"}) as name:
+        units.logged(f"_SYSTEMD_UNIT={name}", "MESSAGE=up")
+        with units.no_bus():
+            units.run("systemctl", "stop", name)
+        pod = Ran(rkpy, uuid_file.read_text().strip())
+        assert [(app, status) for app, status, _, _ in ends(pod)] == [("a", "7")]
+
+
+def test_how_fly_ended_in_a_scope_nobody_knows(rkpy: Rkpy) -> None:
+    uuid_file = rkpy.directory / "flown"
+    assert units.run(*units.in_scope(*fly(rkpy, uuid_file, "exit 5")), check=False).returncode == 5
+    pod = Ran(rkpy, uuid_file.read_text().strip())
+    assert ends(pod) == []
+    for _ in range(2):
+        rkpy.ok("gc", "--mark-only")
+        assert ends(pod) == [("a", None, None, f'App "a" of pod "{pod.uuid}" has ended, and nobody saw how')]
+    assert "app-a" not in rkpy.ok("status", pod.uuid)
+    assert "finished_at" not in rkpy.ok("status", "--format=json", pod.uuid)
+
+
+def test_a_pod_whose_monitor_was_killed(rkpy: Rkpy) -> None:
+    uuid_file = rkpy.directory / "orphan"
+    words = [*RUN, "--pod-name=orphan", f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, "sleep 1000"]
+    process = rkpy.start(*words)
+    try:
+        until(lambda: uuid_file.exists() and uuid_file.read_text().strip())
+        pod = Ran(rkpy, uuid_file.read_text().strip())
+        rkpy.ok("status", "--wait-ready=60s", pod.uuid)
+    finally:
+        process.kill()
+        process.communicate(timeout=units.TIMEOUT)
+    rkpy.ok("status", "--wait=60s", pod.uuid)
+    for _ in range(2):
+        rkpy.ok("gc", "--mark-only")
+        unseen = 'od "orphan" has ended, and nobody saw how'
+        assert ends(pod) == [("a", None, None, f'App "a" of p{unseen}'), (None, None, None, f"P{unseen}")]
+
+
+def test_a_journal_namespace(rkpy: Rkpy) -> None:
+    """Where everything of a service with `LogNamespace=` goes; it is found while there is the pod, and afterwards."""
+    uuid_file = rkpy.directory / "named"
+    words = [*RUN, f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, "echo there; say MESSAGE=too"]
+    properties = {"Delegate": "yes", "LogNamespace": "rkpytest", "RemainAfterExit": "yes"}
+    try:
+        with units.service(*rkpy.command(*words), properties=properties) as name:
+            units.becomes(name, SubState="exited")
+        pod = Ran(rkpy, uuid_file.read_text().strip())
+        assert pod.lines() == [], "in the machine's own journal"
+        for _ in range(2):
+            until(lambda: (done := rkpy("logs", pod.uuid)).out == "there\n" and done.err == "too\n")
+            rkpy("rm", pod.uuid)
+    finally:
+        units.run("systemctl", "stop", "systemd-journald@rkpytest.socket", "systemd-journald@rkpytest.service")
 
 
 def test_a_pod_that_outlives_what_the_journal_has_of_it(rkpy: Rkpy) -> None:

@@ -165,13 +165,6 @@ def test_limits_of_a_small_app_are_told_by_its_service_and_leave_it_room_to_star
     is_killed_for_memory(rkpy, uuid, "rkpy-small.service")
 
 
-def test_a_supervisor_that_is_killed_for_want_of_memory_takes_its_apps_along(rkpy: Rkpy) -> None:
-    with running(rkpy, *typed(rkpy)) as made:
-        Path(f"/sys/fs/cgroup/machine.slice/{made.scope}/{made.uuid}/_init/memory.max").write_text("65536")
-        assert made.process.wait(timeout=units.TIMEOUT) == 137
-    is_killed_for_memory(rkpy, made.uuid, made.scope)
-
-
 def test_a_limit_that_a_scope_cannot_have_is_no_pod_without_it(rkpy: Rkpy) -> None:
     run = (*RUN, "example.com/busybox", "--memory=64M", "--exec=/bin/true")
     units.run("systemctl", "set-property", "--runtime", "machine.slice", "DisableControllers=memory")
@@ -218,6 +211,10 @@ def test_what_an_app_uses_is_accounted_to_the_scope(rkpy: Rkpy) -> None:
         assert int(shown["MemoryCurrent"]) > 0
         assert int(shown["CPUUsageNSec"]) > 0
         assert made.uuid in units.run("systemd-cgls", "--no-pager", "-u", made.scope).stdout
+        # Without memory for the supervisor its apps have none either.
+        Path(f"/sys/fs/cgroup/machine.slice/{made.scope}/{made.uuid}/_init/memory.max").write_text("65536")
+        assert made.process.wait(timeout=units.TIMEOUT) == 137
+    is_killed_for_memory(rkpy, made.uuid, made.scope)
 
 
 @pytest.mark.parametrize("delegate", ["yes", "no"])
@@ -231,3 +228,22 @@ def test_limits_of_a_service_bound_a_delegated_pod(rkpy: Rkpy, delegate: str) ->
     else:
         assert done.returncode == 0, done
         assert "Delegate=yes" in done.stderr
+
+
+def test_an_app_under_fly_that_lacked_memory(rkpy: Rkpy) -> None:
+    """Nobody is beside it; that it was so systemd knows, in whose service it was."""
+    saved = rkpy.directory / "uuid"
+    saved.unlink(missing_ok=True)
+    run = ("--insecure-options=image", "run", "--stage1=fly", f"--uuid-file-save={saved}", "example.com/busybox")
+    hog = ("--name=app", "--exec=/bin/busybox", "--", "dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1")
+    after = " ".join(rkpy.command("gc", "--quiet", "--mark-only"))
+    properties = {"MemoryMax": "64M", "MemorySwapMax": "0", "ExecStopPost": after}
+    with units.service(*rkpy.command(*run, *hog), properties=properties) as name:
+        units.becomes(name, ActiveState="failed", Result="oom-kill")
+        uuid = saved.read_text().strip()
+        (oom,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={journal.OOM}")
+        (end,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={journal.EXITED}")
+    assert (oom["RKPY_APP"], end["RKPY_OOM"], end["RKPY_EXIT_STATUS"], end["RKPY_EXIT_SIGNAL"]) == (
+        "app", "1", "137", "9"
+    )  # fmt: skip
+    assert {"app-app=137", "app-app-signal=9", "app-app-oom=true"} <= set(rkpy.ok("status", uuid).splitlines())

@@ -104,6 +104,18 @@ def test_a_detached_pod_is_a_service_of_his_manager(alice: Person) -> None:
     assert alice.status(uuid)["app-app"] == "0"
 
 
+def test_how_fly_ended_either_service_manager_tells(alice: Person) -> None:
+    """His own at once; the system's when he looks, of a service with his name in `User=`."""
+    fly = ("--stage1=fly", "--pod-name=flown")
+    own = alice.rkpy(*busybox("--detach", *fly, net="host", script="exit 3")).stdout.strip()
+    until(lambda: alice.status(own).get("app-app") == "3")
+    words = alice.in_service(*busybox(*fly, net="host", script="exit 4"))
+    with units.service(*words, properties={"User": alice.name, "RemainAfterExit": "yes", "Type": "notify"}) as name:
+        units.becomes(name, ActiveState="failed")
+        alice.rkpy("gc", "--mark-only")
+        assert alice.status("flown")["app-app"] == "4"
+
+
 def test_pod_files_of_a_user_are_services_of_his(alice: Person) -> None:
     place = alice.home / ".config/rkpy/pods/site.pod"
     GENERATOR.parent.mkdir(parents=True, exist_ok=True)

@@ -181,7 +181,7 @@ def test_machined_knows_the_pod(rkpy: Rkpy) -> None:
         shown = dict(line.partition("=")[::2] for line in lines)
         assert shown["Unit"] == "rkpy-web.scope"
         assert shown["Id"] == made.uuid.replace("-", "")
-        assert shown["RootDirectory"] == f"{rkpy.data}/pods/run/{made.uuid}/rootfs/app"
+        assert not shown.get("RootDirectory"), "the host has nothing there"
         assert shown["Leader"] == made.status()["pid"]
         status = units.run("machinectl", "status", "web").stdout
         assert "Unit: rkpy-web.scope" in status
@@ -231,6 +231,57 @@ def test_a_pod_that_is_killed_leaves_nothing(rkpy: Rkpy) -> None:
         made.process.wait()
         units.becomes("rkpy-web.scope", LoadState="not-found")
         until(lambda: "web" not in machines())
+
+
+def test_the_root_is_known_that_the_host_has(rkpy: Rkpy) -> None:
+    with pod(rkpy, "--pod-name=web", "--no-overlay"):
+        until(lambda: "web" in machines())
+        root = units.run("machinectl", "show", "web", "--property=RootDirectory", "--value").stdout.rstrip("\n")
+        assert Path(root, "bin/busybox").exists()
+
+
+def test_what_machinectl_cannot_do_it_says_in_a_line(rkpy: Rkpy, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pod(rkpy, "--pod-name=web") as made:
+        until(lambda: "web" in machines())
+        for words in (
+            ("copy-to", "web", tmp_path / "file", "/file"), ("copy-to", "web", tmp_path / "file", "/app/file"),
+            ("copy-from", "web", "/bin/busybox", tmp_path / "got"), ("bind", "web", tmp_path, "/srv"),
+            ("login", "web"), ("shell", "web"), ("enable", "web"), ("start", "web"),
+        ):  # fmt: skip
+            done = units.run("machinectl", *words, check=False)
+            assert done.returncode != 0, words
+            assert done.stderr.count("\n") == 1, done
+        assert made.process.poll() is None
+    assert not (tmp_path / "got").exists()
+
+
+def test_a_pod_runs_without_machined(rkpy: Rkpy) -> None:
+    try:
+        units.run("systemctl", "mask", "--runtime", "--now", "systemd-machined.service")
+        with pod(rkpy) as made:
+            assert made.process.stderr
+            assert "the pod is not registered with machined: " in made.process.stderr.readline()
+            assert units.state(f"rkpy-{made.uuid}.scope") == "active"
+            assert "machine" not in made.status()
+            made.process.send_signal(signal.SIGTERM)
+            assert made.stopped() == (0, "up\nstopped\n")
+    finally:
+        units.run("systemctl", "unmask", "--runtime", "systemd-machined.service")
+
+
+def test_the_name_of_somebody_elses_machine_is_not_taken(rkpy: Rkpy) -> None:
+    with units.service("sleep", "1000") as theirs:
+        leader = units.show(theirs, "MainPID")["MainPID"]
+        manager = ("org.freedesktop.machine1", "/org/freedesktop/machine1", "org.freedesktop.machine1.Manager")
+        theirs_is = ("RegisterMachine", "sayssus", "web", "0", "theirs", "container", leader, "")
+        units.run("busctl", "call", *manager, *theirs_is)
+        with pod(rkpy, "--pod-name=web") as made:
+            until(lambda: made.status().get("machine") == f"rkpy-{made.uuid}")
+            assert f"rkpy-{made.uuid}" in machines()
+            assert machines()["web"]["service"] == "theirs"
+        until(lambda: f"rkpy-{made.uuid}" not in machines())
+        assert "web" in machines()
 
 
 # Services
