@@ -90,16 +90,21 @@ def test_it_goes_on_when_the_bus_is_gone(alice: Person) -> None:
 
 
 def test_a_detached_pod_is_a_service_of_his_manager(alice: Person) -> None:
-    done = alice.rkpy(*busybox("--detach", "--pod-name=loose"))
+    traps = "trap 'echo reloaded' HUP; trap 'echo stopped; exit 0' TERM"
+    script = f"{traps}; echo up; while :; do sleep 1000 & wait; done"
+    done = alice.rkpy(*busybox("--detach", "--pod-name=loose", app=("--reload-signal=HUP",), script=script))
     assert done.stderr == ""
     uuid = done.stdout.strip()
     shown = alice.show("rkpy-loose.service", "ActiveState", "Type", "Delegate", "StatusText")
     assert shown == {"ActiveState": "active", "Type": "notify", "Delegate": "yes", "StatusText": "1 app running"}
     # A user's manager cannot mark what it delegates; it was asked.
     assert units.cgroup_of(int(alice.status(uuid)["pid"])).endswith(f"/rkpy-loose.service/{uuid}/_init")
+    until(lambda: alice.rkpy("logs", uuid).stdout == "up\n")
+    alice.run("systemctl", "--user", "reload", "rkpy-loose.service")
+    until(lambda: alice.rkpy("logs", uuid).stdout == "up\nreloaded\n")
     alice.run("systemctl", "--user", "stop", "rkpy-loose.service")
     units.run("journalctl", "--sync")
-    assert alice.rkpy("logs", uuid).stdout == "up\nstopped\n"
+    assert alice.rkpy("logs", uuid).stdout == "up\nreloaded\nstopped\n"
     assert "stopped" in alice.run("journalctl", "--user-unit=rkpy-loose.service", "--output=cat").stdout.splitlines()
     assert alice.status(uuid)["app-app"] == "0"
 
