@@ -382,9 +382,10 @@ def test_a_client_has_time_as_long_as_it_reads(
     app.when_written(lambda: done.append(1))
     got = bytearray()
 
-    def read() -> None:
+    def read() -> bool:
         with contextlib.suppress(BlockingIOError):
             got.extend(far.recv(1 << 13))
+        return False
 
     def time_passes() -> None:
         for timer in lab.loop._timers[:]:
