@@ -281,11 +281,14 @@ def test_on_a_terminal_sighup_means_that_it_is_gone(ground: Ground, image: str) 
         command, stdin=theirs, stdout=subprocess.PIPE, text=True, env=ground.rkpy.environment()
     ) as process:
         os.close(theirs)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        os.close(ours)
-        assert process.wait(timeout=flavours.DEADLINE) == 0
-        assert process.stdout.read() == ""
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            os.close(ours)
+            output, _ = process.communicate(timeout=flavours.DEADLINE)
+        finally:
+            process.kill()  # With it goes the pod.
+        assert (process.returncode, output) == (0, "")
 
 
 @every(SUPERVISED, QUICK)

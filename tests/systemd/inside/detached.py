@@ -96,7 +96,7 @@ def test_where_the_uuid_is_to_be_is_seen_first(rkpy: Rkpy) -> None:
 def test_pods_are_detached_while_systemd_is_executed_anew(rkpy: Rkpy) -> None:
     """Each is started once, whatever became of what systemd was told."""
     with units.executed_anew():
-        for _ in range(6):
+        for _ in range(4):
             done = rkpy(*RUN, "--detach", *SLEEP)
             assert (done.status, done.err) == (0, "")
             assert states(rkpy).count("running") == 1
