@@ -75,7 +75,8 @@ class RuntimeApp(NamedTuple):
 
 
 class Volume(NamedTuple):
-    """`kind` is "host" (source, read_only, recursive, propagation) or "empty" (mode, uid, gid, size)."""
+    """`kind` is "host" (source, read_only, recursive, propagation) or "empty" (mode, uid, gid, size). Until it is
+    written down it may be "named" as well (`stage0.namedvolumes`)."""
 
     name: str
     kind: str

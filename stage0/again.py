@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
-from common import files
+from common import files, locks
 from common.errors import PodError, reason
 from stage0 import podnames
-from stage0.pods import EXITED_GARBAGE, RUN, Pod, PodBusyError, Pods, State
+from stage0.pods import EXITED_GARBAGE, RUN, Pod, PodBusyError, PodMovedError, Pods, State
 from stage1 import poddir
 from stage1.flavour import PreparedPod
 
@@ -18,9 +19,40 @@ _RECORDS = (
 """What a run leaves behind, the leader last: until it is gone the pod is one that has exited."""
 
 
-def take(pods: Pods, name: str) -> Pod:
-    """The exited pod called `name`, ours from now on, where it lies. Raises PodError."""
-    pod = pods.find(name)
+_PATIENCE = 60.0
+"""Seconds that somebody else may have a pod that has exited: `rkpy gc` to mark it, or another pod to take back what it
+claims of networks, for which each plugin has its time."""
+_POLL = 0.02
+
+
+def take(pods: Pods, name: str, patience: float = _PATIENCE) -> Pod:
+    """The exited pod called `name`, ours from now on, where it lies. Raises PodError; PodBusyError or PodMovedError
+    only when somebody else was still at it after `patience`, in seconds."""
+    end = time.monotonic() + patience
+    while True:
+        pod = pods.find(name)
+        try:
+            _take(pod)
+            return pod
+        except (PodBusyError, PodMovedError):
+            pod.close()
+            if time.monotonic() >= end:
+                raise
+        except BaseException:
+            pod.close()
+            raise
+        _pause()
+
+
+def _pause() -> None:
+    locks.waiting += 1  # It is told to who waits for the start.
+    try:
+        time.sleep(_POLL)
+    finally:
+        locks.waiting -= 1
+
+
+def _take(pod: Pod) -> None:
     state = pod.state()
     if state is State.PREPARED:
         raise PodError(f'pod "{pod.uuid}" has not run yet', hint="use rkpy run-prepared")
@@ -33,9 +65,7 @@ def take(pods: Pods, name: str) -> Pod:
     pod.take()
     leader = pod.leader()
     if leader is not None and leader.is_alive():
-        pod.close()
         raise PodBusyError(f'pod "{pod.uuid}" is running already')
-    return pod
 
 
 def _claim_place(pods: Pods, pod: Pod, name: str) -> None:

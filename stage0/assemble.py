@@ -123,7 +123,7 @@ def _runtime_app(
         mounts=_mounts(flags, own, volumes),
         annotations=behaviour.merged(
             tuple(values.variables("annotation", own.all("annotation")).items()),
-            behaviour.app_annotations(own, dict(manifest.annotations)),
+            behaviour.app_annotations(own, dict(manifest.annotations), flags),
         ),
     )
 

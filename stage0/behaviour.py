@@ -35,6 +35,7 @@ STREAMS = {name: f"coreos.com/rkt/stage2/{name}" for name in ("stdin", "stdout",
 NO_OVERLAY = "rkpy/no-overlay"
 """Of a mutable pod: apps that are added later are copied too."""
 RESTART, STOP_SIGNAL, DEVICES, HEALTH = "rkpy/restart", "rkpy/stop-signal", "rkpy/devices", "rkpy/health"
+RELOAD_SIGNAL = "rkpy/reload-signal"
 OCI_STOP_SIGNAL = "appc.io/docker/stopsignal"
 """Where `aci.oci_config` keeps an OCI image's StopSignal."""
 OCI_HEALTH = "appc.io/docker/healthcheck"
@@ -85,6 +86,8 @@ class AppBehaviour(NamedTuple):
     from_oci: bool = False
     notifies: bool = False
     health: Health | None = None
+    reload_signal: int = 0
+    """0 when it has none."""
 
 
 # The values, as flags and annotations write them. All raise UsageError.
@@ -198,6 +201,14 @@ def stop_signal(text: str) -> int:
     return number
 
 
+def reload_signal(text: str) -> int:
+    """As a stop signal, but one that an app can catch."""
+    number = stop_signal(text)
+    if number in (signal.SIGKILL, signal.SIGSTOP):
+        raise UsageError(f'"{text}" is no signal that an app can catch', hint="one is SIGHUP, USR1 or 1")
+    return number
+
+
 def _signal_number(name: str) -> int:
     base, sign, offset = name.replace("-", "+-").partition("+")
     found = signal.Signals.__members__.get(f"SIG{base}")
@@ -255,8 +266,9 @@ def pod_annotations(flags: Values) -> Pairs:
     return tuple((f"rkpy/{name}", str(parsers[name](text))) for name, text in given.items() if text is not None)
 
 
-def app_annotations(flags: Values, image: Mapping[str, str]) -> Pairs:
-    """What an app's own flags say; `image` are the annotations of its image. Raises UsageError."""
+def app_annotations(flags: Values, image: Mapping[str, str], of_pod: Values | None = None) -> Pairs:
+    """What an app's own flags say; `image` are the annotations of its image, `of_pod` the pod's flags, some of which
+    are for every app. Raises UsageError."""
     found = {
         annotation: stream(name, text) for name, annotation in STREAMS.items() if (text := flags.get(name)) is not None
     }
@@ -267,6 +279,11 @@ def app_annotations(flags: Values, image: Mapping[str, str]) -> Pairs:
         found[STOP_SIGNAL] = str(_flag("stop-signal", stop_signal, text))
     elif OCI_STOP_SIGNAL in image:
         found[STOP_SIGNAL] = str(_of_image(image[OCI_STOP_SIGNAL]))
+    text = flags.get("reload-signal")
+    if text is None and of_pod is not None:
+        text = of_pod.get("reload-signal")
+    if text:
+        found[RELOAD_SIGNAL] = str(_flag("reload-signal", reload_signal, text))
     if devices := [device(text) for text in flags.all("device")]:
         found[DEVICES] = json.dumps(devices, separators=(",", ":"))
     if OCI_HEALTH in image or any(name.startswith(("health-", "no-healthcheck")) for name in flags.typed()):
@@ -351,7 +368,14 @@ def of_app(app: RuntimeApp) -> AppBehaviour:
         from_oci=found.get(FROM_OCI) == "true",
         notifies=found.get(NOTIFIES) == "true",
         health=_read(found, HEALTH, _health, None),
+        reload_signal=_read(found, RELOAD_SIGNAL, reload_signal, 0),
     )
+
+
+def reload_signals(manifest: PodManifest) -> dict[str, int]:
+    """The signals by which apps reload, by the names of those that have one. Raises ManifestError."""
+    found = {app.name: of_app(app).reload_signal for app in manifest.apps}
+    return {name: number for name, number in found.items() if number}
 
 
 def _read(found: Mapping[str, str], name: str, parse: Callable[[str], Any], default: Any) -> Any:

@@ -56,6 +56,7 @@ _WORDS = {
     "log-driver": ("auto", "journald", "file"),
     "pull-policy": ("new", "never", "update"),
     "ready": ("started", "notify", "healthy"),
+    "reload-signal": ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGQUIT", "SIGWINCH"),
     "restart": ("no", "on-failure", "always"),
     "signal": _SIGNALS,
     "stage1": ("nspawn", "kvm", "fly"),
@@ -90,7 +91,8 @@ _STATES = {
     "run-prepared": frozenset({State.PREPARED}),
     "start": _OVER | {State.PREPARED},
     "app exec": _RUNNING, "app add": _RUNNING, "app restart": _RUNNING, "app start": _RUNNING, "app stop": _RUNNING,
-    "attach": _RUNNING, "kill": _RUNNING, "enter": _RUNNING, "net check": _RUNNING, "stop": _RUNNING,
+    "attach": _RUNNING, "kill": _RUNNING, "enter": _RUNNING, "net check": _RUNNING, "reload": _RUNNING,
+    "stop": _RUNNING,
 }  # fmt: skip
 """In which states a command takes pods; the others take all."""
 _PATH_SCHEMES = ("file", *reference.ARCHIVES)

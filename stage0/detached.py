@@ -3,21 +3,36 @@ rkpy's for that and never will be: systemd is one."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from aci.store import Store
 from common.errors import PodError, SystemdError, UsageError
-from stage0 import behaviour, caller, invocation, options, podservice, podunit, servicemanager, starting
+from stage0 import (
+    behaviour,
+    caller,
+    invocation,
+    machines,
+    options,
+    podservice,
+    podunit,
+    prepare,
+    servicemanager,
+    starting,
+)
 from stage0.config import Config
 from stage0.grammar import Request
 from stage0.pods import PREPARED, RUN, Pod, Pods
 from stage1 import cgroup, resources
 from stage1 import flavour as flavours
+from stage1.flavour import PreparedPod
+from stage1.limits import Limits
 from stage1.systemd import given, units
 from stage1.systemd.bus import SYSTEMD, TIMED_OUT, Bus
 from stage1.systemd.manager import Manager
-from stage1.systemd.registrar import JOBS, require_done, start
+from stage1.systemd.registrar import EXECUTED_ANEW, JOBS, SYSTEMDS, await_systemd, require_done, start
 from stage1.systemd.units import Property
 
 _PAUSE = 10.0
@@ -25,6 +40,7 @@ _PAUSE = 10.0
 a start may take is for the unit to say."""
 _UNIT = "org.freedesktop.systemd1.Unit"
 _NO_SUCH_UNIT = "org.freedesktop.systemd1.NoSuchUnit"
+_NO_JOB = "/"
 _HERE = ("detach", "uuid-file-save")
 """Flags that are seen to before systemd has its turn."""
 
@@ -84,18 +100,56 @@ def _launch(bus: Bus, pod: Pod, verb: str, request: Request, settings: Config) -
     uuid, name = pod.uuid, pod.name()
     with pod:
         properties = [*_service(pod, verb, request, settings)]
+        last = pod.leader()
     starting.save_uuid(request.flags.get("uuid-file-save"), uuid)
     bus.listen(JOBS)
-    unit, job = start(bus, units.names(uuid, name, "service"), properties)
-    _await(bus, unit, job)
+    bus.listen(SYSTEMDS)
+    names = units.names(uuid, name, "service")
+    while (begun := _begin(bus, names, properties)) is None:
+        with Pods(settings.pods).find(uuid) as found:
+            if found.leader() != last:
+                raise SystemdError(f'pod "{uuid}" has ended already', hint=f"rkpy status {uuid} says how")
+    _await(bus, *begun)
     sys.stdout.write(f"{uuid}\n")
     return 0
 
 
+def _begin(bus: Bus, names: list[str], properties: list[Property]) -> tuple[str, str] | None:
+    """Have the unit started: its name and the job. None when systemd was executed anew meanwhile (daemon-reexec) and
+    has no such unit, be it that it was never told or that the unit is gone already."""
+    try:
+        return start(bus, list(names), properties)
+    except SystemdError as error:
+        if error.name not in EXECUTED_ANEW:
+            raise
+    while True:
+        await_systemd(bus)
+        try:
+            return _find(bus, names, properties)
+        except SystemdError as error:
+            if error.name not in EXECUTED_ANEW:
+                raise
+
+
+def _find(bus: Bus, names: list[str], properties: list[Property]) -> tuple[str, str] | None:
+    """The unit that is ours, which its description tells, and its job; "/" when that is done."""
+    ours = next(value for name, _, value in properties if name == "Description")
+    for unit in names:
+        try:
+            path = bus.call(SYSTEMD, "GetUnit", "s", (unit,))[0]
+            if bus.get(SYSTEMD[0], path, _UNIT, "Description") == ours:
+                return unit, str(bus.get(SYSTEMD[0], path, _UNIT, "Job")[1])
+        except SystemdError as error:
+            if error.name != _NO_SUCH_UNIT:
+                raise
+    return None
+
+
 def _await(bus: Bus, unit: str, job: str) -> None:
     try:
-        while not _is_done(bus, unit, job):
-            pass
+        if job != _NO_JOB or _state(bus, unit) != "active":
+            while not _is_done(bus, unit, job):
+                pass
     except SystemdError as error:
         journalctl = "journalctl --user" if caller.is_ordinary() else "journalctl"
         raise SystemdError(error.message, hint=f"{journalctl} -u {unit} says why") from error
@@ -109,7 +163,7 @@ def _is_done(bus: Bus, unit: str, job: str) -> bool:
     try:
         require_done(bus, unit, job, _PAUSE)
     except SystemdError as error:
-        if error.name != TIMED_OUT:
+        if error.name != TIMED_OUT and error.name not in EXECUTED_ANEW:
             raise
         return _state(bus, unit) == "active"
     return True
@@ -134,16 +188,22 @@ def _state(bus: Bus, unit: str) -> str:
 def _service(pod: Pod, verb: str, request: Request, settings: Config) -> Iterator[Property]:
     manifest = pod.manifest()
     stop_timeout = behaviour.of_pod(manifest).stop_timeout
+    can_reload = bool(behaviour.reload_signals(manifest))
     rkpy = [*invocation.absolute(), *podunit.global_words(request.flags), *_places(request, settings)]
     words = [*rkpy, verb, *podunit.words(request.flags, options.RUNTIME, but=_HERE), pod.uuid]
     disk = cgroup.disk(pod.path)
     yield from units.about(pod.uuid, pod.name(), f"{pod.root}/{RUN}/{pod.uuid}")
-    yield from units.of_service(words, [*rkpy, *podservice.after_stop("")], stop_timeout)
-    limits = resources.of_pod(manifest.isolators)
-    if getattr(flavours.load(pod.flavour()), "MACHINES", False):
-        # These are the apps' in there. What the machine itself may use is larger, and the limits of the cgroup in it.
-        limits = limits._replace(memory=0, pids=0)
-    yield from units.resources(limits, f"/dev/block/{disk}" if disk else "")
+    reload = [*rkpy, "reload", pod.uuid] if can_reload else None
+    yield from units.of_service(words, [*rkpy, *podservice.after_stop("")], stop_timeout, reload)
+    yield from units.resources(_limits(pod, settings), f"/dev/block/{disk}" if disk else "")
+
+
+def _limits(pod: Pod, settings: Config) -> Limits:
+    """Those of the service. Raises RkpyError for a pod that could not be started either."""
+    flavour = flavours.load(pod.flavour())
+    prepared = machines.settle(prepare.load(pod, Store(settings.store)), flavour, settings, os.environ)
+    of_unit: Callable[[PreparedPod], Limits] = getattr(flavour, "of_unit", resources.of_unit)
+    return of_unit(prepared)
 
 
 def _places(request: Request, settings: Config) -> Iterator[str]:

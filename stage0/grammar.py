@@ -16,7 +16,7 @@ from stage0 import options
 from stage0.options import Flag, Values
 from stage1.systemd.given import Given
 
-POD_OR_APP = ("mount", "user-annotation", "user-label")
+POD_OR_APP = ("mount", "reload-signal", "user-annotation", "user-label")
 """Flags that speak of the pod before the first image and of an app after it."""
 
 

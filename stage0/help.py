@@ -36,6 +36,7 @@ _GROUPS = {
     "image": "Images in the local store",
     "net": "Networks of pods",
     "unit": "Pod files, which become units of systemd",
+    "volume": "Volumes that outlive the pods that use them",
 }
 
 

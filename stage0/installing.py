@@ -57,7 +57,7 @@ class Changes(NamedTuple):
 def all_files(root: str, prefix: str, program: Sequence[str]) -> list[File]:
     """Everything that is installed; the units run `program`."""
     found = list(_units(prefix, program))
-    found += [File(f"{prefix}/share/man/man1/{name}", text.encode()) for name, text in manpages.pages()]
+    found += [File(f"{prefix}/share/man/man{name[-1]}/{name}", text.encode()) for name, text in manpages.pages()]
     found += [File(path, shells.SCRIPTS[shell].encode()) for shell, path in _completions(root, prefix).items()]
     return found
 

@@ -65,6 +65,7 @@ VERBS = {
     "net list": Verb("net", "List networks", attribute="list_networks"),
     "net reload": Verb("net", "Make the firewall's rules for running pods anew", attribute="reload"),
     "prepare": Verb("run", "Prepare to run image(s) in a pod in rkpy", fast=True, attribute="prepare_pod"),
+    "reload": Verb("reload", "Have the apps of a pod read their files anew"),
     "rm": Verb("rm", "Remove all files and resources associated with an exited pod"),
     "run": Verb("run", "Run image(s) in a pod in rkpy", fast=True, attribute="run"),
     "run-prepared": Verb("run", "Run a prepared application pod in rkpy", fast=True, attribute="run_prepared"),
@@ -80,6 +81,8 @@ VERBS = {
     "unit list": Verb("unit", "List pod files", fast=True, attribute="list_files"),
     "unit show": Verb("unit", "Print the service that a pod file becomes", fast=True, attribute="show"),
     "version": Verb("version", "Print the version and exit"),
+    "volume list": Verb("volume", "List named volumes", attribute="list_volumes"),
+    "volume rm": Verb("volume", "Remove named volumes", attribute="remove"),
 }
 """Every command, by the words that name it; a module of `stage0.commands` each."""
 

@@ -1,19 +1,17 @@
-"""Manual pages, made of what the commands know of themselves: rkpy(1), and one for each command and each group of them.
-
-roff as man(7) and groff_man(7) have it; groff and mandoc take it without a warning."""
+"""Manual pages, made of what the commands know of themselves: rkpy(1), one for each command and each group of them, and
+rkpy.pod(5)."""
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterable, Iterator
 
-from rkpy import VERSION
 from stage0 import help as helping
 from stage0 import options
 from stage0.help import Described
 from stage0.main import VERBS
 from stage0.options import BOOL, LIST, OPTIONAL, Flag
+from stage0.podfile import manual
+from stage0.roff import bold, example, italic, page, paragraphs, reference, references, section, sentence, text
 
 _ABOUT = {
     "run": """\
@@ -54,6 +52,8 @@ _EXAMPLES = {
 }
 _APP_STATUS = ("run", "run-prepared", "start", "enter", "app exec", "app sandbox")
 """Commands that end with the status of a program of the pod."""
+_WITH_FILES = ("run", "systemd", "unit")
+"""Commands that have to do with pod files."""
 _INTRODUCTION = """\
 rkpy runs signed images as pods without a daemon. It fetches an appC or OCI image, checks who signed it, and hands it to
 the isolation chosen for that run, its flavour.
@@ -65,12 +65,12 @@ _FILES = (
     ("~/.local/share/rkpy, ~/.config/rkpy", "those of an ordinary user, whose configuration comes first"),
     ("/run/rkpy", "what pods of this machine claim of its network"),
 )
-_SPECIAL = {"\\": "\\(rs", "-": "\\-", "~": "\\(ti", "^": "\\(ha", "`": "\\(ga"}
 
 
 def pages() -> Iterator[tuple[str, str]]:
     """The file names, such as `rkpy-run.1`, and the texts."""
     yield "rkpy.1", _overview()
+    yield f"{manual.TITLE}.{manual.NUMBER}", manual.page()
     for group, about in helping.groups().items():
         yield _file(group), _group(group, about)
     for name in VERBS:
@@ -86,81 +86,70 @@ def _title(name: str) -> str:
 
 
 def _overview() -> str:
-    return _page(
-        "",
+    return page(
+        "rkpy",
+        1,
         "a daemonless pod engine",
-        _section("SYNOPSIS", [f"{_bold('rkpy')} [{_italic('OPTIONS')}] {_italic('COMMAND')} [{_italic('ARGUMENTS')}]"]),
-        _section("DESCRIPTION", _paragraphs(_INTRODUCTION)),
-        _section("COMMANDS", _commands(VERBS)),
-        _section("OPTIONS", _options(options.GLOBAL)),
+        section("SYNOPSIS", [f"{bold('rkpy')} [{italic('OPTIONS')}] {italic('COMMAND')} [{italic('ARGUMENTS')}]"]),
+        section("DESCRIPTION", paragraphs(_INTRODUCTION)),
+        section("COMMANDS", _commands(VERBS)),
+        section("OPTIONS", _options(options.GLOBAL)),
         _exit_status(of_app=True),
-        _section("FILES", [line for path, about in _FILES for line in (".TP", _italic(path), text(about))]),
-        _section("SEE ALSO", [_references([_title(name) for name in VERBS], systemd=True)]),
+        section("FILES", [line for path, about in _FILES for line in (".TP", italic(path), text(about))]),
+        section("SEE ALSO", [references([*_pages(VERBS), *_others()])]),
     )
 
 
 def _group(group: str, about: str) -> str:
     names = [name for name in VERBS if name.split()[0] == group]
-    usage = f"{_bold(f'rkpy {group}')} {_italic('COMMAND')} [{_italic('OPTIONS')}]"
-    return _page(
-        group,
+    usage = f"{bold(f'rkpy {group}')} {italic('COMMAND')} [{italic('OPTIONS')}]"
+    return page(
+        _title(group),
+        1,
         about,
-        _section("SYNOPSIS", [usage]),
-        _section("COMMANDS", _commands(names)),
-        _section("SEE ALSO", [_references(["rkpy", *map(_title, names)])]),
+        section("SYNOPSIS", [usage]),
+        section("COMMANDS", _commands(names)),
+        section("SEE ALSO", [references([*_pages(["", *names]), *_of_files(group)])]),
     )
 
 
 def _command(command: Described) -> str:
     about = _ABOUT.get(command.name, command.text)
     own = _options(command.flags)
-    return _page(
-        command.name,
+    return page(
+        _title(command.name),
+        1,
         command.summary,
-        _section("SYNOPSIS", [f"{_bold(f'rkpy {command.name}')} {text(command.usage)}"]),
-        _section("DESCRIPTION", _paragraphs(about) if about else [text(f"{command.summary}.")]),
-        _section("OPTIONS", [*own, *([".PP"] if own else []), f"{_reference('rkpy')} has those of every command."]),
+        section("SYNOPSIS", [f"{bold(f'rkpy {command.name}')} {text(command.usage)}"]),
+        section("DESCRIPTION", paragraphs(about) if about else [text(f"{command.summary}.")]),
+        section("OPTIONS", [*own, *([".PP"] if own else []), f"{reference('rkpy')} has those of every command."]),
         _exit_status(of_app=command.name in _APP_STATUS),
-        _section("EXAMPLES", [line for each in _EXAMPLES.get(command.name, ()) for line in (".EX", text(each), ".EE")]),
-        _section("SEE ALSO", [_references(["rkpy", *_related(command.name)])]),
+        section("EXAMPLES", [line for each in _EXAMPLES.get(command.name, ()) for line in example(each)]),
+        section("SEE ALSO", [references([*_pages(["", *_related(command.name)]), *_of_files(command.name)])]),
     )
 
 
 def _related(name: str) -> Iterable[str]:
     """The other commands of its group."""
     group = name.split()[0]
-    return [_title(each) for each in VERBS if each != name and each.split()[0] == group and " " in each]
+    return [each for each in VERBS if each != name and each.split()[0] == group and " " in each]
 
 
-def _page(name: str, about: str, *sections: str) -> str:
-    title = _title(name)
-    head = f'.TH "{text(title.upper())}" 1 "{_date()}" "rkpy {VERSION}" "rkpy Manual"\n'
-    return head + _section("NAME", [f"{text(title)} \\- {text(about)}"]) + "".join(sections)
+def _pages(names: Iterable[str]) -> list[str]:
+    return [reference(_title(name)) for name in names]
 
 
-def _date() -> str:
-    """Today, or what makes the pages the same every time (https://reproducible-builds.org/specs/source-date-epoch/)."""
-    try:
-        seconds = int(os.environ["SOURCE_DATE_EPOCH"])
-        return time.strftime("%Y-%m-%d", time.gmtime(seconds))
-    except (KeyError, ValueError, OverflowError):
-        return time.strftime("%Y-%m-%d", time.gmtime())
+def _of_files(name: str) -> list[str]:
+    return [reference(manual.TITLE, manual.NUMBER)] if name.split()[0] in _WITH_FILES else []
 
 
-def _section(title: str, lines: Iterable[str]) -> str:
-    body = "\n".join(lines)
-    return f'.SH "{title}"\n{body}\n' if body else ""
-
-
-def _paragraphs(about: str) -> list[str]:
-    lines: list[str] = []
-    for paragraph in about.strip().split("\n\n"):
-        lines += [".PP", text(" ".join(paragraph.split()))]
-    return lines[1:]
+def _others() -> list[str]:
+    pages = ((manual.TITLE, manual.NUMBER), ("systemd.service", 5), ("machinectl", 1), ("journalctl", 1))
+    return [reference(*each) for each in pages]
 
 
 def _commands(names: Iterable[str]) -> list[str]:
-    return [line for name in names for line in (".TP", _reference(_title(name)), text(f"{VERBS[name].summary}."))]
+    return [line for name in names for line in (".TP", reference(_title(name)), text(f"{VERBS[name].summary}."))]
 
 
 def _options(flags: Iterable[Flag]) -> list[str]:
@@ -168,10 +157,10 @@ def _options(flags: Iterable[Flag]) -> list[str]:
 
 
 def _flag(flag: Flag) -> str:
-    name = _bold(f"--{flag.name}")
-    value = "|".join(map(_bold, flag.values)) or _italic("VALUE")
+    name = bold(f"--{flag.name}")
+    value = "|".join(map(bold, flag.values)) or italic("VALUE")
     if flag.kind == BOOL:
-        return f"{name}[={_italic('true')}|{_italic('false')}]" if flag.default == "true" else name
+        return f"{name}[={italic('true')}|{italic('false')}]" if flag.default == "true" else name
     return f"{name}[={value}]" if flag.kind == OPTIONAL else f"{name}={value}"
 
 
@@ -181,8 +170,7 @@ def _flag_text(flag: Flag) -> str:
         notes.append(f"default: {flag.default}")
     if flag.kind == OPTIONAL and flag.bare != flag.default:
         notes.append(f"without a value: {flag.bare}")
-    about = flag.help[:1].upper() + flag.help[1:] + "."
-    return text(f"{about} {'; '.join(notes)[:1].upper()}{'; '.join(notes)[1:]}." if notes else about)
+    return text(" ".join(map(sentence, (flag.help, *(["; ".join(notes)] if notes else [])))))
 
 
 def _exit_status(*, of_app: bool) -> str:
@@ -193,27 +181,4 @@ def _exit_status(*, of_app: bool) -> str:
             ("126, 127", "the program was found and cannot be executed; was not found"),
         ]
     rows += [("130", "interrupted"), ("254", "everything else that went wrong, in one line on standard error")]
-    return _section("EXIT STATUS", [line for status, why in rows for line in (".TP", _bold(status), text(f"{why}."))])
-
-
-def _references(names: list[str], *, systemd: bool = False) -> str:
-    others = [_reference("systemd.service", 5), _reference("machinectl"), _reference("journalctl")] if systemd else []
-    return ",\n".join([*map(_reference, names), *others])
-
-
-def _reference(page: str, section: int = 1) -> str:
-    return f"{_bold(page)}({section})"
-
-
-def _bold(words: str) -> str:
-    return f"\\fB{text(words)}\\fR"
-
-
-def _italic(words: str) -> str:
-    return f"\\fI{text(words)}\\fR"
-
-
-def text(words: str) -> str:
-    """`words` as one line of roff that shows exactly them."""
-    line = "".join(_SPECIAL.get(char) or (char if char.isascii() else f"\\[u{ord(char):04X}]") for char in words)
-    return f"\\&{line}" if line.startswith((".", "'")) else line
+    return section("EXIT STATUS", [line for status, why in rows for line in (".TP", bold(status), text(f"{why}."))])

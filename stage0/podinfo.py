@@ -118,7 +118,7 @@ def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppI
         finished_at=pod.finished_at(app.name),
         exit_code=None if ending is _UNKNOWN else ending.status,
         signal=ending.signal,
-        oom_killed=ending.oom or _lacked_memory(pod, state),
+        oom_killed=ending.oom or _lacked_memory(pod, state, unseen=ending is _UNKNOWN and not waiting),
         restarts=pod.restarts(app.name),
         health=health[0],
         health_text=health[1],
@@ -128,9 +128,12 @@ def _app(pod: Pod, state: State, manifest: PodManifest, app: RuntimeApp) -> AppI
     )
 
 
-def _lacked_memory(pod: Pod, state: State) -> bool:
-    """Whether that is what an app has met whose end nobody was there to see, as long as its cgroup tells."""
-    if state is State.RUNNING or not state.started or pod.records_starts():
+def _lacked_memory(pod: Pod, state: State, *, unseen: bool) -> bool:
+    """Whether that is what an app has met whose end nobody was there to see, as long as its cgroup tells. Where a
+    monitor is to see to that, only if it did not: what was killed then in the cgroup of a machine was the machine."""
+    if state is State.RUNNING or not state.started:
+        return False
+    if pod.records_starts() and not (unseen and poddir.read_hardware(pod.base)):
         return False
     from stage1 import cgroup
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterable, Sequence
 
+from aci.pod_manifest import PodManifest
 from common.errors import UsageError
 from common.records import NamedTuple
 from stage0 import behaviour, caller, invocation, netflags, options, podservice, ports, reference, unitfile, values
@@ -34,6 +35,8 @@ class Unit(NamedTuple):
     """Whether the pod's images may have to be fetched when it starts."""
     collects: tuple[str, ...] = ()
     """Words of the command that marks what is over as garbage, for units of which each start is a new pod."""
+    reloads: tuple[str, ...] = ()
+    """Words of the command that has its apps reload, if they can, but for which pod it is."""
 
 
 def render(unit: Unit) -> str:
@@ -43,6 +46,7 @@ def render(unit: Unit) -> str:
     online = [("Wants", "network-online.target"), ("After", "network-online.target")] if unit.fetches and system else []
     command = invocation.command()
     collect = [("ExecStopPost", f"-{unitfile.command(*command, *unit.collects)}")] if unit.collects else []
+    reloading = [("ExecReload", reload(*command, *unit.reloads))] if unit.reloads else []
     return unitfile.render(
         [
             (
@@ -59,6 +63,7 @@ def render(unit: Unit) -> str:
                 [
                     *podservice.settings(unit.stop_timeout),
                     ("ExecStart", unitfile.command(*command, *unit.words)),
+                    *reloading,
                     *collect,
                     ("Restart", "on-failure"),
                 ],
@@ -68,11 +73,26 @@ def render(unit: Unit) -> str:
     )
 
 
-def of_pod(uuid: str, name: str, flags: Values, stop_timeout: int) -> Unit:
-    """The unit that starts one pod again and again, with these flags."""
+def reload(*command: str) -> str:
+    """`ExecReload=` of a unit, whichever pod it runs: systemd knows its process."""
+    return f"{unitfile.command(*command)} --main-pid=${{MAINPID}}"
+
+
+def _reloads(flags: Values) -> tuple[str, ...]:
+    return (*global_words(flags), "reload")
+
+
+def of_pod(uuid: str, manifest: PodManifest, flags: Values) -> Unit:
+    """The unit that starts one pod again and again, with these flags. Raises ManifestError."""
     _check_runtime(flags)
-    asked = (*global_words(flags), "start", *words(flags, options.RUNTIME), uuid)
-    return Unit(f"Pod {name or uuid}", "rkpy-start", asked, stop_timeout)
+    lives = behaviour.of_pod(manifest)
+    return Unit(
+        f"Pod {lives.name or uuid}",
+        "rkpy-start",
+        (*global_words(flags), "start", *words(flags, options.RUNTIME), uuid),
+        lives.stop_timeout,
+        reloads=_reloads(flags) if behaviour.reload_signals(manifest) else (),
+    )
 
 
 def of_run(words: Sequence[str], request: Request) -> Unit:
@@ -89,7 +109,12 @@ def of_run(words: Sequence[str], request: Request) -> Unit:
         behaviour.STOP_SECONDS if stop is None else behaviour.stop_timeout(stop),
         fetches=_fetches(request),
         collects=(*global_words(flags), *podservice.after_stop(flags.get("pod-name") or "")),
+        reloads=_reloads(flags) if any(one.get("reload-signal") for one in (flags, *_of_apps(request))) else (),
     )
+
+
+def _of_apps(request: Request) -> list[Values]:
+    return [image.flags for image in request.images]
 
 
 def _check(request: Request) -> None:
@@ -103,7 +128,7 @@ def _check(request: Request) -> None:
         values.volume(text)
     values.variables("set-env", flags.all("set-env"))
     for image in request.images:
-        behaviour.app_annotations(image.flags, {})
+        behaviour.app_annotations(image.flags, {}, flags)
         list(values.isolators(image.flags))
         values.variables("environment", image.flags.all("environment"))
 
@@ -155,7 +180,12 @@ def _flag(flag: Flag, value: str) -> str:
     if flag.kind == BOOL and value == "true":
         return f"--{flag.name}"
     is_path = flag.name in _PATHS or (flag.name == "pod-file" and "/" in value)
-    return f"--{flag.name}={os.path.abspath(value) if is_path and value else value}"
+    return f"--{flag.name}={_absolute(flag, value) if is_path and value else value}"
+
+
+def _absolute(flag: Flag, path: str) -> str:
+    optional = values.OPTIONAL if flag.name == "set-env-file" and path.startswith(values.OPTIONAL) else ""
+    return f"{optional}{os.path.abspath(path.removeprefix(optional))}"
 
 
 def image(text: str) -> str:

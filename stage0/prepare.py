@@ -186,6 +186,7 @@ def _prepared_app(directory: str, manifest: PodManifest, app: RuntimeApp, store:
         streams=lives.streams,
         restart=lives.restart,
         stop_signal=lives.stop_signal,
+        reload_signal=lives.reload_signal,
         devices=lives.devices,
         from_oci=lives.from_oci,
         image_name=app.image.full_name,

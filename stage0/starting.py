@@ -22,6 +22,7 @@ from stage0 import (
     networking,
     podnames,
     prepare,
+    runflags,
     servicemanager,
     values,
 )
@@ -38,7 +39,7 @@ from stage1.systemd.manager import Manager
 
 _MANIFEST_EXCLUDES = (
     "volume", "mount", "port", "inherit-env", "set-env", "set-env-file", "user-annotation", "user-label",
-    "pull-policy", "store-only", "no-store",
+    "pull-policy", "store-only", "no-store", "reload-signal",
 )  # fmt: skip
 _NAME_OPTIONS = ("dns", "dns-search", "dns-opt", "dns-domain", "hosts-entry")
 
@@ -54,7 +55,7 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
         prepared = _checked(pod, store, flavour, request, settings, _asked(request))
     pod.to_run()
     events.prepared(pod.uuid, prepared.name, name)
-    _become(pod, flavour, prepared)
+    _become(pod, flavour, prepared, request)
 
 
 def prepare_pod(request: Request, settings: Config, name: str) -> int:
@@ -95,11 +96,12 @@ def run_prepared(request: Request, settings: Config, uuid: str) -> NoReturn:
     # A pod that cannot start now stays prepared: nothing was used up.
     prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
     pod.to_run()
-    _become(pod, flavour, prepared)
+    _become(pod, flavour, prepared, request)
 
 
 def start(request: Request, settings: Config, uuid: str) -> NoReturn:
-    """`rkpy start`. A pod that is prepared has its first run so, that a unit may say the same each time."""
+    """`rkpy start`, with what was typed for the last run unless something else is. A pod that is prepared has its first
+    run so, that a unit may say the same each time."""
     from stage0 import again
 
     announce.begin(request.given)
@@ -109,12 +111,13 @@ def start(request: Request, settings: Config, uuid: str) -> NoReturn:
     if prepared_only:
         run_prepared(request, settings, uuid)
     pod = again.take(pods, uuid)
+    request = request._replace(flags=runflags.recall(pod.path, request.flags))
     flavour = flavours.load(pod.flavour())
     # First: what it claims still, if its monitor was killed, would be somebody else's for the checks.
     flavour.gc(pod.path)
     prepared = _checked(pod, Store(settings.store), flavour, request, settings, ())
     again.rewind(pods, pod, prepared)
-    _become(pod, flavour, prepared)
+    _become(pod, flavour, prepared, request)
 
 
 def sandbox(request: Request, settings: Config, name: str) -> NoReturn:
@@ -127,7 +130,7 @@ def sandbox(request: Request, settings: Config, name: str) -> NoReturn:
     with _discarded_on_failure(pod):
         prepared = _checked(pod, store, flavour, request, settings, ())
     pod.to_run()
-    _become(pod, flavour, prepared)
+    _become(pod, flavour, prepared, request)
 
 
 def _prepare(request: Request, settings: Config, store: Store, flavour: str) -> Pod:
@@ -155,10 +158,22 @@ def _fill(
             from stage0 import idranges
 
             idranges.claim(pods, pod)
-        prepare.write(pod, manifest, records, store, flavour)
+        _write(pod, pods, manifest, records, store, flavour)
         if manifest.apps and request.flags.boolean("no-overlay"):
             prepare.copy_roots(pod, store)
     return pod
+
+
+def _write(
+    pod: Pod, pods: Pods, manifest: PodManifest, records: Mapping[str, ImageRecord], store: Store, flavour: str
+) -> None:
+    if not any(volume.kind == values.NAMED for volume in manifest.volumes):
+        prepare.write(pod, manifest, records, store, flavour)
+        return
+    from stage0 import namedvolumes
+
+    with namedvolumes.settled(manifest, pods) as settled:
+        prepare.write(pod, settled, records, store, flavour)
 
 
 @contextmanager
@@ -287,8 +302,9 @@ def _hostname(flags: Values) -> str:
     return behaviour.hostname(given) if given else ""
 
 
-def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod) -> NoReturn:
-    """Let `flavour` become the pod, which is in `run`."""
+def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod, request: Request) -> NoReturn:
+    """Let `flavour` become the pod, which is in `run`, as it was asked for."""
+    runflags.record(pod.path, request.flags)
     announce.end()
     flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
 

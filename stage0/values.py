@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -31,17 +32,30 @@ def pairs(flag: str, text: str) -> dict[str, str]:
     return found
 
 
+NAMED = "named"
+"""A kind of volume that the specification of pod manifests does not have: `stage0.namedvolumes` makes one of the host
+of it."""
+OPTIONAL = "-"
+"""What the path of a file begins with that may be missing."""
 _VOLUME_FIELDS = {
     "host": ("source", "readOnly", "recursive", "propagation"),
     "empty": ("mode", "uid", "gid", "size"),
+    NAMED: ("source", "readOnly", "mode", "uid", "gid"),
 }
+_VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
 def volume(text: str) -> Volume:
-    """`NAME,kind=host,source=/abs[,readOnly=BOOL][,recursive=BOOL][,propagation=WORD]` or
-    `NAME,kind=empty[,mode=M][,uid=N][,gid=N][,size=QUANTITY]`."""
+    """`NAME,kind=host,source=/abs[,readOnly=BOOL][,recursive=BOOL][,propagation=WORD]`,
+    `NAME,kind=empty[,mode=M][,uid=N][,gid=N][,size=QUANTITY]` or
+    `NAME,kind=named[,source=NAME][,readOnly=BOOL][,mode=M][,uid=N][,gid=N]`."""
     name, _, rest = text.partition(",")
     return _volume(f"--volume={text}", name, pairs("volume", rest) if rest else {})
+
+
+def is_volume_name(text: str) -> bool:
+    """Whether a named volume may be called so: podman's rule, by which it is never a path."""
+    return bool(_VOLUME_NAME.fullmatch(text))
 
 
 def app_volume(text: str) -> RuntimeMount:
@@ -50,6 +64,8 @@ def app_volume(text: str) -> RuntimeMount:
     name, target = fields.pop("name", ""), fields.pop("target", "")
     if not target.startswith("/"):
         raise UsageError(f"--mnt-volume={text}: target has to be an absolute path")
+    if fields.get("kind") == NAMED:
+        raise UsageError(f"--mnt-volume={text}: a named volume is one of the pod, see --volume")
     path = os.path.normpath("/" + target.lstrip("/"))
     return RuntimeMount(volume=name, path=path, app_volume=_volume(f"--mnt-volume={text}", name, fields))
 
@@ -58,13 +74,15 @@ def _volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     kind = fields.pop("kind", "")
     allowed = _VOLUME_FIELDS.get(kind)
     if allowed is None:
-        raise UsageError(f'{about}: kind has to be "host" or "empty"', hint="NAME,kind=host,source=/path")
+        raise UsageError(f'{about}: kind has to be "host", "empty" or "named"', hint="NAME,kind=host,source=/path")
     for key in fields:
         if key not in allowed:
             raise UsageError(f"{about}: {key} means nothing for kind={kind}", hint=f"use {', '.join(allowed)}")
     ac_name(name, strict=True)
     if kind == "empty":
         return _empty_volume(about, name, fields)
+    if kind == NAMED:
+        return _named_volume(about, name, fields)
     source = fields.get("source", "")
     if not os.path.isabs(source):
         raise UsageError(f"{about}: source has to be an absolute path")
@@ -90,6 +108,18 @@ def _empty_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     if "size" in fields and size < MINIMUM_MEMORY:
         raise UsageError(f"{about}: size is less than {MINIMUM_MEMORY} bytes", hint="m is milli; write M or Mi")
     return Volume(name=name, kind="empty", mode=mode, uid=parsed["uid"], gid=parsed["gid"], size=size)
+
+
+def _named_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
+    """As an empty one when it is made; afterwards it is as it is."""
+    source = fields.pop("source", name)
+    read_only = to_bool("volume readOnly", fields.pop("readOnly", "false"))
+    if not is_volume_name(source):
+        raise UsageError(
+            f'{about}: "{source}" is not the name of a volume',
+            hint="letters and digits, after the first _ . - as well; of a path of the host the kind is host",
+        )
+    return _empty_volume(about, name, fields)._replace(kind=NAMED, source=source, read_only=read_only)
 
 
 def _number(what: str, text: str, base: int, most: int) -> int:
@@ -125,13 +155,17 @@ def variables(flag: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def environment_files(paths: Iterable[str]) -> dict[str, str]:
-    """Variables from files of NAME=VALUE lines; blank lines and those that begin with # or ; are skipped."""
+    """Variables from files of NAME=VALUE lines; blank lines and those that begin with # or ; are skipped. A path after
+    a hyphen may lead nowhere (systemd.exec(5), "EnvironmentFile=")."""
     found: dict[str, str] = {}
-    for path in paths:
+    for text in paths:
+        path = text.removeprefix(OPTIONAL)
         try:
             with open(path, encoding="utf-8") as file:
                 lines = [line.strip() for line in file]
         except (OSError, UnicodeDecodeError) as error:
+            if path != text and isinstance(error, FileNotFoundError | NotADirectoryError):
+                continue
             why = reason(error) if isinstance(error, OSError) else "not UTF-8 text"
             raise UsageError(f"open {path}: {why}") from error
         wanted = [line for line in lines if line and line[0] not in "#;"]

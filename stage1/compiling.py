@@ -136,6 +136,7 @@ def compile_app(pod: PreparedPod, app: PreparedApp) -> tuple[AppPlan, list[str]]
         sockets=app_steps.sockets(pod, app),
         health=app.health,
         listening=app.listening,
+        reload_signal=app.reload_signal,
     )
     return made, warnings
 

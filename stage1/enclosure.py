@@ -65,6 +65,10 @@ class Enclosure(Protocol):
         a rule, and never after `end`."""
         ...
 
+    def lacked_memory(self) -> bool:
+        """Whether that is what it was killed for, when it has ended by itself and its apps with it."""
+        ...
+
     def clear(self, name: str) -> None:
         """The app that is gone is written down: let the supervisor go on with it."""
         ...

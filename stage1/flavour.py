@@ -80,6 +80,8 @@ class PreparedApp(NamedTuple):
     health: Health | None = None
     listening: tuple[HandedSocket, ...] = ()
     """What the service manager listens on for the app: descriptors of this process, from FIRST_SOCKET on."""
+    reload_signal: int = 0
+    """What asks it to read its files anew; 0 when nothing does."""
 
 
 class PreparedPod(NamedTuple):
@@ -182,6 +184,9 @@ class Flavour(Protocol):
     looked up, and what was asked for is in `net`, `ports` and `name_options` for `check` to refuse or warn of. So it is
     with MACHINES: whether its pods are virtual machines."""
 
+    # There may be a function `of_unit(pod: PreparedPod) -> Limits`, too: what a service of the pod's own is limited to,
+    # instead of what `resources.of_unit` says.
+
     def check(self, pod: PreparedPod) -> list[str]:
         """One warning for every field of `pod` this flavour will ignore; raises where ignoring it would be unsafe.
         Called before the pod is allowed to exist as running."""
@@ -235,6 +240,11 @@ class Changes(Protocol):
 
     def send_signal(self, directory: str, app: str, number: int) -> None:
         """Signal the main process of an app, of every app when `app` is empty. Of them there is one at least."""
+        ...
+
+    def reload(self, directory: str) -> None:
+        """Have the apps reload that have a signal for it, and tell the service manager. Of them there is one at least.
+        Without this they are signalled one after the other."""
         ...
 
     def attach(self, directory: str, app: str, mode: str) -> int:

@@ -355,7 +355,7 @@ class PodJournal:
         self._way.when_taken(callback)
 
     def losses(self) -> str:
-        """Send nothing more. What became of entries that nobody could be told about in the journal; empty for nothing."""
+        """Send nothing more. What became of entries of whose loss the journal could not be told; empty for nothing."""
         self._way.give_up("they were not waited for")
         lost = self._way.lost
         return f"{lost} entries for the journal were lost: {self._way.why}" if lost else ""

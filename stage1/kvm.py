@@ -29,7 +29,7 @@ _PATIENCE = 30.0
 """Seconds that a monitor has to do what it is asked, which takes it none where it gets to run."""
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
-app_rm, app_states = supervised.app_rm, supervised.app_states
+app_rm, app_states, reload = supervised.app_rm, supervised.app_states, supervised.reload
 
 
 def check(pod: PreparedPod) -> list[str]:
@@ -148,16 +148,7 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
     qemu, virtiofsd = programs.qemu(), programs.virtiofsd()
     boots = boot_files(options.kernel, f"{pod.data_directory}/cache/kvm")
     accelerated, kind = acceleration.choose(options.acceleration or acceleration.AUTO, qemu, boots)
-    limits = resources.of_pod(pod.isolators)
-    size = sizes.of(
-        limits,
-        [resources.of_pod(app.app.isolators) for app in pod.apps],
-        acceleration=accelerated,
-        host_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        host_cpus=len(os.sched_getaffinity(0)),
-        memory=options.memory,
-        volumes=sum({mount.volume: mount.size for app in pod.apps for mount in app.mounts}.values()),
-    )
+    size = _size(pod, accelerated)
     user, group = programs.user(pod.uuid)
     machine = Machine(
         qemu=qemu,
@@ -171,12 +162,36 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
         cpus=size.cpus,
         memory=size.memory,
         interfaces=len(pod.networks),
-        limits=limits,
+        limits=resources.of_pod(pod.isolators),
         boot_timeout=_BOOT_TIMEOUT[accelerated],
         user=user,
         group=group,
     )
     return machine, size.outside, boots.release
+
+
+def _size(pod: PreparedPod, accelerated: str) -> sizes.Size:
+    """How large the pod's machine is when it is `accelerated` so, a word of `acceleration`."""
+    return sizes.of(
+        resources.of_pod(pod.isolators),
+        [resources.of_pod(app.app.isolators) for app in pod.apps],
+        acceleration=accelerated,
+        host_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        host_cpus=len(os.sched_getaffinity(0)),
+        memory=pod.machine.memory,
+        volumes=resources.volumes(pod),
+    )
+
+
+def of_unit(pod: PreparedPod) -> Limits:
+    """As `resources.of_unit`: what the machine may use, whichever way it will be accelerated, and what is beside it."""
+    whole, machine = resources.of_pod(pod.isolators), _size(pod, acceleration.TCG).outside
+    return machine._replace(
+        memory=machine.memory + resources.BESIDE.memory,
+        pids=machine.pids + resources.BESIDE.pids,
+        io_bandwidth=whole.io_bandwidth,
+        io_operations=whole.io_operations,
+    )
 
 
 def app_add(pod: PreparedPod, app: PreparedApp) -> None:

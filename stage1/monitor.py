@@ -37,7 +37,7 @@ CREATED, RUNNING, EXITED = "created", "running", "exited"
 NONE, COMING, MAIN = "none", "coming", "main"
 """What an app has of a process: COMING is one on its way to be the app, or soon will be."""
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""Signals that ask the pod to end."""
+"""Signals that ask the pod to end; but see `Monitor._asked_by`."""
 _OF_MACHINED = tuple(signal.SIGRTMIN + offset for offset in range(3, 7))
 """The same, as machined sends them to a leader (`supervisor.ENDING`)."""
 _PATIENCE = 1.0
@@ -84,6 +84,8 @@ class Monitor:
         self._attached = False
         self._asked = signal.SIGTERM.value
         """The signal that asked the pod to end, if one did."""
+        self._stopping = False
+        """Whether the apps have been asked to end."""
         self._status: int | None = None
         """The pod's, once the supervisor has said it."""
         self._keyboard: Keyboard | None = None
@@ -146,10 +148,11 @@ class Monitor:
 
     def _supervise(self) -> None:
         open(f"{self._plan.directory}/{poddir.STARTING}", "w").close()
+        self._on_terminal = _has_terminal()  # It is taken from us before we hear that it is gone.
         for number in (*_ENDING, *_OF_MACHINED):
             # What the caller ignores, as nohup(1) does, is not for us.
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._loop.on_signal(number, lambda number=number: self._terminate(number))  # type: ignore[misc]
+                self._loop.on_signal(number, lambda number=number: self._asked_by(number))  # type: ignore[misc]
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             self._loop.on_signal(number, lambda number=number: self._tell(f"signal {number:d}"))  # type: ignore[misc]
         if self._membership is not None:
@@ -172,11 +175,31 @@ class Monitor:
         self._service = Service(self._loop, self._plan, self._is_ready, self._tell)
         return self._service
 
-    def _terminate(self, number: int) -> None:
+    def _asked_by(self, number: int) -> None:
+        """By a signal. SIGHUP, by which systemd asks services to reload (Type=notify-reload in systemd.service(5)), is
+        such a request where apps can; not where it may mean that the terminal is gone."""
+        if number == signal.SIGHUP and not self._on_terminal and self._can_reload():
+            self._reload()
+            return
         self._asked = number
         self._ask_to_end()
 
+    def _can_reload(self) -> bool:
+        return any(app.plan.reload_signal for app in self._apps.values())
+
+    def _reload(self) -> None:
+        """Signal the apps that have a signal for that. None of those that are ended: after SIGTERM there may come a
+        SIGHUP as well (SendSIGHUP= in systemd.kill(5))."""
+        if self._stopping:
+            return
+        told = [app.plan for app in self._apps.values() if app.plan.reload_signal and app.process == MAIN]
+        if self._service is not None:
+            self._service.reload([plan.name for plan in told])
+        for plan in told:
+            self._tell(f"signal {plan.reload_signal:d} {plan.name}")
+
     def _ask_to_end(self) -> None:
+        self._stopping = True
         if self._service is not None:
             self._service.stopping()
         if self._enclosure.is_up:
@@ -292,8 +315,10 @@ class Monitor:
             self._service.alive()
         elif verb == "up" and self._service is not None:
             self._service.booted()
-        elif verb == "stopping" and self._service is not None:
-            self._service.stopping()
+        elif verb == "stopping":
+            self._stopping = True
+            if self._service is not None:
+                self._service.stopping()
         elif verb == "over":
             self._status = int(rest)
         elif verb == "limits":
@@ -414,6 +439,11 @@ class Monitor:
             return self._signal(asked["signal"], name)
         if op == "terminate":
             self._ask_to_end()
+            return {}
+        if op == "reload":
+            if not self._can_reload():
+                raise PodError("no app of the pod has a signal to reload by", hint="--reload-signal gives it one")
+            self._reload()
             return {}
         if (found := self._enclosure.answer(op, asked, fds)) is not None:
             return found
@@ -549,14 +579,16 @@ class Monitor:
                 self._journal.pod_ended(EXIT_FAILURE if self._status is None else self._status)
 
     def _write_killed(self, app: _App, *, asked: bool) -> None:
-        """How an app has ended that nobody tells of any more."""
+        """How an app has ended that nobody tells of any more; `asked`: as far as the monitor has heard."""
         if not app.executed:
             self._write_status(app, [str(EXIT_FAILURE)])
             return
-        number = int(signal.SIGKILL)
-        self._write_status(app, [str(_KILLED), "signal", str(number), *(["stopped"] if asked else [])])
+        number, oom = int(signal.SIGKILL), self._enclosure.lacked_memory()
+        asked = asked and not oom
+        words = [str(_KILLED), "signal", str(number), *(["oom"] if oom else []), *(["stopped"] if asked else [])]
+        self._write_status(app, words)
         if self._journal is not None:
-            self._journal.app_ended(app.plan, _KILLED, number, oom=False, asked=asked)
+            self._journal.app_ended(app.plan, _KILLED, number, oom=oom, asked=asked)
 
     def _detach_from_networks(self) -> None:
         """In a child, where the host's mounts are: a namespace's mount can only be taken away there. It is not awaited,
@@ -629,6 +661,12 @@ class Monitor:
 def _speaks(plan: AppPlan) -> bool:
     """Whether an app has something to tell that the pod's being ready depends on."""
     return "notify" in plan.sockets or plan.health is not None
+
+
+def _has_terminal() -> bool:
+    """Whether we have a controlling terminal (proc_pid_stat(5), field 7)."""
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[4] != "0"
 
 
 def _enclosure(plan: PodPlan, cgroup: PodCgroup, host_mounts: int) -> Enclosure:

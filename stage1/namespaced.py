@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import LaunchError
 from stage1 import apptree, boot, channel, namespaces, supervisor
-from stage1.cgroup import PodCgroup
+from stage1.cgroup import INIT, PodCgroup
 from stage1.cgroupfiles import Report
 from stage1.enclosure import Hear
 from stage1.loop import Loop
@@ -124,6 +124,9 @@ class Namespaced:
 
         what = f'app "{plan.name}" has ended, and what it left does not die: nothing comes after it before that has'
         self._cgroup.when_gone(self._loop, plan.name, gone, lambda: boot.complain("run", what))
+
+    def lacked_memory(self) -> bool:
+        return self._cgroup.oom_kills(INIT) > 0
 
     def clear(self, name: str) -> None:
         cgroup = self._next.pop(name, -1)

@@ -23,7 +23,7 @@ from stage2 import capabilities
 NETWORKS = True
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
-app_rm, app_states = supervised.app_rm, supervised.app_states
+app_rm, app_states, reload = supervised.app_rm, supervised.app_states, supervised.reload
 _AS_GOOD_AS_ROOT = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
 
 
@@ -86,7 +86,7 @@ def _unenforceable(pod: PreparedPod) -> list[str]:
 
 def run(pod: PreparedPod) -> NoReturn:
     """Become the pod's monitor, which exits with the pod's status."""
-    supervised.announce(pod, "container", resources.of_pod(pod.isolators))
+    supervised.announce(pod, "container", resources.of_unit(pod))
     supervised.run(pod, compile_pod(pod))
 
 

@@ -90,6 +90,8 @@ class AppPlan(NamedTuple):
     health: Health | None = None
     listening: tuple[HandedSocket, ...] = ()
     """In the order of the app's descriptors 3, 4, …"""
+    reload_signal: int = 0
+    """What asks it to read its files anew; 0 when nothing does."""
 
 
 class PodPlan(NamedTuple):

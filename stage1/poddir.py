@@ -29,6 +29,7 @@
     unit                      the unit of systemd that the pod is in, or was
     machine                   its name with machined
     logs/APP                  what the app has written, older files as APP.1, … (stage1.logs)
+    run-flags                 what was typed for its last run, for the next (stage0.runflags)
     log-driver                "journald" or "file": where the apps' output is kept
 
 The layout is documented for users in docs/on-disk-format.md.
@@ -57,6 +58,7 @@ LOG_DRIVER = "log-driver"
 UNIT = "unit"
 MACHINE = "machine"
 HARDWARE = "hardware"
+RUN_FLAGS = "run-flags"
 
 
 def make_place(path: str) -> None:

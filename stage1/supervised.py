@@ -182,6 +182,11 @@ def send_signal(directory: str, app: str, number: int) -> None:
     control.request(directory, {"op": "signal", "app": app, "signal": number})
 
 
+def reload(directory: str) -> None:
+    """Have the monitor do what it does when it is sent SIGHUP. Returns once the apps have been signalled."""
+    control.request(directory, {"op": "reload"})
+
+
 # --- pods that change
 
 

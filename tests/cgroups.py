@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 CLONE3 = 435
 CLONE_INTO_CGROUP = 0x200000000
-DEADLINE = 60.0
+DEADLINE = 300.0
 """Seconds until a test gives up waiting; far above what anything takes."""
 
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall

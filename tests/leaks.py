@@ -62,10 +62,9 @@ def leaked(before: Snapshot, after: Snapshot, *, marks: tuple[str, ...], strict:
     ]
 
 
-def await_end(pid: int, deadline: float = 1200) -> None:
+def await_end(pid: int) -> None:
     """Until a process has ended that is no child of this one, be it collected or not."""
-    end = time.monotonic() + deadline
-    while time.monotonic() < end:
+    while True:
         try:
             with open(f"/proc/{pid}/stat") as file:
                 if file.read().rpartition(") ")[2].startswith("Z"):
@@ -75,7 +74,7 @@ def await_end(pid: int, deadline: float = 1200) -> None:
         time.sleep(0.5)
 
 
-def children(deadline: float = 5.0) -> list[str]:
+def children(deadline: float = 60.0) -> list[str]:
     """Living children of this process; those about to end are given `deadline` seconds. Orphans that have ended are
     collected, as init would: the first process of a PID namespace cannot end before all others in it are gone."""
     end = time.monotonic() + deadline

@@ -28,7 +28,7 @@ UPLINK = "uplink0"
 HIDDEN = ("/run", "/var/lib")
 """Directories that every machine has: a mount on one made for it is gone here as soon as anybody removes it there, and
 what is written then goes to the machine's."""
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 Where = str | int
 """The name of a namespace, or a process in one."""

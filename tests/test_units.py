@@ -8,13 +8,13 @@ import subprocess
 
 import pytest
 
-from stage0 import grammar, main, podservice
-from stage0.commands import gc, image, run
+from stage0 import grammar, main, podservice, podunit
+from stage0.commands import gc, image, reload, run
 from stage1.systemd import units
 from stage1.vm import programs
 
 UNITS = pathlib.Path(__file__).parent.parent / "systemd-units"
-COMMANDS = {"gc": gc.command, "image gc": image.gc}
+COMMANDS = {"gc": gc.command, "image gc": image.gc, "reload": reload.command}
 
 
 def commands(unit: pathlib.Path) -> list[list[str]]:
@@ -62,6 +62,7 @@ def test_services_of_pods_are_alike_whoever_writes_them() -> None:
     template = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     assert ours.keys() - {"TimeoutStopSec"} <= {key for key, value in template.items() if ours.get(key) == value}
     assert template["After"] == podservice.AFTER
+    assert template["ExecReload"] == podunit.reload("rkpy", "reload")
     assert template["ExecStopPost"] == f"-rkpy {' '.join(podservice.after_stop('%i'))}"
     transient = {name: value for name, _, value in units.of_service(["rkpy"], ["rkpy"], 10)}
     assert transient["TimeoutStopUSec"] == int(ours["TimeoutStopSec"]) * 1_000_000

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from common.errors import PodError, UsageError
-from stage0 import behaviour, config, grammar, options, podunit
+from stage0 import config, grammar, options, podunit, runflags
 from stage0.grammar import Request
 from stage0.pods import Pods
 
@@ -41,5 +41,6 @@ def _of_pod(request: Request) -> podunit.Unit | None:
             return None  # That may well be chance, and the name of an image.
         if not pod.has_manifest():
             raise PodError(f'pod "{pod.uuid}" has no manifest')
-        lives = behaviour.of_pod(pod.manifest())
-        return podunit.of_pod(pod.uuid, lives.name, request.flags, lives.stop_timeout)
+        manifest = pod.manifest()
+        flags = runflags.recall(pod.path, request.flags)
+        return podunit.of_pod(pod.uuid, manifest, flags)

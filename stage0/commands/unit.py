@@ -46,12 +46,12 @@ def check(words: Sequence[str]) -> int:
         wrong += checking.mistakes(file, users=_is_users(file, folders))
     for path in as_data:
         wrong += checking.of_data(os.path.abspath(path), settings)
-    _say(wrong)
+    _say(wrong if names else [*wrong, *search.quadlets(folders)])
     return EXIT_FAILURE if wrong else 0
 
 
 def show(words: Sequence[str]) -> int:
-    """`rkpy unit show NAME|FILE`: the service it becomes."""
+    """`rkpy unit show NAME|FILE`: the service it becomes, and its socket."""
     settings, names, _ = _parse("unit show", words)
     if len(names) != 1:
         raise UsageError("must provide exactly one pod file, or the name of one")
@@ -67,7 +67,9 @@ def show(words: Sequence[str]) -> int:
     _say(wrong)
     if wrong:
         return EXIT_FAILURE
-    sys.stdout.write(units.text(file, parsed, pod))
+    made = units.made(file, parsed, pod)
+    heading = "# {}\n" if len(made) > 1 else ""  # As systemctl cat has it.
+    sys.stdout.write("\n".join(heading.format(name) + units.text(lines) for name, lines in made.items()))
     sys.stdout.flush()
     return 0
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 
 from aci.image_manifest import App, ImageManifest
@@ -31,7 +32,7 @@ from stage0.commands import run
 from stage0.config import Config
 from stage0.grammar import ImageArguments, Request
 from stage0.options import Values
-from stage0.podfile import data, generate, pods, search, specifiers, units
+from stage0.podfile import data, generate, pods, search, sections, specifiers, units
 from stage0.podfile.pods import PodWords, Word
 from stage0.podfile.search import PodFile
 from stage0.podfile.syntax import Entry, Mistake, Parsed, Section
@@ -48,7 +49,7 @@ _OF_ANOTHER = ("User", "Group", "SupplementaryGroups", "DynamicUser")
 _TARGETS = ("multi-user.target", "graphical.target")
 """Those that pods of the system are wanted by, which users' service managers do not have (systemd.special(7))."""
 _VERIFY_SECONDS = 30
-_FOUND = re.compile(r":(\d+): (.*)")
+_FOUND = re.compile(r"(/.*?):(\d+): (.*)")
 
 
 def mistakes(file: PodFile, *, users: bool = False, ask_systemd: bool = True) -> list[Mistake]:
@@ -61,7 +62,8 @@ def mistakes(file: PodFile, *, users: bool = False, ask_systemd: bool = True) ->
     found = [*pod.mistakes, *(entry.mistake(why) for entry, why in generate.bad_links(file, parsed))]
     if not search.is_name(file.name):
         found.append(Mistake(file.path, 0, f'"{file.name}" cannot be the name of a unit'))
-    found += _values(file, pod)
+    found += [*_values(file, pod), *_reloading(parsed, pod)]
+    found += _not_for_machines(file, parsed, pod)
     if users:
         found += _not_for_users(file, parsed, pod)
     if ask_systemd:
@@ -98,6 +100,21 @@ def _of_words(file: PodFile, words: list[str]) -> Iterator[Mistake]:
             yield Mistake(file.path, 0, str(error))
 
 
+def _not_for_machines(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
+    """Sockets of the host, which a virtual machine cannot have."""
+    section = sections.socket(parsed)
+    if section is None:
+        return
+    words = [_put_in(word.text, file.name) for word in (*pod.leading, *pod.pod)]
+    try:
+        flags = grammar.parse([*words, "image"], _FLAGS).flags
+        machine = run.flavour(flags, config.load(flags).stage1) == "kvm"
+    except RkpyError:
+        return  # That has been said.
+    if machine:
+        yield section.mistake("[Socket]: kvm cannot hand a socket to an app: publish a port, or use another flavour")
+
+
 def _not_for_users(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
     """What no service of a user's can have, or what would never start it."""
     for word in (*pod.leading, *pod.pod):
@@ -117,6 +134,34 @@ def _not_for_users(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mis
     for entry, name in generate.installed(file, parsed):
         if name in _TARGETS:
             yield entry.mistake(f"{entry.key}=: a user's service manager has no {name}: use default.target")
+
+
+def _reloading(parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
+    """What systemd would send to have the pod reload, and that ends it or means nothing to it. Under fly the app itself
+    is sent it."""
+    if any(word.text == "--stage1=fly" for word in pod.pod):
+        return
+    ours = [entry for entry in parsed.entries if entry.section == "Service" and entry.value]
+    for entry in ours:
+        if entry.key == "ReloadSignal" and not (units.signals_to_reload(parsed) and _is_hangup(entry.value)):
+            yield entry.mistake(
+                "ReloadSignal= in [Service] is what systemd sends to rkpy with Type=notify-reload, SIGHUP:"
+                " what the apps are sent is ReloadSignal= in [Pod]"
+            )
+        if entry.key == "Type" and units.signals_to_reload(parsed) and not pod.reloads and not _has_manifest(pod):
+            yield entry.mistake("Type=notify-reload: without ReloadSignal= in [Pod] a reload ends the pod")
+
+
+def _is_hangup(text: str) -> bool:
+    try:
+        return behaviour.stop_signal(text) == signal.SIGHUP
+    except UsageError:
+        return False
+
+
+def _has_manifest(pod: PodWords) -> bool:
+    """Whose annotations may say more than the file."""
+    return any(word.text.startswith("--pod-manifest=") for word in pod.pod)
 
 
 def _place(file: PodFile, found: Mistake | Entry) -> tuple[int, int]:
@@ -259,24 +304,25 @@ def _whole(file: PodFile, words: list[Word], without: set[int], *, expand: bool 
 def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
     """What systemd says of the sections that are its own, where it is installed (systemd-analyze(1), "verify")."""
     analyze = shutil.which("systemd-analyze")
-    theirs = [entry for entry in parsed.entries if entry.section in ("Unit", "Service")]
+    theirs = [entry for entry in parsed.entries if entry.section in ("Unit", "Service", "Socket")]
     if analyze is None or not theirs:
         return
     import subprocess
     import tempfile
 
     whose = ["--user"] if caller.is_ordinary() else []
-    lines = list(units.lines(file, parsed, pod))
-    origins = [line.origin for line in lines for _ in line.text.split("\n")]
+    # systemd does not verify templates, but instances of them.
+    instance = "instance" if file.is_template else ""
     with tempfile.TemporaryDirectory(prefix="rkpy-check-") as directory:
-        # systemd does not verify templates, but instances of them.
-        name = f"{file.name}instance.service" if file.is_template else file.unit
-        path = f"{directory}/{name}"
-        with open(path, "w", encoding="utf-8") as unit:
-            unit.write("".join(f"{line.text}\n" for line in lines))
+        origins: dict[str, list[Entry | None]] = {}
+        for name, lines in units.made(file, parsed, pod).items():
+            path = f"{directory}/{file.name}{instance}{name.removeprefix(file.name)}"
+            origins[path] = [line.origin for line in lines for _ in line.text.split("\n")]
+            with open(path, "w", encoding="utf-8") as unit:
+                unit.write(units.text(lines))
         try:
             done = subprocess.run(
-                [analyze, *whose, "verify", "--man=no", "--recursive-errors=no", path],
+                [analyze, *whose, "verify", "--man=no", "--recursive-errors=no", *origins],
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -286,6 +332,7 @@ def _systemd(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
         except (OSError, subprocess.TimeoutExpired):
             return
     for line in done.stderr.splitlines():
-        found = _FOUND.fullmatch(line.removeprefix(path)) if line.startswith(path) else None
-        if found and int(found[1]) <= len(origins) and (origin := origins[int(found[1]) - 1]) is not None:
-            yield origin.mistake(found[2].removesuffix(", ignoring."))
+        found = _FOUND.fullmatch(line)
+        lines_of = origins.get(found[1], []) if found else []
+        if found and int(found[2]) <= len(lines_of) and (origin := lines_of[int(found[2]) - 1]) is not None:
+            yield origin.mistake(found[3].removesuffix(", ignoring."))

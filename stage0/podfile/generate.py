@@ -14,26 +14,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from common.errors import EXIT_FAILURE, ConfigError, RkpyError, reason
 from stage0 import caller
 from stage0.config import Config
-from stage0.podfile import pods, quoting, search, specifiers, units
+from stage0.podfile import pods, quoting, search, sections, specifiers, units
+from stage0.podfile.pods import PodWords
 from stage0.podfile.search import PodFile
 from stage0.podfile.syntax import Entry, Parsed
 
 _KMSG = "/dev/kmsg"
 _LONGEST_RECORD = 900
 """The kernel takes no longer ones (LOG_LINE_MAX)."""
-_ERROR = 3
+_ERROR, _WARNING = 3, 4
 _LINKS = {"WantedBy": "wants", "RequiredBy": "requires", "UpheldBy": "upholds"}
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.[a-z]+")
 
 
 def run(config: Config, directory: str) -> int:
     """Write the units of all pods into `directory`; the exit status. Raises ConfigError when that is impossible."""
-    files, mistakes = search.find(search.directories(config))
+    folders = search.directories(config)
+    files, mistakes = search.find(folders)
     failures = list(map(str, mistakes))
     for file in files:
         if not file.masked:
             failures += _guarded(file, directory)
     _complain(failures)
+    _complain(map(str, search.quadlets(folders)), _WARNING)
     return EXIT_FAILURE if failures else 0
 
 
@@ -52,9 +55,9 @@ def _generate(file: PodFile, directory: str) -> list[str]:
     parsed = search.read(file)
     pod = pods.build(file.name, file.path, parsed)
     wrong = [*map(str, pod.mistakes), *(str(e.mistake(why)) for e, why in bad_links(file, parsed))]
-    made = units.broken(file) if wrong else units.text(file, parsed, pod)
     try:
-        _write(f"{directory}/{file.unit}", made)
+        for name, made in _units(file, parsed, pod, wrong).items():
+            _write(f"{directory}/{name}", made)
     except OSError as error:
         raise ConfigError(f"{error.filename2 or error.filename or directory}: {reason(error)}") from error
     for link, target in links(file, parsed):
@@ -65,45 +68,60 @@ def _generate(file: PodFile, directory: str) -> list[str]:
     return wrong
 
 
+def _units(file: PodFile, parsed: Parsed, pod: PodWords, wrong: Sequence[str]) -> dict[str, str]:
+    if wrong:
+        return units.broken(file, parsed)
+    return {name: units.text(lines) for name, lines in units.made(file, parsed, pod).items()}
+
+
 def links(file: PodFile, parsed: Parsed) -> Iterator[tuple[str, str]]:
     """What `systemctl enable` would do by [Install]: symlinks and what they lead to."""
     unit = _enabled(file, parsed)
     if not unit:
         return
+    started = _started(file, parsed)
     for entry, name in installed(file, parsed):
-        if _wrong(entry, name):
+        if _wrong(entry, name, parsed):
             continue
         if entry.key == "Alias":
-            yield name, file.unit
+            yield name, file.socket if name.endswith(".socket") else file.unit
         else:
-            yield f"{name}.{_LINKS[entry.key]}/{unit}", f"../{file.unit}"
+            yield f"{name}.{_LINKS[entry.key]}/{unit}", f"../{started}"
+    if started == file.socket and not sections.is_installed(parsed):
+        yield f"{sections.SOCKETS}.wants/{unit}", f"../{started}"
+
+
+def _started(file: PodFile, parsed: Parsed) -> str:
+    """The unit that [Install] is about."""
+    return file.unit if sections.socket(parsed) is None else file.socket
 
 
 def bad_links(file: PodFile, parsed: Parsed) -> Iterator[tuple[Entry, str]]:
     """Names in [Install] that no unit can have."""
     for entry, name in installed(file, parsed):
-        if wrong := _wrong(entry, name):
+        if wrong := _wrong(entry, name, parsed):
             yield entry, wrong
     default = _default_instance(parsed)
     if file.is_template and default and default.value and not search.is_name(f"{file.name}{default.value}"):
         yield default, f'DefaultInstance=: "{default.value}" is not the name of an instance'
 
 
-def _wrong(entry: Entry, name: str) -> str:
+def _wrong(entry: Entry, name: str, parsed: Parsed) -> str:
     if not _UNIT.fullmatch(name):
         return f'{entry.key}=: "{name}" is not the name of a unit'
-    if entry.key == "Alias" and not name.endswith(".service"):
+    if entry.key == "Alias" and not name.endswith((".service", *([".socket"] if sections.socket(parsed) else []))):
         return f'Alias=: "{name}" is not the name of a service'
     return ""
 
 
 def _enabled(file: PodFile, parsed: Parsed) -> str:
     """The unit that is linked to; of a template, the default instance."""
+    unit = _started(file, parsed)
     if not file.is_template:
-        return file.unit
+        return unit
     entry = _default_instance(parsed)
     name = f"{file.name}{entry.value}" if entry and entry.value else ""
-    return f"{name}.service" if search.is_name(name) else ""
+    return f"{name}{unit.removeprefix(file.name)}" if search.is_name(name) else ""
 
 
 def _default_instance(parsed: Parsed) -> Entry | None:
@@ -123,7 +141,7 @@ def installed(file: PodFile, parsed: Parsed) -> Iterator[tuple[Entry, str]]:
 
 
 def _put_in(name: str, file: PodFile, parsed: Parsed) -> str:
-    unit = (_enabled(file, parsed) or file.unit).removesuffix(".service")
+    unit = (_enabled(file, parsed) or _started(file, parsed)).rpartition(".")[0]
     try:
         return specifiers.expand(name, unit)
     except quoting.QuotingError:
@@ -146,20 +164,20 @@ def _link(path: str, target: str) -> None:
         pass  # Another pod was first, as in systemctl enable.
 
 
-def _complain(failures: Iterable[str]) -> None:
+def _complain(failures: Iterable[str], level: int = _ERROR) -> None:
     for failure in failures:
         sys.stderr.write(f"rkpy-generator: {failure}\n")
-        _to_kernel(failure)
+        _to_kernel(failure, level)
 
 
-def _to_kernel(line: str) -> None:
+def _to_kernel(line: str, level: int) -> None:
     """To the kernel's log, from where the journal takes it later. In a container nobody reads it; it may be full."""
     try:
         fd = os.open(_KMSG, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return
     try:
-        os.write(fd, f"<{_ERROR}>rkpy-generator[{os.getpid()}]: {line}"[:_LONGEST_RECORD].encode())
+        os.write(fd, f"<{level}>rkpy-generator[{os.getpid()}]: {line}"[:_LONGEST_RECORD].encode())
     except OSError:
         pass
     finally:

@@ -59,9 +59,14 @@ class PodWords(NamedTuple):
     apps: tuple[AppWords, ...]
     sources: tuple[str, ...]
     """Paths of the host that the pod cannot do without."""
-    reload_signal: str
     stop_timeout: str
     mistakes: tuple[Mistake, ...]
+
+    @property
+    def reloads(self) -> bool:
+        """Whether an app has a signal to reload by."""
+        words = (*self.pod, *(word for app in self.apps for word in app.flags))
+        return any(word.text.startswith("--reload-signal=") for word in words)
 
     def after_verb(self) -> Iterator[Word]:
         yield from self.pod
@@ -115,7 +120,6 @@ class _Builder:
             pod=tuple(flags),
             apps=tuple(apps),
             sources=tuple(dict.fromkeys(self.sources)),
-            reload_signal=_last(own, "ReloadSignal"),
             stop_timeout=_last(own, "StopTimeout"),
             mistakes=tuple(sorted(dict.fromkeys(self.mistakes), key=lambda mistake: mistake[:2])),
         )

@@ -17,6 +17,13 @@ from stage0.podfile.syntax import Mistake, Parsed
 
 SUFFIX = ".pod"
 VOLATILE = "/run/rkpy"
+_QUADLET = {
+    ".container": "rename it to {name}.pod and its [Container] to [Pod]; rkpy.pod(5) has the keys that differ",
+    ".network": "write the network into net.d",
+    ".volume": "Volume={name}:/PATH makes the volume",
+    **dict.fromkeys((".build", ".image", ".kube"), "there is nothing of the kind here"),
+}
+"""Files of Podman's (podman-systemd.unit(5)), and what is to be done about them."""
 _NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]*)?")
 _LONGEST = 255 - len(".service")
 
@@ -33,6 +40,11 @@ class PodFile(NamedTuple):
     @property
     def unit(self) -> str:
         return f"{self.name}.service"
+
+    @property
+    def socket(self) -> str:
+        """The unit that has the service's sockets, when the file has a section for them."""
+        return f"{self.name}.socket"
 
     @property
     def is_template(self) -> bool:
@@ -82,6 +94,17 @@ def data_files(folders: Sequence[str]) -> list[str]:
             if entry.endswith((".json", ".toml")):
                 found.setdefault(entry.rpartition(".")[0], f"{folder}/{entry}")
     return [found[name] for name in sorted(found)]
+
+
+def quadlets(folders: Sequence[str]) -> list[Mistake]:
+    """A warning for each file of Quadlet's but `.pod`: nobody reads them here."""
+    found = []
+    for folder in folders:
+        for entry in _listed(folder, []):
+            name, dot, suffix = entry.rpartition(".")
+            if name and (advice := _QUADLET.get(f"{dot}{suffix}")):
+                found.append(Mistake(f"{folder}/{entry}", 0, f"rkpy reads .pod files only: {advice.format(name=name)}"))
+    return found
 
 
 def at(path: str, folders: Sequence[str]) -> PodFile:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from stage0.podfile import keys
 from stage0.podfile.keys import APP, EACH, INSTALL, PASSED, POD, SWAPPED, WORDS, Key
-from stage0.podfile.syntax import Entry, Mistake, Parsed
+from stage0.podfile.syntax import Entry, Mistake, Parsed, Section
 
 _IGNORED = "X-"
 """What sections and keys begin with that are somebody else's (systemd.unit(5))."""
 _ALSO = "a generator cannot enable another unit; give that one an [Install] section"
+
+_SWAPPED = {"Container": "it is written [Pod], or [App NAME] in a pod of several"}
+_LINKED = ("WantedBy", "RequiredBy", "UpheldBy")
+SOCKETS = "sockets.target"
+"""Which starts sockets at boot (systemd.special(7)), in users' service managers as well."""
 
 Settings = dict[str, list[Entry]]
 """The assignments that count, by key."""
@@ -41,15 +47,42 @@ def settings(parsed: Parsed, section: str, table: Mapping[str, Key]) -> Settings
     return found
 
 
+def socket(parsed: Parsed) -> Section | None:
+    """The first section about the sockets that start the service; None for a pod that no socket starts."""
+    return next((section for section in parsed.sections if section.name == "Socket"), None)
+
+
+def is_installed(parsed: Parsed) -> bool:
+    """Whether [Install] says who wants the pod, be it nobody."""
+    return any(entry.section == "Install" and entry.key in _LINKED for entry in parsed.entries)
+
+
 def mistakes(parsed: Parsed) -> Iterator[Mistake]:
-    """Sections and keys that mean nothing."""
+    """Sections and keys that mean nothing, and sockets that a pod cannot be started by."""
     named = apps(parsed)
     for section in parsed.sections:
         if section.name not in ("Pod", *PASSED, *named) and not section.name.startswith(_IGNORED):
-            yield section.mistake(f"there is no section [{section.name}]: there is [Pod], [App NAME], [Unit], ...")
+            instead = _SWAPPED.get(section.name, "there is [Pod], [App NAME], [Unit], ...")
+            yield section.mistake(f"there is no section [{section.name}]: {instead}")
     for entry in parsed.entries:
         if not entry.key.startswith(_IGNORED) and (wrong := _wrong(entry, named)):
             yield entry.mistake(wrong)
+    yield from _socket(parsed)
+
+
+def _socket(parsed: Parsed) -> Iterator[Mistake]:
+    """What makes no sense of a socket whatever version systemd is of; the rest is left to it."""
+    section = socket(parsed)
+    if section is None:
+        return
+    own = {entry.key: entry for entry in parsed.entries if entry.section == section.name and entry.value}
+    listening = [entry for entry in parsed.entries if entry.section == section.name and entry.key in keys.LISTENING]
+    if not listening or not listening[-1].value:
+        yield section.mistake("[Socket] listens on nothing: ListenStream= is missing, or another of its kind")
+    if "Accept" in own and own["Accept"].value.lower() in keys.TRUE:
+        yield own["Accept"].mistake("Accept=: a pod gets the socket that listens, not one connection: leave it out")
+    if "Service" in own:
+        yield own["Service"].mistake("Service=: what the socket starts is this pod: leave it out")
 
 
 def _wrong(entry: Entry, named: list[str]) -> str:

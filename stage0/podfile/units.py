@@ -1,21 +1,25 @@
-"""The service a `.pod` file becomes (systemd.service(5)): what runs the pod comes first, what the file says after it,
-so that the file has the last word; and nothing is said twice of which there can be one."""
+"""The service a `.pod` file becomes (systemd.service(5)), and the socket that starts it (systemd.socket(5)): what runs
+the pod comes first, what the file says after it, so that the file has the last word; and nothing is said twice of which
+there can be one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from common.errors import RkpyError
 from common.records import NamedTuple
 from stage0 import caller, config, grammar, invocation, options, podservice, unitfile
-from stage0.podfile import quoting
-from stage0.podfile.keys import PASSED
+from stage0.podfile import quoting, sections
 from stage0.podfile.pods import PodWords, Word
 from stage0.podfile.search import PodFile
 from stage0.podfile.syntax import Entry, Parsed
 
 _DEFAULT_STOP = 10
-_LISTS = frozenset(("After", "RequiresMountsFor", "SuccessExitStatus", "ExecStopPost", "Documentation"))
+_DOCUMENTATION = "man:rkpy.pod(5) man:rkpy-run(1)"
+_OWN_SOCKET = "%N.socket"
+_LISTS = frozenset(
+    ("After", "Requires", "RequiresMountsFor", "Sockets", "SuccessExitStatus", "ExecStopPost", "Documentation")
+)
 """Keys of ours that add up: these are left to systemd, where an empty value takes ours back."""
 
 
@@ -26,21 +30,39 @@ class Line(NamedTuple):
     origin: Entry | None = None
 
 
-def text(file: PodFile, parsed: Parsed, pod: PodWords) -> str:
-    return "".join(f"{line.text}\n" for line in lines(file, parsed, pod))
+def made(file: PodFile, parsed: Parsed, pod: PodWords) -> dict[str, list[Line]]:
+    """The units of a pod without mistakes by their names: the service, and its socket if the file has a section for
+    it. That is what [Install] is about then: the service is started by whoever connects."""
+    service: dict[str, list[tuple[str, str]]] = {"Unit": [*_unit(file, pod)], "Service": [*_service(parsed, pod)]}
+    if sections.socket(parsed) is None:
+        return {file.unit: [*_lines(file, parsed, {**service, "Install": []})]}
+    # Whoever closes the socket wants it closed, and the app has it too. Started by hand, the pod gets it all the same.
+    service["Unit"].append(("Requires", _OWN_SOCKET))
+    service["Service"].append(("Sockets", _OWN_SOCKET))
+    wanted = [] if sections.is_installed(parsed) else [("WantedBy", sections.SOCKETS)]
+    socket: dict[str, list[tuple[str, str]]] = {"Unit": [*_socket(file, pod)], "Socket": [], "Install": wanted}
+    return {
+        file.unit: [*_lines(file, parsed, service)],
+        file.socket: [*_lines(file, parsed, socket, without="Unit")],
+    }
 
 
-def lines(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Line]:
-    """The unit of a pod without mistakes."""
-    ours = {"Unit": [*_unit(file, pod)], "Service": [*_service(pod)]}
+def text(lines: Iterable[Line]) -> str:
+    return "".join(f"{line.text}\n" for line in lines)
+
+
+def _lines(
+    file: PodFile, parsed: Parsed, ours: Mapping[str, list[tuple[str, str]]], without: str = ""
+) -> Iterator[Line]:
+    """A unit of these sections; `without` is the one in which the file speaks of another unit."""
     yield Line(f"# Made by rkpy's generator from {file.path}: change that, or drop in beside it.")
-    for section in PASSED:
-        theirs = [entry for entry in parsed.entries if entry.section == section]
+    for section in ours:
+        theirs = [entry for entry in parsed.entries if entry.section == section != without]
         given = {entry.key for entry in theirs if entry.key not in _LISTS}
-        if section in ours or theirs:
+        if ours[section] or theirs:
             yield Line("")
             yield Line(f"[{section}]")
-        yield from (Line(f"{key}={value}") for key, value in ours.get(section, ()) if key not in given)
+        yield from (Line(f"{key}={value}") for key, value in ours[section] if key not in given)
         yield from (Line(_copied(entry), entry) for entry in theirs)
 
 
@@ -51,21 +73,33 @@ def _copied(entry: Entry) -> str:
 
 def _unit(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
     yield "Description", f"Pod {pod.name}"
-    yield "Documentation", "man:rkpy-run(1)"
+    yield "Documentation", _DOCUMENTATION
     yield "SourcePath", unitfile.literal(file.path)
     if not caller.is_ordinary():
         yield "After", podservice.AFTER
     yield "RequiresMountsFor", " ".join(unitfile.quoted(path) for path in (_data(pod), *pod.sources))
 
 
-def _service(pod: PodWords) -> Iterator[tuple[str, str]]:
+def signals_to_reload(parsed: Parsed) -> bool:
+    """Whether systemd itself sends the pod a signal to have it reload, and would run ExecReload= besides
+    (systemd.service(5), Type=)."""
+    types = [entry.value for entry in parsed.entries if (entry.section, entry.key) == ("Service", "Type")]
+    return types[-1:] == ["notify-reload"]
+
+
+def _socket(file: PodFile, pod: PodWords) -> Iterator[tuple[str, str]]:
+    yield "Description", f"Socket of pod {pod.name}"
+    yield "Documentation", _DOCUMENTATION
+    yield "SourcePath", unitfile.literal(file.path)
+
+
+def _service(parsed: Parsed, pod: PodWords) -> Iterator[tuple[str, str]]:
     command = " ".join((unitfile.command(*invocation.command()), *(unitfile.quoted(word.text) for word in pod.leading)))
     name = quoting.literal(pod.name)
     yield from podservice.settings(_stop_timeout(pod.stop_timeout))
     yield "ExecStart", _command(f"{command} run", pod)
-    if pod.reload_signal:
-        signal = quoting.literal(pod.reload_signal)
-        yield "ExecReload", f"{command} kill {unitfile.quoted(f'--signal={signal}')} {unitfile.quoted(name)}"
+    if pod.reloads and not signals_to_reload(parsed):
+        yield "ExecReload", f"{command} reload {unitfile.quoted(name)}"
     yield "ExecStopPost", f"-{command} {' '.join(map(unitfile.quoted, podservice.after_stop(name)))}"
 
 
@@ -101,8 +135,16 @@ def _stop_timeout(text: str) -> int:
         return _DEFAULT_STOP
 
 
-def broken(file: PodFile) -> str:
-    """A unit for a file with mistakes: whoever wants the pod is told that it failed, and `systemctl status` why."""
+def broken(file: PodFile, parsed: Parsed) -> dict[str, str]:
+    """Units for a file with mistakes: whoever wants the pod is told that it failed, and `systemctl status` why. Of a
+    socket, nothing is listened on: its commands come before."""
+    service = ("Service", "Type=oneshot", "TimeoutStartSec", "ExecStart")
+    socket = ("Socket", "ListenFIFO=/run/%N", "TimeoutSec", "ExecStartPre")
+    found = {file.unit: _broken(file, *service)}
+    return found if sections.socket(parsed) is None else {**found, file.socket: _broken(file, *socket)}
+
+
+def _broken(file: PodFile, section: str, kind: str, timeout: str, key: str) -> str:
     check = unitfile.command(*invocation.command(), "unit", "check", file.path)
     path = unitfile.literal(file.path)
     return "\n".join((
@@ -112,12 +154,12 @@ def broken(file: PodFile) -> str:
         f"Description=Pod file {path}, in which there are mistakes",
         f"SourcePath={path}",
         "",
-        "[Service]",
-        "Type=oneshot",
+        f"[{section}]",
+        kind,
         # What does not go together in a large file takes long to find, and the boot may wait for us.
-        "TimeoutStartSec=60",
-        f"ExecStart={check}",
+        f"{timeout}=60",
+        f"{key}={check}",
         # Mended since, and systemd has not been told: systemctl daemon-reload.
-        "ExecStart=false",
+        f"{key}=false",
         "",
     ))  # fmt: skip

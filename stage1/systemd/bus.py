@@ -70,6 +70,10 @@ class Bus:
         load()
         self._serial = 0
         self._signals: deque[Any] = deque()
+        self._read = b""
+        """What has come of a message, when a deadline passed before all of it had."""
+        self._passed = 0
+        """Bytes that were passed over, of one that is too long."""
         self._timeout = timeout
         self.socket = Socket(AF_UNIX, SOCK_STREAM, 0)
         try:
@@ -156,47 +160,52 @@ class Bus:
             return body
 
     def _send(self, data: bytes) -> None:
+        self.socket.settimeout(self._timeout)
         while data:
             data = data[self.socket.send(data) :]
 
     def _line(self) -> bytes:
         line = b""
         while not line.endswith(b"\r\n") and len(line) < 4096:
-            line += self._exactly(1, time.monotonic() + self._timeout)
+            line += self._some(1, time.monotonic() + self._timeout)
         return line
 
     def _receive(self, deadline: float) -> Any:
-        """The next message; None for one that cannot be for us. Anybody on the bus may send us any."""
+        """The next message; None for one that cannot be for us. Anybody on the bus may send us any. TimeoutError leaves
+        the beginning of one for the next call."""
         from dbus_next._private.unmarshaller import Unmarshaller
 
-        head = self._exactly(16, deadline)
+        head = self._first(16, deadline)
         order = "<" if head[:1] == b"l" else ">"
         body, _, fields = struct.unpack(f"{order}III", head[4:])
         rest = (fields + 7) // 8 * 8 + body
-        while rest > LARGEST:
-            rest -= len(self._exactly(min(rest - LARGEST, LARGEST), deadline))
-            head = b""
-        data = head + self._exactly(rest, deadline)
+        data = b"" if rest > LARGEST else self._first(16 + rest, deadline)
+        while not data and self._passed < rest:
+            self._passed += len(self._some(min(rest - self._passed, LARGEST), deadline))
+        self._read, self._passed = b"", 0
         reader: Any = Unmarshaller
         try:
-            return reader(BytesIO(data)).unmarshall() if head else None
+            return reader(BytesIO(data)).unmarshall() if data else None
         except Exception:
             # The library knows no fields but those of its day, and says so in many ways.
             return None
 
-    def _exactly(self, count: int, deadline: float) -> bytes:
-        """Not a byte more: whoever has the socket after us begins with a whole message."""
-        data = b""
-        while len(data) < count:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(110, os.strerror(110))
-            self.socket.settimeout(left)
-            piece = self.socket.recv(count - len(data))
-            if not piece:
-                raise ConnectionResetError(104, os.strerror(104))
-            data += piece
-        return data
+    def _first(self, count: int, deadline: float) -> bytes:
+        """Of the message that is being read. Not a byte more: whoever has the socket after us begins with a whole
+        message."""
+        while len(self._read) < count:
+            self._read += self._some(count - len(self._read), deadline)
+        return self._read[:count]
+
+    def _some(self, count: int, deadline: float) -> bytes:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(110, os.strerror(110))
+        self.socket.settimeout(left)
+        piece = self.socket.recv(count)
+        if not piece:
+            raise ConnectionResetError(104, os.strerror(104))
+        return piece
 
 
 def _is_signal(message: Any) -> bool:

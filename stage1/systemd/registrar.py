@@ -46,11 +46,11 @@ SERVICE = "rkpy"
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 """A terminal sends them to us too; it is the monitor that decides, and lets go of our channel when we are to end."""
 JOBS = f"type='signal',sender='{SYSTEMD[0]}',interface='{SYSTEMD[2]}',member='JobRemoved'"
-_SYSTEMDS = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{SYSTEMD[0]}'"
+SYSTEMDS = f"type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='{SYSTEMD[0]}'"
 _START = "ssa(sv)a(sa(sv))"
 _NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 _NOBODY = "org.freedesktop.DBus.Error.NameHasNoOwner"
-_EXECUTED_ANEW = frozenset({_NO_REPLY, _NOBODY, "org.freedesktop.DBus.Error.ServiceUnknown"})
+EXECUTED_ANEW = frozenset({_NO_REPLY, _NOBODY, "org.freedesktop.DBus.Error.ServiceUnknown"})
 """What a call to a systemd comes to that leaves the bus for a moment, as it does in `systemctl daemon-reexec`."""
 _UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 _MACHINE_EXISTS = "org.freedesktop.machine1.MachineExists"
@@ -157,8 +157,8 @@ def _send(source: Channel, text: str, fds: tuple[int, ...] = ()) -> bool:
 def _work(manager: Manager, source: Channel, parent: int) -> None:
     connection = Bus(manager.bus, TIMEOUT)
     connection.listen(JOBS)
-    connection.listen(_SYSTEMDS)
-    _await_systemd(connection)
+    connection.listen(SYSTEMDS)
+    await_systemd(connection)
     message, fds = source.receive()
     if message != "pod":
         return
@@ -167,7 +167,7 @@ def _work(manager: Manager, source: Channel, parent: int) -> None:
     pod: Registration = loads(channel.read_memory_file(fds[0]))
     unit = "" if pod.keep else make_scope(connection, pod, parent)
     connection.ignore(JOBS)
-    systemd = _await_systemd(connection)
+    systemd = await_systemd(connection)
     connected = connection.socket.fileno()
     if unit:
         giving_up = channel.memory_file(bus.call_for_later(SYSTEMD, "AbandonScope", "s", (unit,), answer=True))
@@ -199,15 +199,15 @@ def make_scope(connection: Bus, pod: Registration, pid: int) -> str:
             require_done(connection, unit, job)
             return unit
         except SystemdError as error:
-            if error.name not in _EXECUTED_ANEW:
+            if error.name not in EXECUTED_ANEW:
                 raise
         # What it had been told may be lost, or only its answer.
-        _await_systemd(connection)
+        await_systemd(connection)
         if units.of(pid) in names:
             return units.of(pid)
 
 
-def _await_systemd(connection: Bus) -> str:
+def await_systemd(connection: Bus) -> str:
     """Its unique name, once it is on the bus. Raises SystemdError."""
     while True:
         try:

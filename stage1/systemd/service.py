@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from stage1.appsockets import NOTIFY, AppSocket
 from stage1.loop import Loop, Timer
@@ -28,6 +28,8 @@ _PATIENCE = 1.0
 """Seconds that the pod's last words may take."""
 _BURST, _WINDOW = 200, 1.0
 """Messages an app may send in so many seconds until it has to wait for the next such time."""
+_ANSWER = 2.0
+"""Seconds that an app has to say that it reloads, when it was told to. Which of them do nobody knows before."""
 _EVERY, _STEP = 1.0, 20.0
 """Seconds between two requests for more time while a machine boots, and how much is asked for."""
 
@@ -43,7 +45,12 @@ class Service:
         self._host = _Host(loop, plan.given.notify)
         self._listeners: dict[str, _Listener] = {}
         self._awaited = {app.name for app in plan.apps if _is_awaited(plan.ready, app)}
-        self._started = self._ready = self._reloading = self._stopping = self._triggered = False
+        self._started = self._ready = self._stopping = self._triggered = False
+        self._reloading: set[str] = set()
+        """The apps that are to say that they have reloaded, before the pod has."""
+        self._silent: set[str] = set()
+        """Those of them that were told to and have not answered yet."""
+        self._patience: Timer | None = None
         self._spoken = False
         """Whether the last status was an app's, which tells more than a number of apps."""
         self._running: dict[str, bool] = {}
@@ -108,6 +115,7 @@ class Service:
             self._listeners[name].drain()
         self._running.pop(name, None)
         self._fed.discard(name)
+        self._reloaded(name)
         if _is_awaited(self._plan.ready, app):
             self._awaited.add(name)
         if self._stopping:
@@ -128,6 +136,39 @@ class Service:
             self.status(f"app {name} is unhealthy")
         elif self._ready and not self._spoken:
             self._summarize()
+
+    def reload(self, apps: Iterable[str]) -> None:
+        """These apps are being told to reload. The pod has reloaded when those have that tell of it; at once if none
+        does. systemd takes no request before the pod is ready."""
+        if not self._ready or self._stopping:
+            return
+        self._say_reloading()
+        self._reloading |= {name for name in apps if self._running.get(name)}
+        if not self._reloading:
+            self._host.say_now(READY="1")
+            return
+        self._silent |= self._reloading
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = self._loop.call_later(_ANSWER, self._lose_patience)
+
+    def _say_reloading(self, stamp: str = "") -> None:
+        """`stamp`: microseconds of CLOCK_MONOTONIC; now, if it is empty. An earlier one than that of the request would
+        be of another reload (sd_notify(3))."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._host.say_now(RELOADING="1", MONOTONIC_USEC=stamp or str(now))
+
+    def _lose_patience(self) -> None:
+        """Of its reloads an app may say nothing, though it has told that it is ready."""
+        for name in list(self._silent):
+            self._reloaded(name)
+
+    def _reloaded(self, name: str) -> None:
+        self._silent.discard(name)
+        if name in self._reloading:
+            self._reloading.discard(name)
+            if not self._reloading and not self._stopping:
+                self._host.say_now(READY="1")
 
     def alive(self) -> None:
         """The supervisor has answered."""
@@ -188,13 +229,8 @@ class Service:
             text = "".join(char if char.isprintable() else " " for char in fields["STATUS"][:MAX_STATUS])
             self.status(f"{name}: {text}")
         self._spoken = "STATUS" in fields or (self._spoken and fields.get("READY") != "1")
-        if fields.get("RELOADING") == "1" and alone and self._ready and not self._host.is_behind:
-            self._reloading = True
-            stamp = fields.get("MONOTONIC_USEC", "")
-            if _is_number(stamp) and self._plan.machine is not None:
-                # By the clock of another kernel, which may have begun later; ours is later than the request to reload.
-                stamp = str(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000)
-            self._host.say_now(RELOADING="1", **({"MONOTONIC_USEC": stamp} if _is_number(stamp) else {}))
+        if fields.get("RELOADING") == "1":
+            self._hear_reloading(name, fields.get("MONOTONIC_USEC", ""), alone)
         elif fields.get("READY") == "1":
             self._hear_ready(name)
         extension = fields.get("EXTEND_TIMEOUT_USEC", "")
@@ -207,10 +243,18 @@ class Service:
             self._triggered = True
             self._host.say_now(WATCHDOG="trigger")
 
+    def _hear_reloading(self, name: str, stamp: str, alone: bool) -> None:
+        """Of its own accord, which the pod does then, too, if there is nobody else; or because it was told to."""
+        if name in self._silent:
+            self._silent.discard(name)
+        elif alone and self._ready and not self._stopping and not self._host.is_behind:
+            self._reloading.add(name)
+            # A machine's clock is that of another kernel, which may have begun later.
+            self._say_reloading(stamp if _is_number(stamp) and self._plan.machine is None else "")
+
     def _hear_ready(self, name: str) -> None:
-        if self._reloading:
-            self._reloading = False
-            self._host.say_now(READY="1")
+        if name in self._reloading:
+            self._reloaded(name)
         elif self._plan.ready == READY_NOTIFY:
             self._awaited.discard(name)
             self._review()

@@ -83,10 +83,15 @@ def of_scope(pids: list[int], controller: str, stop_timeout: int) -> Iterator[Pr
     yield from _of_any(stop_timeout)
 
 
-def of_service(command: list[str], stop_post: list[str], stop_timeout: int) -> Iterator[Property]:
-    """What a service has that runs one pod once (systemd.service(5)). Commands begin with an absolute path."""
+def of_service(
+    command: list[str], stop_post: list[str], stop_timeout: int, reload: list[str] | None = None
+) -> Iterator[Property]:
+    """What a service has that runs one pod once (systemd.service(5)). Commands begin with an absolute path; `reload` is
+    of a pod that can."""
     yield "Type", "s", "notify"
     yield "ExecStart", "a(sasb)", [[command[0], command, False]]
+    if reload:
+        yield "ExecReload", "a(sasb)", [[reload[0], reload, False]]
     yield "ExecStopPost", "a(sasb)", [[stop_post[0], stop_post, True]]
     yield "KillMode", "s", "mixed"
     # As `stage0.podservice` has it.

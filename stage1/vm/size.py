@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from common.records import NamedTuple
 from stage1.limits import Limits
+from stage1.resources import together
 from stage1.vm.machine import MEBIBYTE, TRANSLATED
 
 OVERHEAD = 128 * MEBIBYTE
@@ -47,13 +48,16 @@ def of(
     guest = _whole(max(LEAST, min(asked, host_memory)))
     cpus = max(1, min(-(-_cpu(pod, apps) // 1000), host_cpus))
     around = OUTSIDE + (TRANSLATED * MEBIBYTE if acceleration == "tcg" else 0)
+    # The guest cannot tell what its files are on, so this is where limits of I/O are kept; and an app that is alone in
+    # there has nobody to share with but other pods.
+    all_apps = together(apps)
     outside = Limits(
         memory=guest + around + volumes,
         cpu=pod.cpu,
-        cpu_weight=pod.cpu_weight,
+        cpu_weight=pod.cpu_weight or all_apps.cpu_weight,
         pids=PROCESSES,
-        io_bandwidth=pod.io_bandwidth or _sum(apps, lambda limits: limits.io_bandwidth),
-        io_operations=pod.io_operations or _sum(apps, lambda limits: limits.io_operations),
+        io_bandwidth=pod.io_bandwidth or all_apps.io_bandwidth,
+        io_operations=pod.io_operations or all_apps.io_operations,
     )
     return Size(guest, cpus, outside)
 
@@ -74,13 +78,6 @@ def _with_rest(apps: Sequence[Limits], which: Callable[[Limits], int], rest: int
     some will be added to."""
     limited = [which(limits) for limits in apps]
     return sum(limited) + (0 if limited and all(limited) else rest)
-
-
-def _sum(apps: Sequence[Limits], which: Callable[[Limits], int]) -> int:
-    """What the apps may have together; 0 when one has no limit. The guest cannot tell what its files are on, so this is
-    where such limits are kept."""
-    limited = [which(limits) for limits in apps]
-    return sum(limited) if all(limited) else 0
 
 
 def _whole(size: int) -> int:

@@ -20,11 +20,12 @@ from stage1.channel import Channel
 from stage1.enclosure import Hear
 from stage1.loop import READ, Loop
 from stage1.plan import AppPlan, PodPlan, dumps
-from stage1.vm import guestplan, qemu
+from stage1.vm import guestplan, oomkills, qemu
 from stage1.vm.bridge import Bridge, Calls
 from stage1.vm.console import Console
 from stage1.vm.guestplan import Place
 from stage1.vm.machine import Machine
+from stage1.vm.oomkills import OomKills
 from stage1.vm.share import Served, Share
 from stage1.vm.visits import Visits
 
@@ -59,6 +60,7 @@ class VirtualMachine:
         self._bridge: Bridge | None = None
         self._loop: Loop | None = None
         self._virtiofsd: Served | None = None
+        self._oom_kills = OomKills(())
         self._status: int | None = None
         """QEMU's wait status, once it is gone."""
         self._is_over = False
@@ -78,6 +80,7 @@ class VirtualMachine:
         try:
             self._qemu = qemu.start(self._machine, self._plan, cgroup)
             self.pid = self._qemu.pid
+            self._oom_kills = oomkills.of(self.pid)
             self._virtiofsd = self._share.serve(
                 self._machine, self._qemu.pidfd, self._qemu.share, self._qemu.complaints, cgroup
             )
@@ -148,7 +151,8 @@ class VirtualMachine:
         if not by_itself:
             return ""
         if os.WIFSIGNALED(status):
-            return f"QEMU was killed by signal {os.WTERMSIG(status)}{self._last()}"
+            how = self._oom_kills.why() or f"by signal {os.WTERMSIG(status)}"
+            return f"QEMU was killed {how}{self._last()}"
         if status:
             return f"QEMU has ended with status {os.WEXITSTATUS(status)}{self._last()}"
         return f"the virtual machine has switched itself off{self._last(of_qemu=False)}"
@@ -171,7 +175,9 @@ class VirtualMachine:
         """Without it no file can be had any more. It ends as well when QEMU does, which is heard of by the bridge, soon
         after virtiofsd has been collected at the latest."""
         self._collect_virtiofsd()
-        text = "virtiofsd has ended, which the virtual machine has its files from"
+        why = self._oom_kills.why()
+        how = f"was killed {why}" if why else "has ended"
+        text = f"virtiofsd {how}, which the virtual machine has its files from"
         if self._loop is not None:
             self._loop.call_later(_GRACE, lambda: self._fail(text))
 
@@ -239,6 +245,9 @@ class VirtualMachine:
 
     def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
         call()  # The agent has seen to it.
+
+    def lacked_memory(self) -> bool:
+        return bool(self._oom_kills.why())
 
     def clear(self, name: str) -> None:
         self.tell(f"cleared {name}")

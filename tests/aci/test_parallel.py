@@ -14,7 +14,7 @@ import pytest
 from aci import parallel
 from common.errors import ImageError, StoreError, TrustError
 
-DEADLINE = 20.0
+DEADLINE = 120.0
 
 
 def _until(condition: Callable[[], bool]) -> None:

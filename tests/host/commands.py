@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 from tests.ordinary import User
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 120
+TIMEOUT = 400
 """Seconds until a command counts as hung; far above what any takes."""
 
 

@@ -22,13 +22,14 @@ from typing import IO, Any, NamedTuple
 
 import pytest
 
+from common import syscalls
 from stage1 import logreader, poddir, supervised
 from tests import images, ordinary
 from tests.host.commands import Rkpy
 from tests.host.oci import build_oci
 from tests.ordinary import User
 
-DEADLINE = 60.0
+DEADLINE = 300.0
 """Seconds until a test gives up waiting for what should take milliseconds, or a few seconds where a machine boots."""
 
 NAMESPACES = "namespaces"
@@ -284,6 +285,18 @@ def _as_added(pod: Sequence[object], app: str) -> list[str]:
             found[-1] += f",{volumes.pop(fields['volume'])}"
     assert not volumes, pod
     return found
+
+
+@contextmanager
+def small_disk(place: Path, mebibytes: int) -> Iterator[Path]:
+    """A file system of its own at `place`, with a directory `ground` in it."""
+    place.mkdir()
+    syscalls.mount("tmpfs", str(place), "tmpfs", 0, f"size={mebibytes}m,mode=755")
+    try:
+        (place / "ground").mkdir()
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 Files = Mapping[str, bytes | str]

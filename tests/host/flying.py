@@ -19,7 +19,7 @@ from stage1.flavour import EnterRequest, Mount, PreparedApp, PreparedPod
 from tests import leaks
 
 UUID = "5d7a9b1e-0000-4000-8000-"
-DEADLINE = 20.0
+DEADLINE = 120.0
 """Seconds until a test gives up waiting for what should take milliseconds."""
 
 

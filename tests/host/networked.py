@@ -17,7 +17,7 @@ from tests.host.flavours import shell_status
 from tests.netlab import FAR4, FAR6, UPLINK, Lab
 from tests.ordinary import User
 
-DEADLINE = 60.0
+DEADLINE = 300.0
 
 
 class NetPod:
@@ -123,7 +123,7 @@ class Site:
         if process.poll() is not None:
             raise AssertionError(process.communicate())
         uuid = saved.read_text().strip()
-        done = self("status", "--wait-ready=60s", uuid)
+        done = self("status", "--wait-ready=300s", uuid)
         assert done.status == 0, (done, process.poll(), process.communicate() if process.poll() is not None else "")
         return NetPod(self, process, uuid)
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from tests.servers import free_port
 
 USER, PASSWORD = "tester", "correct horse"
-DEADLINE = 30
+DEADLINE = 120
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"

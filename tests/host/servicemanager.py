@@ -78,6 +78,14 @@ class Manager:
             assert time.monotonic() < end, f"no {key}={value} in {self.heard}"
             self.hear(0.2)
 
+    def until_silent(self, key: str, seconds: float = 1.0) -> None:
+        """Wait until no message with this field has come for so long."""
+        end, before = time.monotonic() + DEADLINE, -1
+        while (count := len(self.values(key))) != before:
+            assert time.monotonic() < end, f"{key} never stops: {self.heard}"
+            before = count
+            time.sleep(seconds)
+
     def values(self, key: str) -> list[str]:
         self.drain()
         return [message.fields[key] for message in self.heard if key in message.fields]
@@ -107,6 +115,7 @@ def service(
         stderr=subprocess.PIPE,
         text=True,
         env={**ground.rkpy.environment(), **environment},
+        start_new_session=True,  # Services have no terminal.
     )
     try:
         yield Running(process, file)

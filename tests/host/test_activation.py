@@ -241,13 +241,13 @@ def test_a_port_that_systemd_holds_is_neither_claimed_nor_led_into_the_pod(site:
     try:
         until(lambda: process.poll() is not None or (file.exists() and file.read_text().strip()))
         uuid = file.read_text().strip()
-        site.ok("status", "--wait-ready=60s", uuid)
+        site.ok("status", "--wait-ready=300s", uuid)
         (pod,) = json.loads(site.ok("list", "--format=json"))
-        assert "8080" not in json.dumps(pod)
+        assert ":8080" not in json.dumps(pod) and '": 8080' not in json.dumps(pod)
         fds = site.ok("enter", uuid, "/bin/ls", "-l", "/proc/self/fd")
         assert "socket:" not in fds
         leader = site.ok("status", uuid)
-        assert "8080" not in leader
+        assert ":8080" not in leader
         rules = site.lab.host("nft", "list", "ruleset")
         assert "7007" in rules
         assert "8080" not in rules

@@ -298,7 +298,7 @@ def told(rkpy: Recorded, which: int = 0) -> dict[str, Any]:
 
 
 def test_start_undoes_and_repeats(rkpy: Recorded, started: Starter, image: str) -> None:
-    pod = started("run", "--stage1=recorder", "--private-users", image)
+    pod = started("run", "--stage1=recorder", "--private-users", "--net=none", image)
     before = (pod / "private-users").read_text()
     rkpy.ok("stop", pod.name)
     rkpy.ok("status", "--wait=60s", pod.name)
@@ -306,6 +306,7 @@ def test_start_undoes_and_repeats(rkpy: Recorded, started: Starter, image: str) 
     assert started("start", "--hostname=other", pod.name) == pod
     assert len(rkpy.calls("gc")) == 1
     assert [told(rkpy, which)["hostname"] for which in (0, 1)] == [f"rkpy-{pod.name}", "other"]
+    assert [told(rkpy, which)["net"] for which in (0, 1)] == [("none",), ("none",)], "as it was typed the first time"
     assert (pod / "private-users").read_text() == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -647,6 +648,29 @@ def test_empty_volumes(ground: Ground, variant: Variant) -> None:
     assert ground.ask(variant, "stat /data + list /data + write /data/x 1", "--user=web", pod=pod) == [
         "directory 0750 33 34"
     ]
+
+
+@every(HERE)
+def test_a_named_volume_outlives_its_pods(ground: Ground, variant: Variant) -> None:
+    """Made for the first, found by the second whatever that would have made, and removed when both are collected."""
+    name = f"{variant.name}_1"
+    mount = "--mount=volume=data,target=/data"
+    first = [f"--volume=data,kind=named,source={name},mode=0770,uid=33,gid=34", mount]
+    ask = "stat /data + write /data/new mine + stat /data/new"
+    lines = ground.ask(variant, ask, "--user=web", "--group=web", pod=first)
+    assert lines == ["directory 0770 33 34", "file 0644 33 34"]
+    second = [f"--volume=data,kind=named,source={name},readOnly=true,mode=0700", mount]
+    ask = "stat /data + try write /data/x 1 + read /data/new"
+    assert ground.ask(variant, ask, pod=second) == ["directory 0770 33 34", "/data/x: Read-only file system", "mine"]
+    (listed,) = json.loads(ground.rkpy.ok("volume", "list", "--format=json"))
+    assert (listed["name"], len(listed["pods"])) == (name, 2)
+    refused = ground.rkpy("volume", "rm", name)
+    assert (refused.status, f'volume "{name}" is used by pod "' in refused.err) == (254, True), refused
+    for _ in range(2):  # Dead pods become garbage at the first run, and are removed at the second.
+        ground.rkpy.ok("gc", "--grace-period=0s")
+    assert ground.rkpy.ok("volume", "list", "--no-legend").split()[:2] == [name, "0"]
+    assert ground.rkpy.ok("volume", "rm", name) == f'"{name}"\n'
+    assert ground.rkpy.ok("volume", "list", "--no-legend") == ""
 
 
 @every(NAMESPACES)

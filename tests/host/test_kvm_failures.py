@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -35,7 +36,8 @@ def children(pid: int) -> dict[str, int]:
     """Of a monitor: its machine's processes by name."""
     found = {}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found[Path(f"/proc/{child}/comm").read_text().strip()] = int(child)
+        with contextlib.suppress(OSError):  # It may have ended meanwhile.
+            found[Path(f"/proc/{child}/comm").read_text().strip()] = int(child)
     return found
 
 
@@ -114,16 +116,9 @@ def test_what_is_no_kernel(ground: Ground, kernel: str, line: str) -> None:
 
 
 def test_no_room_for_what_it_boots_from(tmp_path: Path, inspector: str) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m,mode=755", "disk", disk], check=True)
-    try:
-        (disk / "ground").mkdir()
-        with flavours.ground(disk / "ground", inspector) as ground:
-            result = ground.pod(KVM, ground.app("say up"))
-            one_line(result, "cannot keep what virtual machines boot from", "no space left on device")
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    with flavours.small_disk(tmp_path / "disk", 6) as disk, flavours.ground(disk / "ground", inspector) as ground:
+        result = ground.pod(KVM, ground.app("say up"))
+        one_line(result, "cannot keep what virtual machines boot from", "no space left on device")
 
 
 def test_no_memory_for_the_guest(ground: Ground) -> None:
@@ -208,6 +203,34 @@ def test_a_part_of_it_is_killed(ground: Ground, name: str, line: str) -> None:
     assert poddir.read_ending(ground.place(uuid), "app") == Ending(137, signal=9)
     assert ground.rkpy.ok("logs", uuid) == "up\n"
     assert ground.status(uuid)["state"] == "exited"
+
+
+FILL = """
+dd if=/dev/zero of=/fat bs=65536 2>&1 | grep 'No space left on device'
+until test ! -e /fat; do sleep 0.1; done
+echo room
+exit 3
+"""
+
+
+def test_a_guest_that_fills_the_disk_harms_only_itself(tmp_path: Path, inspector: str) -> None:
+    with flavours.small_disk(tmp_path / "disk", 160) as disk, flavours.ground(disk / "ground", inspector) as ground:
+        image = ground.image({**images.busybox_files(), "bin/dd": "->busybox", "bin/grep": "->busybox"})
+        with ground.running(KVM, [image, "--name=app", "--exec=/bin/sh", "--", "-c", FILL]) as running:
+            assert "No space left on device" in running.line()
+            uuid = running.uuid
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                (disk / "more").write_bytes(bytes(1 << 20))
+            assert ground.status(uuid)["state"] == "running"
+            ground.rkpy.ok("enter", uuid, "/bin/busybox", "rm", "/fat")
+            assert running.line() == "room"
+            result = running.wait()
+        assert (result.status, result.err) == (3, "")
+        assert poddir.read_ending(ground.place(uuid), "app") == Ending(3)
+        logs = ground.rkpy("logs", uuid)
+        # The first line, or on the other stream that there was no room for it.
+        assert logs.out.endswith("room\n"), logs
+        assert (logs.out + logs.err).count("o space left on device\n") == 1, logs
 
 
 def test_the_monitor_is_killed(ground: Ground) -> None:

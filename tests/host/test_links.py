@@ -90,7 +90,7 @@ class Site:
         assert "error" not in answer, answer
 
     def ping(self, where: str, address: str) -> bool:
-        done = self.lab.finish(where, "busybox", "ping", "-c1", "-W5", address, check=False)
+        done = self.lab.finish(where, "busybox", "ping", "-c1", "-W20", address, check=False)
         return done.returncode == 0
 
     def ip(self, where: str, *words: str) -> Any:

@@ -86,18 +86,22 @@ def test_apps_end_as_they_do_anywhere(ground: Ground, notes: Path) -> None:
         ground.app("zombies 5 + say up + sleep", "--name=other", "--stop-signal=SIGUSR1"),
     ]
     staying = {"deaf", "other"}
-    with ground.running(KVM, *apps, pod=["--exit-policy=until-all", "--stop-timeout=1s", *noting(notes)]) as running:
+    with ground.running(KVM, *apps, pod=["--exit-policy=until-all", "--stop-timeout=5s", *noting(notes)]) as running:
         uuid = running.uuid
         place = ground.place(uuid)
-        ground.rkpy.ok("status", "--wait-ready=60s", uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", uuid)
 
         def states() -> dict[str, str]:
             found: dict[str, str] = control.request(place, {"op": "states"})["states"]
             return found
 
         until(lambda: {name for name, state in states().items() if state == "running"} == staying, states)
-        processes = ground.rkpy.ok("enter", "--app=other", uuid, "/bin/inspect", "ps").splitlines()
-        assert "Z" not in [line.split()[2] for line in processes]
+
+        def kinds() -> list[str]:
+            processes = ground.rkpy.ok("enter", "--app=other", uuid, "/bin/inspect", "ps").splitlines()
+            return [line.split()[2] for line in processes]
+
+        until(lambda: "Z" not in kinds())
         ground.rkpy.ok("stop", uuid)
         assert running.wait().status != 0
     assert {name: poddir.read_ending(place, name) for name in ENDINGS} == ENDINGS
@@ -201,7 +205,16 @@ def test_apps_tell_how_they_fare(ground: Ground, notes: Path, host: Manager) -> 
     check = ('--health-cmd=["/bin/service", "need:/notes/GO", "exit:0"]', "--health-interval=200ms")
     apps = [
         [image, "--name=one", notifies, "--exec=/bin/service", "--", *telling],
-        [image, "--name=two", *check, "--health-retries=1", "--exec=/bin/service", "--", "show:NOTIFY_SOCKET"],
+        [
+            image,
+            "--name=two",
+            "--reload-signal=HUP",
+            *check,
+            "--health-retries=1",
+            "--exec=/bin/service",
+            "--",
+            "show:NOTIFY_SOCKET",
+        ],
     ]
     words = ground.words(KVM, *noting(notes))
     with service(ground, words, apps, NOTIFY_SOCKET=host.address, WATCHDOG_USEC="60000000") as running:
@@ -221,6 +234,8 @@ def test_apps_tell_how_they_fare(ground: Ground, notes: Path, host: Manager) -> 
         assert before <= stamp <= time.monotonic_ns() // 1000
         host.until("STATUS", "one: reloaded", after=after)
         assert logged(ground, uuid, "two") == ["NOTIFY_SOCKET"], "an app that does not tell has no socket"
+        os.kill(running.process.pid, signal.SIGHUP)
+        until(lambda: logged(ground, uuid, "two")[-1:] == ["reloaded"])
         assert logged(ground, uuid, "one")[:2] == ["NOTIFY_SOCKET=/run/systemd/notify", "barrier"]
         os.kill(int(ground.status(uuid)["pid"]), signal.SIGRTMIN + 4)
         host.until("STOPPING", "1")

@@ -20,7 +20,7 @@ from tests.gpg import Signer, signer
 from tests.host.commands import ROOT, Rkpy
 from tests.host.oci import build_oci
 
-DEADLINE = 60.0
+DEADLINE = 300.0
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_nobody_reads_what_is_complained_of(site: Site) -> None:
         os.write(theirs, bytes(4096))
         process = _run(site, f"--uuid-file-save={site.directory / 'uuid'}", stderr=theirs)
         until(lambda: (site.directory / "uuid").exists() and (site.directory / "uuid").read_text().strip())
-        site.ok("status", "--wait-ready=60s", (site.directory / "uuid").read_text().strip())
+        site.ok("status", "--wait-ready=300s", (site.directory / "uuid").read_text().strip())
         process.terminate()
         process.communicate(timeout=DEADLINE)
         site.settles_to(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -245,8 +246,13 @@ def _children(pid: int) -> list[int]:
 
 def _has_open(virtiofsd: int, *paths: pathlib.Path) -> list[str]:
     wanted = {(path.stat().st_dev, path.stat().st_ino) for path in paths}
-    names = [f"/proc/{pid}/fd/{fd}" for pid in _children(virtiofsd) for fd in os.listdir(f"/proc/{pid}/fd")]
-    return [name for name in names if (os.stat(name).st_dev, os.stat(name).st_ino) in wanted]
+    found = []
+    for name in [f"/proc/{pid}/fd/{fd}" for pid in _children(virtiofsd) for fd in os.listdir(f"/proc/{pid}/fd")]:
+        with contextlib.suppress(FileNotFoundError):  # It may have been closed meanwhile.
+            status = os.stat(name)
+            if (status.st_dev, status.st_ino) in wanted:
+                found.append(name)
+    return found
 
 
 def _eventually(happens: Callable[[], bool]) -> None:

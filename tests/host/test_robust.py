@@ -9,13 +9,11 @@ import re
 import resource
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from common import syscalls
 from stage1 import control, poddir
 from tests.host import flavours
 from tests.host.flavours import NAMESPACES, QUICK, SUPERVISED, Ground, Running, Variant, every, until
@@ -67,7 +65,7 @@ def test_stopped_while_it_waits_for_its_next_start(ground: Ground, variant: Vari
     with ground.running(variant, app) as running:
         uuid = running.uuid
         place = ground.place(uuid)
-        until(lambda: poddir.read_restarts(place, "app") >= 2 and poddir.read_ending(place, "app"))
+        until(lambda: poddir.read_restarts(place, "app") >= 6 and poddir.read_ending(place, "app"))
         ground.rkpy.ok("stop", uuid)
         assert running.wait().status == 5
     assert poddir.read_ending(place, "app") == poddir.Ending(5)
@@ -159,20 +157,9 @@ def test_what_cannot_be_entered(ground: Ground, variant: Variant, content: str) 
 # --- a full disk
 
 
-@contextlib.contextmanager
-def small_disk(place: Path, mebibytes: int) -> Iterator[Path]:
-    place.mkdir()
-    syscalls.mount("tmpfs", str(place), "tmpfs", 0, f"size={mebibytes}m,mode=755")
-    try:
-        (place / "ground").mkdir()
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
 @every(SUPERVISED, QUICK)
 def test_an_app_that_fills_the_disk_harms_only_itself(variant: Variant, tmp_path: Path, inspector: str) -> None:
-    with small_disk(tmp_path / "disk", 16) as disk, flavours.ground(disk / "ground", inspector) as ground:
+    with flavours.small_disk(tmp_path / "disk", 16) as disk, flavours.ground(disk / "ground", inspector) as ground:
         image = ground.image()
         app = ground.app("say up + wait-for /tmp/go + exit 3", image=image)
         with ground.running(variant, app) as running:

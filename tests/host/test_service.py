@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -93,7 +95,7 @@ def test_an_app_with_the_annotation_says_when_it_is_ready(
         host.until("READY", "1")
         host.until("STATUS", "app:  [2Jserving")
         assert running.line() == "barrier"
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
 
 
 @every(SEVERAL, QUICK)
@@ -162,16 +164,14 @@ def test_an_app_that_never_stops_talking_is_heard_in_measure(
     variant: Variant, ground: Ground, image: str, host: Manager
 ) -> None:
     words = ground.words(variant, "--ready=started")
-    with service(
-        ground, words, [app(image, "every:0:STATUS=again", flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address
-    ) as running:
-        host.until("STATUS", "app: again")
-        until(lambda: ground.rkpy("status", "--wait-ready=1s", running.uuid).status == 0)
-        host.drain()
-        before, start = len(host.heard), time.monotonic()
-        while time.monotonic() < start + 1:
-            host.hear(0.1)
-        assert 0 < len(host.heard) - before <= (time.monotonic() - start) / 0.05 + 1
+    start = time.monotonic()
+    with service(ground, words, [app(image, "every:0:STATUS=again", flags=(NOTIFIES,))], NOTIFY_SOCKET=host.address):
+        after = 0
+        for _ in range(30):
+            again = host.until("STATUS", "app: again", after=after)
+            after = host.heard.index(again, after) + 1
+        count = len([message for message in host.heard if message.fields.get("STATUS") == "app: again"])
+        assert count <= (time.monotonic() - start) / 0.05 + 1
 
 
 @every(SUPERVISED, QUICK)
@@ -190,6 +190,104 @@ def test_reloads_of_a_single_app_are_passed_on(variant: Variant, ground: Ground,
         assert running.line() == "reloaded"
 
 
+def reloading(host: Manager, after: int) -> None:
+    """The pod has said that it reloads, and after that that it has."""
+    stamp = int(host.until("RELOADING", "1", after=after).fields["MONOTONIC_USEC"])
+    assert 0 < stamp <= time.monotonic_ns() // 1000
+    turns = [host.until(name, "1", after=after) for name in ("RELOADING", "READY")]
+    assert host.heard.index(turns[0]) < host.heard.index(turns[1])
+
+
+@every(SEVERAL, QUICK)
+def test_a_pod_reloads_by_sighup_and_by_the_command(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    """Each app by its own signal, or not at all; the pod has when those have that tell. For one that says nothing of it
+    nobody waits long."""
+    apps = [
+        app(image, "say:READY=1", flags=("--name=tells", NOTIFIES)),
+        app(image, "ignore:10", "say:READY=1", flags=("--name=silent", NOTIFIES, "--reload-signal=USR1")),
+        app(image, flags=("--name=plain",)),
+        app(image, "print:up", flags=("--name=spared", "--reload-signal=")),
+    ]
+    words = ground.words(variant, "--reload-signal=HUP", "--exit-policy=until-all")
+    with service(ground, words, apps, NOTIFY_SOCKET=host.address) as running:
+        host.until("READY", "1")
+        assert running.line().split()[-1] == "up"
+        for ask in (
+            lambda: os.kill(running.process.pid, signal.SIGHUP),
+            lambda: ground.rkpy.ok("reload", running.uuid),
+            lambda: ground.rkpy.ok("reload", f"--main-pid={running.process.pid}"),
+        ):
+            after = len(host.heard)
+            ask()
+            reloading(host, after)
+            # One of them complains, twice, that there is nobody to tell.
+            assert [running.line().split()[-1] for _ in range(4)].count("reloaded") == 2
+            ground.rkpy("kill", "--app=silent", running.uuid)
+            until(lambda: "silent\texited" in ground.rkpy.ok("app", "list", "--no-legend", running.uuid))
+        assert ground.rkpy.ok("app", "list", "--no-legend", running.uuid).count("running") == 3
+        assert len(host.values("RELOADING")) == 3
+
+
+@every(SUPERVISED, QUICK)
+def test_without_apps_that_tell_it_has_reloaded_at_once(
+    variant: Variant, ground: Ground, image: str, host: Manager
+) -> None:
+    flags = ("--reload-signal=HUP", "--stop-signal=USR2")
+    words = ground.words(variant, "--stop-timeout=1")
+    with service(
+        ground, words, [app(image, "ignore:12", "print:up", flags=flags)], NOTIFY_SOCKET=host.address
+    ) as running:
+        host.until("READY", "1")
+        assert running.line() == "up"
+        after = len(host.heard)
+        os.kill(running.process.pid, signal.SIGHUP)
+        reloading(host, after)
+        assert [running.line() for _ in range(3)][-1] == "reloaded"
+        os.kill(running.process.pid, signal.SIGTERM)
+        host.until("STOPPING", "1")
+        os.kill(running.process.pid, signal.SIGHUP)  # as SendSIGHUP= has it
+        assert running.process.stdout is not None
+        assert running.process.stdout.read() == ""
+
+
+@every(QUICK)
+def test_pods_without_a_signal_to_reload_by_say_so_and_go_on(variant: Variant, ground: Ground, image: str) -> None:
+    with service(ground, ground.words(variant), [app(image, "print:up")]) as running:
+        assert running.line() == "up"
+        assert "has a signal to reload by" in ground.rkpy("reload", running.uuid).err
+        assert "not a PID" in ground.rkpy("reload", "--main-pid=").err
+        assert "main process 1" in ground.rkpy("reload", "--main-pid=1").err
+        assert ground.status(running.uuid)["state"] == "running"
+        os.kill(running.process.pid, signal.SIGTERM)
+        assert servicemanager.status(running.process) == 0
+
+
+def test_under_fly_the_command_sends_the_signal(ground: Ground, image: str) -> None:
+    words = ground.words(flavours.claiming(FLY)[0], "--reload-signal=HUP")
+    with service(ground, words, [app(image, "print:up")]) as running:
+        assert running.line() == "up"
+        ground.rkpy.ok("reload", f"--main-pid={running.process.pid}")
+        assert [running.line() for _ in range(3)][-1] == "reloaded"
+
+
+def test_on_a_terminal_sighup_means_that_it_is_gone(ground: Ground, image: str) -> None:
+    variant = flavours.claiming(SUPERVISED)[0]
+    words = [*ground.words(variant), *app(image, "print:up", flags=("--reload-signal=HUP",))]
+    ours, theirs = pty.openpty()
+    command = ["setsid", "--ctty", *ground.rkpy.command(*words)]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.PIPE, text=True, env=ground.rkpy.environment()
+    ) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        os.close(ours)
+        assert process.wait(timeout=flavours.DEADLINE) == 0
+        assert process.stdout.read() == ""
+
+
 @every(SUPERVISED, QUICK)
 def test_a_manager_that_does_not_listen_for_a_while_misses_no_turn(
     variant: Variant, ground: Ground, image: str, host: Manager
@@ -204,9 +302,9 @@ def test_a_manager_that_does_not_listen_for_a_while_misses_no_turn(
         after = len(host.heard)
         ground.rkpy.ok("kill", "--signal=HUP", running.uuid)
         assert running.line() == "reloaded"
-        turns = [host.until("RELOADING", "1", after=after), host.until("READY", "1", after=after)]
-        assert host.heard.index(turns[0]) < host.heard.index(turns[1])
-        host.until("STATUS", "app: busy", after=host.heard.index(turns[1]))
+        reloading = host.heard.index(host.until("RELOADING", "1", after=after), after)
+        ready = host.heard.index(host.until("READY", "1", after=reloading), reloading)
+        host.until("STATUS", "app: busy", after=ready)
         host.fill()
         os.kill(int(ground.status(running.uuid)["pid"]), signal.SIGRTMIN + 4)
         host.until("STOPPING", "1")
@@ -288,7 +386,7 @@ def test_a_pod_that_is_asked_to_end_ends_like_its_app(variant: Variant, ground: 
     words = ground.words(variant)
     app = ground.app("sleep 1000", f"--stop-signal={number.name}")
     with service(ground, words, [app]) as running:
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         os.kill(running.process.pid, signal.SIGTERM)
         assert running.process.wait(timeout=flavours.DEADLINE) == -number, "a death by signal, and no exit status"
 
@@ -299,7 +397,7 @@ def test_what_machined_sends_to_the_leader_ends_the_pod(
     variant: Variant, ground: Ground, image: str, offset: int
 ) -> None:
     with service(ground, ground.words(variant), [app(image)]) as running:
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         os.kill(int(ground.status(running.uuid)["pid"]), signal.SIGRTMIN + offset)
         assert servicemanager.status(running.process) == 0
 
@@ -320,7 +418,7 @@ def test_kill_signals_apps(variant: Variant, ground: Ground, image: str) -> None
 def test_kill_signals_one_app(variant: Variant, ground: Ground, image: str) -> None:
     apps = [app(image, "print:up", flags=(f"--name={name}",)) for name in ("one", "two")]
     with service(ground, ground.words(variant, "--exit-policy=until-all"), apps) as running:
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         ground.rkpy.ok("kill", "--app=two", running.uuid)
         until(lambda: ground.status(running.uuid)["state"] == "running")
         until(lambda: (ground.rkpy.data / f"pods/run/{running.uuid}/status/two").exists())
@@ -348,7 +446,7 @@ def test_an_app_that_is_being_started_is_not_signalled_in_silence(
 @every(QUICK)
 def test_kill_ends_the_pod(variant: Variant, ground: Ground) -> None:
     with service(ground, ground.words(variant), [ground.app("sleep 1000", "--restart=always")]) as running:
-        ground.rkpy.ok("status", "--wait-ready=60s", running.uuid)
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         ground.rkpy.ok("kill", running.uuid)
         assert servicemanager.status(running.process) == 137
         line = ground.rkpy("kill", running.uuid)
@@ -414,10 +512,7 @@ def test_a_server_that_keeps_silent_gets_no_more_time(ground: Ground, host: Mana
     with service(ground, words, [[published.url]], NOTIFY_SOCKET=host.address, **published.environment):
         host.until("STATUS", f"fetching {published.url}")
         until(lambda: published.site.paths())
-        time.sleep(2.5)  # until all that went before has been told
-        before = len(host.values("EXTEND_TIMEOUT_USEC"))
-        time.sleep(2.5)
-        assert len(host.values("EXTEND_TIMEOUT_USEC")) == before
+        host.until_silent("EXTEND_TIMEOUT_USEC", 2.5)
         published.go.set()
         host.until("READY", "1")
 
@@ -498,13 +593,13 @@ def test_a_check_that_takes_too_long_is_killed(variant: Variant, ground: Ground,
 @every(SUPERVISED, QUICK)
 def test_a_check_that_never_stops_writing_is_bounded(variant: Variant, ground: Ground, image: str) -> None:
     flags = (
-        '--health-cmd=["/bin/service", "every:0:x"]', "--health-timeout=500ms", "--health-interval=100ms",
+        '--health-cmd=["/bin/service", "every:0:x"]', "--health-timeout=3s", "--health-interval=100ms",
         "--health-retries=1",
     )  # fmt: skip
     with service(ground, ground.words(variant), [app(image, flags=flags)]) as running:
         until(lambda: health(ground, running.uuid) == "unhealthy")
         reason = ground.status(running.uuid)["app-app-health-reason"]
-        assert reason.startswith("took longer than 0.5 s: ")
+        assert reason.startswith("took longer than 3 s: ")
         assert "no NOTIFY_SOCKET" in reason
         assert len(reason) < 600
 
@@ -528,7 +623,8 @@ def test_what_follows_when_an_app_becomes_unhealthy(
         (tmp_path / "go" / "GO").unlink()
         if restarts:
             path = ground.rkpy.data / f"pods/run/{running.uuid}/restarts/app"
-            until(lambda: path.exists() and path.read_text().strip() == restarts)
+            # An app is restarted at once, and may be again before anybody looks.
+            until(lambda: path.exists() and int(path.read_text()) >= int(restarts))
             (tmp_path / "go" / "GO").touch()
         else:
             assert servicemanager.status(running.process) == 0
@@ -629,10 +725,8 @@ def test_the_watchdog_hears_of_a_supervisor_that_is_alive(
         leader = int(ground.status(running.uuid)["pid"])
         os.kill(leader, signal.SIGSTOP)
         try:
-            time.sleep(0.5)  # what was under way
+            host.until_silent("WATCHDOG")
             before = len(host.values("WATCHDOG"))
-            time.sleep(1)
-            assert len(host.values("WATCHDOG")) == before
         finally:
             os.kill(leader, signal.SIGCONT)
         until(lambda: len(host.values("WATCHDOG")) > before)
@@ -653,10 +747,8 @@ def test_the_watchdog_hears_of_apps_that_tell(
     with service(ground, words, apps, NOTIFY_SOCKET=host.address, WATCHDOG_USEC="300000") as running:
         assert {running.line().split()[-1], running.line().split()[-1]} == {"WATCHDOG_USEC=300000", "WATCHDOG_PID"}
         host.until("READY", "1")
-        time.sleep(0.5)
+        host.until_silent("WATCHDOG")  # because one of them is
         before = len(host.values("WATCHDOG"))
-        time.sleep(1)
-        assert len(host.values("WATCHDOG")) == before, "one of them is silent"
         (tmp_path / "go" / "GO").touch()
         until(lambda: len(host.values("WATCHDOG")) > before + 3)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from stage1 import poddir
 from tests.host import flavours
 from tests.host.flavours import (
     DEADLINE,
@@ -494,6 +495,13 @@ def test_the_terminals_size_follows(ground: Ground, variant: Variant, terminals:
     terminal.read_until("up")
     fcntl.ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 11, 22, 0, 0))
     os.kill(terminal.process.pid, signal.SIGWINCH)
+    # What it prints when it may go on is to be told to it first.
+    place = ground.place(newest(ground))
+    until(lambda: poddir.read_started(place, "app"))
+    pid, _ = poddir.read_started(place, "app") or (0, 0)
+    stdin = os.open(f"/proc/{pid}/fd/0", os.O_RDONLY | os.O_NOCTTY)
+    until(lambda: os.get_terminal_size(stdin) == (22, 11))
+    os.close(stdin)
     (notes / "go").touch()
     terminal.read_until("11x22")
     assert terminal.end() == 0

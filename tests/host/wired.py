@@ -25,7 +25,7 @@ from stage1.vm import frames
 from stage1.vm.bridge import Bridge, Calls
 from stage2.launch import LaunchSpec
 
-DEADLINE = 60.0
+DEADLINE = 300.0
 ROOT = Path(__file__).parent.parent.parent
 # As /init, but that namespaces stand for the machine: everything of it that lasts is in file systems in memory.
 _GUEST = """

@@ -90,6 +90,22 @@ def test_an_oci_image_is_told_by_what_was_kept_of_it() -> None:
     assert not app(authors="x").from_oci
 
 
+def test_a_signal_to_reload_by_is_an_apps_or_all_apps() -> None:
+
+    def signals(*words: str) -> int:
+        annotations = behaviour.app_annotations(flags(*words), {}, flags("--reload-signal=HUP"))
+        return behaviour.of_app(RuntimeApp("app", IMAGE, annotations=annotations)).reload_signal
+
+    assert app().reload_signal == 0
+    assert app("--reload-signal=USR1").reload_signal == signal.SIGUSR1
+    assert signals() == signal.SIGHUP
+    assert signals("--reload-signal=USR1") == signal.SIGUSR1
+    assert signals("--reload-signal=") == 0
+    for text in ("KILL", "19", "UP"):
+        with pytest.raises(UsageError, match="--reload-signal: "):
+            app(f"--reload-signal={text}")
+
+
 def test_an_image_may_name_its_stop_signal() -> None:
     assert app(**{"appc.io/docker/stopsignal": "SIGRTMIN+3"}).stop_signal == signal.SIGRTMIN + 3
     assert app("--stop-signal=9", **{"appc.io/docker/stopsignal": "SIGRTMIN+3"}).stop_signal == 9
@@ -150,7 +166,15 @@ def test_names(name: str) -> None:
 
 
 @given(
-    st.sampled_from([*behaviour.STREAMS.values(), behaviour.RESTART, behaviour.STOP_SIGNAL, behaviour.DEVICES]),
+    st.sampled_from(
+        [
+            *behaviour.STREAMS.values(),
+            behaviour.RESTART,
+            behaviour.STOP_SIGNAL,
+            behaviour.RELOAD_SIGNAL,
+            behaviour.DEVICES,
+        ]
+    ),
     st.text(),
 )
 def test_annotations_from_anywhere_are_refused_or_understood(name: str, value: str) -> None:

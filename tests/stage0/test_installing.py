@@ -60,6 +60,7 @@ def test_everything_has_a_place(tmp_path: Path) -> None:
         "usr/local/lib/systemd/system-preset/80-rkpy.preset",
         "usr/local/lib/sysusers.d/rkpy.conf",
         "usr/local/share/man/man1/rkpy-run.1",
+        "usr/local/share/man/man5/rkpy.pod.5",
         "usr/local/share/bash-completion/completions/rkpy",
         "usr/local/share/zsh/site-functions/_rkpy",
         "etc/fish/completions/rkpy.fish",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stage0 import main, manpages, options
+from stage0 import main, manpages, options, roff
+from stage0.podfile import keys, manual
 from tests.conftest import MUST_RUN
 
 
@@ -33,7 +34,7 @@ def shown(page: str) -> str:
 
 def test_every_command_and_group_has_one(pages: dict[str, str]) -> None:
     names = set(main.VERBS) | {name.split()[0] for name in main.VERBS if " " in name}
-    assert set(pages) == {"rkpy.1"} | {f"rkpy-{name.replace(' ', '-')}.1" for name in names}
+    assert set(pages) == {"rkpy.1", "rkpy.pod.5"} | {f"rkpy-{name.replace(' ', '-')}.1" for name in names}
 
 
 def test_groff_has_nothing_to_say_against_them(pages: dict[str, str]) -> None:
@@ -51,9 +52,23 @@ def test_a_page_says_what_the_command_takes(pages: dict[str, str]) -> None:
     assert "126, 127" not in shown(pages["rkpy-list.1"])
 
 
+def test_the_page_of_pod_files_says_every_key(pages: dict[str, str]) -> None:
+    page = shown(pages["rkpy.pod.5"])
+    assert page.startswith("RKPY.POD(5)")
+    text = " ".join(page.split())
+    flags = options.table(options.PREPARE, options.RUNTIME, options.APP)
+    for name, key in (*keys.POD.items(), *keys.APP.items()):
+        about = " ".join(roff.sentence(key.about or flags[key.flag].help).split())
+        said = text.partition(f" {name}= {about} ")[2]
+        assert said, name
+        assert not key.flag or f"This is --{key.flag} of rkpy-run(1)." in said.partition("= ")[0], name
+    assert all(f" {name}= {roff.sentence(instead)}" in text for name, instead in keys.SWAPPED.items())
+    assert all(f"{place}/NAME.pod" in text for place in manual.PLACES)
+
+
 def test_text_is_shown_as_it_is() -> None:
     text = r".start 'of' \fBa\fR \n-line--with ~/^`everything` “…” ü"
-    page = f'.TH X 1 "" "" ""\n.SH NAME\n{manpages.text(text)}\n.PP\n{manpages.text(chr(39) + "quoted")}\n'
+    page = f'.TH X 1 "" "" ""\n.SH NAME\n{roff.text(text)}\n.PP\n{roff.text(chr(39) + "quoted")}\n'
     out = shown(page)
     assert text.replace("'", "’") in out.replace("'", "’")
     assert "quoted" in out

@@ -45,6 +45,7 @@ POD = {
     "Pull=newer": ["--pull-policy=update"],
     "Ready=healthy": ["--ready=healthy"],
     "Register=no": ["--register=false"],
+    "ReloadSignal=USR1": ["--reload-signal=USR1"],
     "RkpyArgs=--debug --dns=none": ["--debug", "--dns=none"],
     "SetCredential=a:b c": ["--set-credential=a:b c"],
     "Stage1=fly": ["--stage1=fly"],
@@ -68,6 +69,19 @@ VOLUMES = {
     ],
     "Mount=type=bind,src=/a,dst=/b,ro": [
         "--volume=podfile-0,kind=host,source=/a,readOnly=true",
+        "--mount=volume=podfile-0,target=/b",
+    ],
+    "Volume=data:/data": [
+        "--volume=podfile-0,kind=named,source=data",
+        "--mount=volume=podfile-0,target=/data",
+    ],
+    "Volume=%i_db:/data:ro,uid=5": [
+        "--volume=podfile-0,kind=named,source=%i_db,readOnly=true,uid=5",
+        "--mount=volume=podfile-0,target=/data",
+    ],
+    "Volume=%S:/data": ["--volume=podfile-0,kind=host,source=%S", "--mount=volume=podfile-0,target=/data"],
+    "Mount=type=volume,source=data,destination=/b,readonly": [
+        "--volume=podfile-0,kind=named,source=data,readOnly=true",
         "--mount=volume=podfile-0,target=/b",
     ],
     "Mount=type=tmpfs,destination=/b,tmpfs-size=1M": [
@@ -143,13 +157,32 @@ def test_volumes_of_one_app(text: str) -> None:
     assert words(f"[App]\nImage=i\n{text}\n") == ["--pod-name=web", volume, "i", mount]
 
 
+def table(text: str) -> list[tuple[str, str]]:
+    """Each key with its last column, as plain text."""
+    plain = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text.replace("`", "").replace("\\|", "\0"))
+    rows = [line.strip("| ").split("|") for line in plain.splitlines() if "=" in line.partition(" |")[0]]
+    return [(row[0].strip(" ="), row[-1].strip().replace("\0", "|")) for row in rows]
+
+
+def expected(known: dict[str, keys.Key]) -> list[tuple[str, str]]:
+    """The same as the table of keys has it, in the order of the alphabet."""
+    kinds = {keys.ONE: "once", keys.EACH: "repeated", keys.WORDS: "words", keys.SWITCH: "yes or no"}
+    rows = []
+    for name in sorted(known, key=str.casefold):
+        key = known[name]
+        rows.append((name, ". ".join(filter(None, (kinds[key.kind], key.about[:1].upper() + key.about[1:])))))
+    return rows
+
+
 def test_every_key_has_an_example_here_and_a_line_in_the_document() -> None:
-    elsewhere = {"GlobalArgs", "ReloadSignal", "PodManifest", "PodName", "Notify", "Image", "RkpyArgs"}
+    elsewhere = {"GlobalArgs", "PodManifest", "PodName", "Notify", "Image", "RkpyArgs"}
     shown = {line.partition("=")[0] for text in (*POD, *VOLUMES, *APP) for line in text.splitlines()}
     assert {*keys.POD, *keys.APP} <= shown | elsewhere
     tables = DOCUMENT.read_text().partition("## Keys of [Pod]")[2].partition("## For those")[0]
     told = set(re.findall(r"^\| `(\w+)=`", tables, re.MULTILINE))
     assert told == {*keys.POD, *keys.APP}
+    of_pod, of_app = tables.split("## Keys of [App]")
+    assert (table(of_pod), table(of_app)) == (expected(keys.POD), expected(keys.APP))
     for key in keys.SWAPPED:
         assert f"| `{key}=` |" not in DOCUMENT.read_text()
         assert f"| `{key}` |" in DOCUMENT.read_text()
@@ -192,6 +225,7 @@ Environment=A=1
 Image=one
 Exec=serve --port=80
 Environment=B=2
+ReloadSignal=HUP
 Volume=/run/x:/x
 
 [App back]
@@ -206,7 +240,7 @@ Image=three
         "--pod-name=web", "--set-env=A=1",
         "--volume=podfile-0,kind=host,source=/srv", "--volume=podfile-1,kind=host,source=/run/x",
         "--mount=volume=podfile-0,target=/srv",
-        "one", "--name=front", "--environment=B=2", "--mount=volume=podfile-1,target=/x",
+        "one", "--name=front", "--environment=B=2", "--reload-signal=HUP", "--mount=volume=podfile-1,target=/x",
         "--", "serve", "--port=80", "---",
         "two", "--name=back", "--memory=1G", "--", "work", "---",
         "three",
@@ -275,6 +309,7 @@ MISTAKES = {
     "[App]\nImage=i\nNetwork=none\n": ["web.pod:3: Network= is the pod's: it stands in [Pod]"],
     "[App]\nImage=i\nFoo=1\n": ["web.pod:3: there is no key Foo= in [App]"],
     "[App x]\nImage=i\nAppName=y\n": ["web.pod:3: [App x] says what the app is called"],
+    "[Container]\nImage=i\n[Pod]\nImage=i\n": ["web.pod:1: there is no section [Container]: it is written [Pod], or"],
     "[pod]\n[Pod]\nImage=i\n": ["web.pod:1: there is no section [pod]: there is [Pod], [App NAME], [Unit], ..."],
     "[Pod]\nImage=i\nReadOnly=maybe\n": ['web.pod:3: ReadOnly=: "maybe" is neither yes nor no'],
     "[Pod]\nImage=i\nNotify=x\n": ['web.pod:3: Notify=: "x" is neither yes nor no'],
@@ -292,15 +327,25 @@ MISTAKES = {
         "web.pod:3: RkpyArgs=: --interactive: a service has no terminal",
         "web.pod:3: RkpyArgs=: --detach=true: the service is the pod",
     ],
-    "[Pod]\nImage=i\nVolume=data:/x\n": ['web.pod:3: Volume=: "data:/x" names no path'],
+    "[Pod]\nImage=i\nVolume=data\n": ['web.pod:3: Volume=: "data" names no path'],
+    "[Pod]\nImage=i\nVolume=data:x\n": ["web.pod:3: Volume=: data:x"],
+    "[Pod]\nImage=i\nVolume=a/b:/x\n": ['web.pod:3: Volume=: "a/b" is not an absolute path'],
+    "[Pod]\nImage=i\nVolume=data:/x:bind\n": ['web.pod:3: Volume=: "bind" is no option of a named volume'],
+    "[Pod]\nImage=i\nMount=type=volume,source=/a,target=/b\n": ['web.pod:3: Mount=: "/a" is not the name of a'],
     "[Pod]\nImage=i\nVolume=/a:/b:z\n": ['web.pod:3: Volume=: "z" is no option of a volume'],
     "[Pod]\nImage=i\nVolume=/a:b\n": ["web.pod:3: Volume=: /a:b"],
     "[Pod]\nImage=i\nVolume=/a,b:/c\n": ['web.pod:3: Volume=: "/a,b" has a comma in it'],
-    "[Pod]\nImage=i\nMount=type=volume,target=/b\n": ["web.pod:3: Mount=: type=volume,target=/b: type has"],
+    "[Pod]\nImage=i\nMount=type=x,target=/b\n": ["web.pod:3: Mount=: type=x,target=/b: type has"],
     "[Pod]\nImage=i\nMount=type=bind,source=/b\n": ["web.pod:3: Mount=: destination has to be given once"],
     "[Pod]\nImage=i\nTmpfs=x\n": ['web.pod:3: Tmpfs=: "x" is not an absolute path'],
     "[Pod]\nImage=i\nTmpfs=/x:noexec\n": ['web.pod:3: Tmpfs=: "noexec" is no option here'],
     "[Pod]\nImage=i\nAddCapability=KILL\nCapsRemove=CAP_KILL\n": ["web.pod:3: AddCapability= has no meaning"],
+    "[Pod]\nImage=i\n[Socket]\n": ["web.pod:3: [Socket] listens on nothing: ListenStream= is missing"],
+    "[Pod]\nImage=i\n[Socket]\nListenStream=1\nListenFIFO=\n": ["web.pod:3: [Socket] listens on nothing"],
+    "[Pod]\nImage=i\n[Socket]\nListenFIFO=\nListenFIFO=/x\nAccept=no\nAccept=Yes\n": [
+        "web.pod:7: Accept=: a pod gets the socket that listens, not one connection: leave it out"
+    ],
+    "[Pod]\nImage=i\n[Socket]\nListenStream=1\nService=x\n": ["web.pod:5: Service=: what the socket starts is"],
     "[Pod]\nImage=i\n[Install]\nAlso=x.service\n": ["web.pod:4: a generator cannot enable another unit"],
     "[Pod]\nImage=i\n[Install]\nwantedby=x\n": ["web.pod:4: there is no key wantedby= in [Install]: it is written"],
 }  # fmt: skip

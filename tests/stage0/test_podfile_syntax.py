@@ -86,11 +86,11 @@ WORDS = b"[Pod]\nImage=i\nEnvironment="
     "part", [b"\\\n", b"a=b\n", b"[x]\n", b"[App x]\nImagine=\n", b"\xff\n", WORDS + b"b " * 400_000]
 )
 def test_no_file_holds_the_boot_up(part: bytes) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     parsed = parse(b"[Pod]\n" + part * (LARGEST_FILE // len(part) - 2 or 1), "f")
     assert len(parsed.sections) + len(parsed.entries) + len(parsed.mistakes) <= MOST + 1
     pods.build("f", "f", parsed)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 @given(st.binary(max_size=200))

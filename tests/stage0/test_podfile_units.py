@@ -45,7 +45,7 @@ EXPECTED = """\
 # Made by rkpy's generator from {path}: change that, or drop in beside it.
 
 [Unit]
-Documentation=man:rkpy-run(1)
+Documentation=man:rkpy.pod(5) man:rkpy-run(1)
 SourcePath={path}
 After=network.target
 RequiresMountsFor=/var/lib/rkpy "/srv/a b"
@@ -64,12 +64,13 @@ TasksMax=16384
 ExecStart=rkpy run \\
     --pod-name=web \\
     --net=none \\
+    --reload-signal=HUP \\
     --stop-timeout=20 \\
     "--volume=podfile-0,kind=host,source=/srv/a b" \\
     --mount=volume=podfile-0,target=/data \\
     i \\
     -- serve "two words"
-ExecReload=rkpy kill --signal=HUP web
+ExecReload=rkpy reload web
 ExecStopPost=-rkpy gc --quiet --mark-only --keep-last=web:5
 Restart=always
 ExecStopPost=/bin/true
@@ -87,7 +88,7 @@ def no_program(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(path: str) -> str:
     file, parsed, pod = loaded(path)
     assert not pod.mistakes
-    return units.text(file, parsed, pod)
+    return units.text(units.made(file, parsed, pod)[file.unit])
 
 
 def test_a_unit(tmp_path: Path) -> None:
@@ -108,8 +109,9 @@ def test_what_the_file_says_is_said_once(tmp_path: Path, theirs: str) -> None:
 
 def test_what_is_passed_on_stays_on_its_line(tmp_path: Path) -> None:
     text = "[Pod]\nImage=i\n[Service]\nX-A=a\\ \nX-B=b\\\\\nX-C=\\\t\n[Install]\nX-D=\u00a0\n"
-    made = parse(units.text(*loaded(write(tmp_path / "web.pod", text))).encode(), "web.service")
-    kept = [(entry.section, entry.key, entry.value) for entry in made.entries if entry.key.startswith("X-")]
+    unit = made(write(tmp_path / "web.pod", text))
+    found = parse(unit.encode(), "web.service")
+    kept = [(entry.section, entry.key, entry.value) for entry in found.entries if entry.key.startswith("X-")]
     assert kept == [
         ("Service", "X-A", "a\\"),
         ("Service", "X-B", "b\\\\"),
@@ -118,10 +120,68 @@ def test_what_is_passed_on_stays_on_its_line(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "reloads"),
+    [
+        ("[App a]\nImage=i\n[App b]\nImage=j\nReloadSignal=USR1\n", True),
+        ("[Pod]\nImage=i\nRkpyArgs=--reload-signal=HUP\n", True),
+        ("[Pod]\nImage=i\nReloadSignal=HUP\n[Service]\nType=notify-reload\n", False),
+        ("[Pod]\nImage=i\nReloadSignal=HUP\n[Service]\nType=notify-reload\nType=notify\n", True),
+        ("[Pod]\nImage=i\n", False),
+    ],
+)
+def test_systemd_has_it_reloaded_in_one_way(tmp_path: Path, text: str, reloads: bool) -> None:
+    assert ("ExecReload=rkpy reload web" in made(write(tmp_path / "web.pod", text)).splitlines()) is reloads
+
+
 @pytest.mark.parametrize("key", ["ExecStopPost", "SuccessExitStatus"])
 def test_a_list_can_be_emptied(tmp_path: Path, key: str) -> None:
     path = write(tmp_path / "web.pod", f"[Pod]\nImage=i\n[Service]\n{key}=\n{key}=x\n")
     assert [line for line in made(path).splitlines() if line.startswith(f"{key}=")][1:] == [f"{key}=", f"{key}=x"]
+
+
+SOCKET = """
+[Pod]
+Image=i
+Network=none
+
+[Socket]
+ListenStream=8080
+FileDescriptorName=http
+"""
+EXPECTED_SOCKET = """\
+# Made by rkpy's generator from {path}: change that, or drop in beside it.
+
+[Unit]
+Description=Socket of pod web
+Documentation=man:rkpy.pod(5) man:rkpy-run(1)
+SourcePath={path}
+
+[Socket]
+ListenStream=8080
+FileDescriptorName=http
+
+[Install]
+WantedBy=sockets.target
+"""
+
+
+def test_a_socket_beside_the_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "web.pod", SOCKET)
+    file, parsed, pod = loaded(path)
+    texts = {name: units.text(lines) for name, lines in units.made(file, parsed, pod).items()}
+    assert texts["web.socket"] == EXPECTED_SOCKET.format(path=path)
+    assert "\nRequires=%N.socket\n" in texts["web.service"].partition("[Service]")[0]
+    assert "\nSockets=%N.socket\n" in texts["web.service"].partition("[Service]")[2]
+    assert "[Install]" not in texts["web.service"]
+    assert unit.show([path]) == 0
+    assert capsys.readouterr().out == "\n".join(f"# {name}\n{text}" for name, text in texts.items())
+    # What the file says of [Install] is the socket's, and of [Unit] the service's.
+    write(tmp_path / "web.pod.d/x.conf", "[Unit]\nDescription=Web\n[Install]\nWantedBy=a.target\n")
+    file, parsed, pod = loaded(path)
+    texts = {name: units.text(lines) for name, lines in units.made(file, parsed, pod).items()}
+    assert texts["web.socket"] == EXPECTED_SOCKET.format(path=path).replace("sockets.target", "a.target")
+    assert "Description=Web\n" in texts["web.service"]
 
 
 def test_drop_ins_of_the_service_count_too(tmp_path: Path) -> None:
@@ -176,9 +236,13 @@ def test_systemd_accepts_the_units(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.skipif(not ANALYZE, reason="needs systemd-analyze")
 def test_systemd_accepts_the_unit_of_a_broken_file(tmp_path: Path) -> None:
-    text = units.broken(search.PodFile("web", str(tmp_path / "a $b%.pod")))
-    done = verify(write(tmp_path / "web.service", text.replace("rkpy ", "/bin/true ")))
-    assert (done.returncode, done.stderr) == (0, "")
+    texts = units.broken(search.PodFile("web", str(tmp_path / "a $b%.pod")), parse(b"[Socket]\n", "x"))
+    assert set(texts) == {"web.service", "web.socket"}
+    for name, text in texts.items():
+        write(tmp_path / name, text.replace("rkpy ", "/bin/true "))
+    for name in texts:
+        done = verify(str(tmp_path / name))
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def generate(tmp_path: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], Path]:
@@ -225,6 +289,34 @@ def test_the_generator(tmp_path: Path) -> None:
     assert (out / "web.service").stat().st_mode & 0o777 == 0o644
 
 
+def test_links_of_sockets(tmp_path: Path) -> None:
+    write(tmp_path / "etc/pods/web.pod", SOCKET)
+    named = "[Install]\nWantedBy=a.target\nAlias=site.socket site.service\n"
+    write(tmp_path / "etc/pods/site1.pod", f"{SOCKET}{named}")
+    write(tmp_path / "etc/pods/off.pod", f"{SOCKET}[Install]\nWantedBy=\n")
+    write(tmp_path / "etc/pods/db@.pod", f"{SOCKET}[Install]\nDefaultInstance=one\n")
+    (tmp_path / "etc/pods/db@two.pod").symlink_to("db@.pod")
+    write(tmp_path / "etc/pods/un@.pod", SOCKET)
+    bad = write(tmp_path / "etc/pods/bad.pod", SOCKET.replace("Stream", "Strem"))
+    done, out = generate(tmp_path)
+    assert done.stderr.splitlines() == [
+        f"rkpy-generator: {bad}:6: [Socket] listens on nothing: ListenStream= is missing, or another of its kind"
+    ]
+    names = ("web", "site1", "off", "db@", "db@two", "un@", "bad")
+    assert tree(out) == {
+        **{f"{name}.{kind}": "" for name in names for kind in ("service", "socket")},
+        "sockets.target.wants/web.socket": "../web.socket",
+        "a.target.wants/site1.socket": "../site1.socket",
+        "site.socket": "site1.socket",
+        "site.service": "site1.service",
+        "sockets.target.wants/db@one.socket": "../db@.socket",
+        "sockets.target.wants/db@two.socket": "../db@two.socket",
+        "sockets.target.wants/bad.socket": "../bad.socket",
+    }
+    assert "\nExecStartPre=" in (out / "bad.socket").read_text()
+    assert f" unit check {bad}\n" in (out / "bad.socket").read_text()
+
+
 def test_a_broken_file_beside_a_good_one(tmp_path: Path) -> None:
     bad = write(tmp_path / "etc/pods/bad.pod", "[Pod]\nImagine=x\n[Install]\nWantedBy=a.target\n")
     write(tmp_path / "etc/pods/web.pod", WEB)
@@ -246,6 +338,25 @@ def test_a_broken_configuration_keeps_no_pod_from_its_service(tmp_path: Path) ->
     done, out = generate(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert (out / "web.service").exists()
+
+
+def test_files_of_quadlets_are_told_of_and_no_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "etc/pods/web.pod", WEB)
+    site = write(tmp_path / "usr/pods/site.container", "[Container]\nImage=i\n")
+    data = write(tmp_path / "etc/pods/data.volume", "[Volume]\n")
+    said = [
+        f"{data}: rkpy reads .pod files only: Volume=data:/PATH makes the volume",
+        f"{site}: rkpy reads .pod files only: rename it to site.pod and its [Container] to [Pod]; "
+        "rkpy.pod(5) has the keys that differ",
+    ]
+    done, out = generate(tmp_path)
+    assert (done.returncode, done.stderr.splitlines()) == (0, [f"rkpy-generator: {line}" for line in said])
+    assert set(tree(out)) == {"web.service", "multi-user.target.wants/web.service"}
+    flags = [f"--local-config={tmp_path}/etc", f"--system-config={tmp_path}/usr"]
+    assert unit.check([*flags]) == 0
+    assert capfd.readouterr().err.splitlines() == said
+    assert unit.check([*flags, "web"]) == 0
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("environment", [{"SYSTEMD_SCOPE": "user"}, {"SYSTEMD_IN_INITRD": "1"}])
@@ -287,7 +398,7 @@ def test_a_name_stays_one_word(tmp_path: Path) -> None:
     write(tmp_path / "etc/pods/web.pod", "[Pod]\nImage=i\nPodName=a ; /bin/b $C\nReloadSignal=HUP\n")
     _, out = generate(tmp_path)
     text = (out / "web.service").read_text()
-    assert '--signal=HUP "a ; /bin/b $$C"\n' in text
+    assert ' reload "a ; /bin/b $$C"\n' in text
     assert 'gc --quiet --mark-only "--keep-last=a ; /bin/b $$C:5"\n' in text
 
 
@@ -329,6 +440,8 @@ CHECKED = {
     "PublishPort=80:80\nMemory=1G\nPublishPort=80:81": [(5, "want one port of the host")],
     "Mount=volume=x,target=/y": [(3, 'Mount=: --mount=volume=x,target=/y: there is no volume "x"')],
     "Mount=volume=x,target=/y\nVolume=x,kind=empty": [],
+    "Volume=data:/x\nVolume=data:/y": [],
+    "Volume=_x:/y": [(3, 'Volume=: --volume=podfile-0,kind=named,source=_x: "_x" is not the name of a volume')],
     "Volume=x,kind=empty\nVolume=x,kind=empty": [(4, 'Volume=: volume "x" is used twice')],
     "CapsRetain=CAP_KILL\nUser=x\nCapsRemove=CAP_KILL": [(5, "exclude each other")],
     "AddCapability=FOO": [(3, 'AddCapability=: there is no capability "CAP_FOO"')],
@@ -344,6 +457,8 @@ CHECKED = {
     "WorkingDir=x": [(3, "WorkingDir=: --working-dir=x: it has to be an absolute path")],
     "Pull=x": [(3, "Pull=: --pull-policy=x: not one of")],
     "PodName=0a364c4c": [(3, "PodName=: --pod-name=0a364c4c: it looks like the UUID")],
+    "EnvironmentFile=-/nowhere\nEnvironmentFile=-/dev/null/x": [],
+    "EnvironmentFile=-/": [(3, "EnvironmentFile=: open /: is a directory")],
     "EnvironmentFile=/nowhere": [(3, "EnvironmentFile=: open /nowhere: no such file")],
     "GlobalArgs=--insecure-options=x": [(3, 'GlobalArgs=: invalid value "x" for --insecure-options')],
     "RkpyArgs=--foo=1": [(3, "RkpyArgs=: unknown flag: --foo")],
@@ -360,6 +475,12 @@ CHECKED = {
     "HealthOnFailure=x\nHealthCmd=true": [(3, "HealthOnFailure=: ")],
     "HealthRetries=x\nHealthCmd=true": [(3, "HealthRetries=: ")],
     "Seccomp=x": [(3, "Seccomp=: --seccomp=x: mode has to be")],
+    "ReloadSignal=KILL": [(3, 'ReloadSignal=: --reload-signal: "KILL" is no signal that an app can catch')],
+    "ReloadSignal=HUP\n[Service]\nType=notify-reload\nReloadSignal=SIGHUP": [],
+    "ReloadSignal=HUP\n[Service]\nType=notify-reload\nReloadSignal=USR1": [(6, "is ReloadSignal= in [Pod]")],
+    "[Service]\nReloadSignal=HUP": [(4, "is ReloadSignal= in [Pod]")],
+    "[Service]\nType=notify-reload": [(4, "Type=notify-reload: without ReloadSignal= in [Pod] a reload ends the pod")],
+    "Stage1=fly\n[Service]\nType=notify-reload\nReloadSignal=USR1": [],
     "Network=default\nVolume=/srv:/srv:ro\nTmpfs=/tmp:size=1M\nExec=a $X ${Y} 100%%\nUser=%i": [],
 }  # fmt: skip
 
@@ -367,7 +488,8 @@ CHECKED = {
 @pytest.mark.parametrize("text", CHECKED)
 def test_check(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "web.pod", f"[Pod]\nImage=example.com/x\n{text}\n")
-    found = check.mistakes(search.at(path, ()))
+    # What systemd says of Type=notify-reload depends on which one it is.
+    found = check.mistakes(search.at(path, ()), ask_systemd="[Service]" not in text)
     assert [mistake.line for mistake in found] == [line for line, _ in CHECKED[text]], found
     for mistake, (_, message) in zip(found, CHECKED[text], strict=True):
         assert message in mistake.message
@@ -402,6 +524,24 @@ def test_what_systemd_says_is_said_of_the_line(tmp_path: Path, name: str) -> Non
     found = check.mistakes(search.at(write(tmp_path / f"{name}.pod", text), ()))
     assert [mistake.line for mistake in found] == [2, 7, 9], found
     assert "alwyas" in found[1].message
+
+
+@pytest.mark.skipif(not ANALYZE, reason="needs systemd-analyze")
+@pytest.mark.parametrize("name", ["web", "web@", "web@1"])
+def test_what_systemd_says_of_a_socket(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / f"{name}.pod", f"{SOCKET}SocketMod=0600\nBacklog=x\n[Service]\nRestart=x\n")
+    found = check.mistakes(search.at(path, ()))
+    assert [mistake.line for mistake in found] == [9, 10, 12], found
+    assert "SocketMod" in found[0].message
+    assert check.mistakes(search.at(write(tmp_path / "good.pod", SOCKET), ())) == []
+
+
+@pytest.mark.parametrize("where", ["[Pod]\nStage1=kvm\n", "[Pod]\nRkpyArgs=--stage1-name=coreos.com/rkt/stage1-kvm\n"])
+def test_a_machine_has_no_socket_of_the_hosts(tmp_path: Path, where: str) -> None:
+    path = write(tmp_path / "web.pod", f"{SOCKET}{where}")
+    assert [*map(str, check.mistakes(search.at(path, ()), ask_systemd=False))] == [
+        f"{path}:6: [Socket]: kvm cannot hand a socket to an app: publish a port, or use another flavour"
+    ]
 
 
 def test_a_masked_file_has_no_mistakes(tmp_path: Path) -> None:

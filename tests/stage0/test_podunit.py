@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from stage0 import invocation, main
+from aci import pod_manifest
+from aci.pod_manifest import PodManifest, RuntimeApp, RuntimeImage
+from stage0 import grammar, invocation, main, options, runflags
+from stage0.pods import Pods
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +84,7 @@ def test_systemd_accepts_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 def test_paths_become_absolute_and_nothing_else_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = (
         "--set-env-file=env",
+        "--set-env-file=-no/env",
         "--dir",
         "data",
         "oci:lay:1",
@@ -91,8 +96,8 @@ def test_paths_become_absolute_and_nothing_else_does(capsys: pytest.CaptureFixtu
     )
     command = value(printed(capsys, *words), "ExecStart")
     assert command == (
-        f"rkpy run --set-env-file={tmp_path}/env --dir={tmp_path}/data oci:{tmp_path}/lay:1 "
-        f"{tmp_path}/web.aci --signature={tmp_path}/s example.com/x -- ./a"
+        f"rkpy run --set-env-file={tmp_path}/env --set-env-file=-{tmp_path}/no/env --dir={tmp_path}/data "
+        f"oci:{tmp_path}/lay:1 {tmp_path}/web.aci --signature={tmp_path}/s example.com/x -- ./a"
     )
 
 
@@ -122,6 +127,41 @@ def test_it_waits_for_the_network_when_images_may_have_to_be_fetched(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...], waits: bool
 ) -> None:
     assert ("After=network-online.target" in printed(capsys, *words)) is waits
+
+
+@pytest.mark.parametrize("words", [("--reload-signal=HUP", "a.com/a"), ("a.com/a", "a.com/b", "--reload-signal=USR1")])
+def test_it_can_be_reloaded_when_an_app_can(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    unit = printed(capsys, "--dir=/srv/$x", *words)
+    assert value(unit, "ExecReload") == "rkpy --dir=/srv/$$x reload --main-pid=${MAINPID}"
+    assert "ExecReload" not in printed(capsys, "a.com/a", "--reload-signal=")
+
+
+def test_the_unit_of_a_pod_says_how_it_was_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rkpy"])
+    app = RuntimeApp("app", RuntimeImage("sha512-" + "0" * 128, "", ()), annotations=(("rkpy/reload-signal", "10"),))
+    manifest = PodManifest((app,), annotations=(("rkpy/stop-timeout", "20"),))
+    typed = grammar.parse(
+        ["--net=none", "--dns=9.9.9.9", "--hostname=a b", "--set-credential=key:hunter2", "--interactive"],
+        options.table(options.RUNTIME),
+    )
+    with Pods(f"{tmp_path}/data/pods").create() as pod:
+        pod.to_prepare()
+        (Path(pod.path) / "pod").write_text(pod_manifest.dumps(manifest))
+        runflags.record(pod.path, typed.flags)
+        pod.to_prepared()
+    data = f"--dir={tmp_path}/data"
+    unit = printed(capsys, data, pod.uuid)
+    assert value(unit, "ExecStart") == f'rkpy {data} start --net=none --dns=9.9.9.9 "--hostname=a b" {pod.uuid}'
+    assert value(unit, "ExecReload") == f"rkpy {data} reload --main-pid=${{MAINPID}}"
+    assert value(unit, "TimeoutStopSec") == "55"
+    assert main.main(["systemd", data, "--net=host", "--set-credential=key:x", pod.uuid]) == 0
+    out, err = capsys.readouterr()
+    assert f'start --net=host --dns=9.9.9.9 "--hostname=a b" --set-credential=key:x {pod.uuid}' in out
+    assert err == ""
+    assert main.main(["systemd", data, pod.uuid]) == 0
+    assert "--set-credential=key, of which the value is not kept" in capsys.readouterr().err
 
 
 def test_systemd_waits_longer_than_the_pod(capsys: pytest.CaptureFixture[str]) -> None:

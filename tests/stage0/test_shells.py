@@ -20,7 +20,7 @@ from stage0 import shells
 from stage0.pods import Pods
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 60.0
+DEADLINE = 300.0
 PROMPT = b"READY> "
 TABS = b"\t\t"
 CASES = [

@@ -122,6 +122,13 @@ def test_a_missing_environment_file_is_named() -> None:
         values.environment_files(["/nowhere/env"])
 
 
+def test_an_environment_file_that_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("A=1\n")
+    assert values.environment_files([f"-{tmp_path}/env", "-/nowhere/env", "-/dev/null/env"]) == {"A": "1"}
+    with pytest.raises(UsageError, match=f"open {tmp_path}: is a directory"):
+        values.environment_files([f"-{tmp_path}"])
+
+
 def app_flags(*given: tuple[str, str]) -> Values:
     flags = Values()
     for name, value in given:

@@ -160,12 +160,12 @@ def test_no_interpreter(make: Make) -> None:
 def test_a_plugin_that_hangs_is_killed_with_what_it_started(
     make: Make, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "LIMIT", 0.5)
+    monkeypatch.setattr(programs, "LIMIT", 4)
     body = f"sleep 1000 & echo $! >{tmp_path}/child; echo $$ >{tmp_path}/self; wait"
-    assert failure(make(body, "/bin/sh")) == "did not end within 0.5 seconds and was killed"
+    assert failure(make(body, "/bin/sh")) == "did not end within 4 seconds and was killed"
     for name in ("child", "self"):
         pid = int((tmp_path / name).read_text())
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not gone(pid) and time.monotonic() < end:
             time.sleep(0.01)
         assert gone(pid), name
@@ -197,9 +197,9 @@ def test_a_plugin_that_closes_its_output_first(make: Make) -> None:
 
 
 def test_no_descriptor_is_left(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "LIMIT", 0.2)
     before = os.listdir("/proc/self/fd")
     call(make("print('{}')"))
+    monkeypatch.setattr(programs, "LIMIT", 0.2)
     failure(make("import time; time.sleep(100)"))
     failure("/nothing")
     assert os.listdir("/proc/self/fd") == before

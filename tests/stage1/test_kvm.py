@@ -30,7 +30,7 @@ BY_THE_HOST = {
     "PreparedPod": "uuid directory lock_fd apps name data_directory insecure networks plugin_path published names ready"
     " credentials register keep_unit manager unit delegated starts log_driver debug bandwidth ports name_options net"
     " asked",
-    "PreparedApp": "image_id layers read_only_root mounts from_oci image_name",
+    "PreparedApp": "image_id layers read_only_root mounts from_oci image_name reload_signal",
 }
 """What the engine or the monitor does; of `net` and `mounts` a part is refused, of `mounts` a part is ignored."""
 REFUSED = {"PreparedPod": "ipc join given", "PreparedApp": "devices listening"}

@@ -42,6 +42,9 @@ class Nothing:
     def ended(self, plan: AppPlan) -> bool:
         return False
 
+    def lacked_memory(self) -> bool:
+        return False
+
     def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
         self.left.append(call)
 
@@ -123,7 +126,11 @@ def test_a_pod_that_is_ending_is_asked_to_end(
     written: list[bool] = []
 
     def when_written(callback: Callable[[], None]) -> None:
-        made._loop.call_later(0.01, lambda: (written.append(True), callback()))
+        def write() -> None:
+            written.append(True)
+            callback()
+
+        made._loop.call_later(0.01, write)
 
     made._foreground = SimpleNamespace(when_written=when_written, close=lambda: None)
     made._loop.on_signal(signal.SIGTERM, lambda: None)

@@ -18,7 +18,7 @@ DEADLINE = 60
 def listener(address: str | bytes) -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     made.bind(address)
-    made.settimeout(10)
+    made.settimeout(DEADLINE)
     return made
 
 

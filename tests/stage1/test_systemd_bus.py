@@ -119,6 +119,41 @@ def test_no_bus_and_no_answer_are_errors(tmp_path: Path, path: str) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("size", [3, 100_000], ids=["short", "too long"])
+def test_a_deadline_in_the_middle_of_a_message_costs_nothing_of_it(path: str, size: int) -> None:
+    """Nor does it take anything of what comes after: that may be for somebody else."""
+    connection = Bus(path)
+    connection.socket.close()
+    connection.socket, peer = socket.socketpair()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    first, second = broadcast("first", "s", ["x" * size]), broadcast("second", "", [])
+    for piece in (first[:10], first[10:20], first[20:-1]):
+        peer.sendall(piece)
+        with pytest.raises(SystemdError) as caught:
+            connection.wait(lambda _message: True, 0.05)
+        assert caught.value.name == bus.TIMED_OUT
+    peer.sendall(first[-1:] + second + b"more")
+    expected = ["first", "second"] if size < bus.LARGEST else ["second"]
+    assert [connection.wait(lambda _message: True).member for _ in expected] == expected
+    assert connection.socket.recv(100) == b"more"
+    connection.close()
+    peer.close()
+
+
+def broadcast(member: str, signature: str, body: list[object]) -> bytes:
+    """A signal of systemd's for all who listen, as its bytes."""
+    bus.load()
+    from dbus_next.constants import MessageType
+    from dbus_next.message import Message
+
+    _, path, interface = bus.SYSTEMD
+    message: Any = Message(
+        path=path, interface=interface, member=member, message_type=MessageType.SIGNAL, signature=signature, body=body,
+        serial=1,
+    )  # fmt: skip
+    return bytes(message._marshall(False))
+
+
 class Watched:
     """A controller on a connection of a real bus."""
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from stage1.terminal import LEAVE_KEY, Escape, RawMode, get_size, open_pty, set_size
 
 ROOT = Path(__file__).parent.parent.parent
-DEADLINE = 30.0
+DEADLINE = 120.0
 KEY = bytes([LEAVE_KEY])
 MULTIPLEXER = "/dev/pts/ptmx" if os.access("/dev/pts/ptmx", os.R_OK | os.W_OK) else "/dev/ptmx"
 
@@ -237,7 +237,7 @@ def test_in_the_background_nothing_stops_or_reads() -> None:
         caller.type(b"theirs\r")
         caller.shows(b"end")
         caller.ended_well()
-        assert b"left" in caller.look()
+        caller.shows(b"left")
 
 
 # --- the app's side

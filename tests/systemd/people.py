@@ -84,7 +84,9 @@ def running(
     try:
         until(lambda: process.poll() is not None or saved.exists())
         assert process.poll() is None, process.communicate()
-        person.rkpy("status", "--wait-ready=60s", name)
+        person.rkpy("status", "--wait-ready=300s", name)
+        if script == STAY:  # whose trap it may not have come to
+            until(lambda: "up\n" in person.rkpy("logs", name).stdout)
         yield process
     finally:
         if process.poll() is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.cgroups import until
 
-TIMEOUT = 120
+TIMEOUT = 400
 """Seconds until a command counts as hung; far above what any takes."""
 KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 """Of the environment of the tests: what a service needs to run the checkout."""

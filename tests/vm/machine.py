@@ -37,7 +37,7 @@ DISTRIBUTIONS = ("rkpy", "pytest", "hypothesis")
 """Python packages that go into the guest with all they require; rkpy itself is taken from the checkout."""
 ROOMS = ("aci", "common", "stage0", "stage1", "stage2", "systemd-units", "tests", "rkpy.py", "pyproject.toml")
 
-DEADLINE = 600.0
+DEADLINE = 3600.0
 """Seconds until a run counts as hung. Emulated on a busy machine a boot alone may take a minute."""
 
 PORT = "rkpy.result"

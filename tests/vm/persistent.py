@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 from tests.vm.machine import emulator, make_payload
 
 PORT = "rkpy.agent"
-DEADLINE = 120.0
+DEADLINE = 900.0
 """Seconds for a boot or a command; emulated on a busy machine a boot may take a minute."""
 
-PATIENCE = 120
+PATIENCE = 900
 """Seconds that something in the machine may take to come true."""
 
 START = f"""\

@@ -89,3 +89,9 @@ def test_what_apps_may_read_and_write_is_kept_outside_too() -> None:
     both = [Limits(io_bandwidth=1, io_operations=10), Limits(io_bandwidth=2)]
     assert (of(*both).outside.io_bandwidth, of(*both).outside.io_operations) == (3, 0)
     assert of().outside.io_bandwidth == 0
+
+
+def test_how_much_one_app_weighs_is_for_the_machine_and_several_share_it() -> None:
+    apps = [Limits(cpu_weight=50), Limits(cpu_weight=50)]
+    assert (of(*apps[:1]).outside.cpu_weight, of(*apps).outside.cpu_weight) == (50, 0)
+    assert of(*apps[:1], pod=Limits(cpu_weight=70)).outside.cpu_weight == 70

@@ -34,7 +34,7 @@ def states(rkpy: Rkpy) -> list[str]:
 
 def test_a_detached_pod_is_a_service_of_its_own(rkpy: Rkpy) -> None:
     """Also when a service starts it, as these tests are one: nothing is to be said of that one's cgroup."""
-    done = rkpy(*RUN, "--detach", *SLEEP)
+    done = rkpy(*RUN, "--reload-signal=HUP", "--detach", *SLEEP)
     assert (done.status, done.err) == (0, "")
     uuid = done.out.strip()
     shown = units.show(
@@ -52,11 +52,23 @@ def test_a_detached_pod_is_a_service_of_its_own(rkpy: Rkpy) -> None:
         "TimeoutStopUSec": "35s", "Slice": "machine.slice", "Delegate": "yes",
     }  # fmt: skip
     assert "unit=rkpy-loose.service" in rkpy.ok("status", uuid)
+    assert f"reload {uuid} " in units.show("rkpy-loose.service", "ExecReload")["ExecReload"]
     units.run("systemctl", "stop", "rkpy-loose.service")
     assert "state=exited" in rkpy.ok("status", uuid)
     said = units.messages(units.journal("_SYSTEMD_UNIT=rkpy-loose.service"))
     assert not [line for line in said if "garbage" in line]
     rkpy.ok("rm", uuid)
+
+
+def test_pods_are_detached_while_systemd_is_executed_anew(rkpy: Rkpy) -> None:
+    """Each is started once, whatever became of what systemd was told."""
+    with units.service("sh", "-c", "while :; do systemctl daemon-reexec; done"):
+        for _ in range(6):
+            done = rkpy(*RUN, "--detach", *SLEEP)
+            assert (done.status, done.err) == (0, "")
+            assert states(rkpy).count("running") == 1
+            rkpy.ok("stop", done.out.strip())
+            until(lambda: "running" not in states(rkpy))
 
 
 def test_without_a_bus_nothing_is_prepared(rkpy: Rkpy) -> None:
@@ -80,7 +92,7 @@ def test_a_service_that_fails_leaves_no_pod(rkpy: Rkpy) -> None:
     assert "says why" in rkpy.refused(*RUN, "--detach", NAME, "--exec=/nonesuch")
     # One line it was, also here in a service that is not delegated: the pod was not to run in that.
     assert "prepared" not in states(rkpy)
-    assert units.show("rkpy-loose.service", "LoadState") == {"LoadState": "not-found"}
+    units.becomes("rkpy-loose.service", LoadState="not-found")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -180,14 +180,32 @@ def test_a_printed_unit_runs_the_pod_with_its_very_arguments(rkpy: Rkpy, tmp_pat
         assert [path.parent.name for path in rkpy.pods()] == ["exited-garbage"]
 
 
+def said(name: str) -> list[str]:
+    """What the apps of a unit have written."""
+    found = units.messages(units.journal(f"_SYSTEMD_UNIT={name}"))
+    return [line for line in found if line in ("of.the.first", "alone", "reloaded")]
+
+
 def test_a_printed_unit_starts_one_pod_again_and_again(rkpy: Rkpy) -> None:
-    script = "trap 'exit 0' TERM; echo x >> /tmp/log; while :; do sleep 1; done"
-    uuid = rkpy.ok("prepare", NAME, "--exec=/bin/sh", "--", "-c", script).strip()
-    with printed(rkpy, "--net=none", uuid) as name:
-        for _ in range(2):
+    """As it was run before: nothing is typed again."""
+    script = (
+        "trap 'echo reloaded' HUP; trap 'exit 0' TERM; hostname; [ -e /sys/class/net/eth0 ] || echo alone;"
+        " while :; do sleep 1; done"
+    )
+    app = (NAME, "--exec=/bin/sh", "--reload-signal=HUP", "--", "-c", script)
+    uuid = rkpy.ok("prepare", *app).strip()
+    first = rkpy.start("run-prepared", "--net=none", "--hostname=of.the.first", uuid)
+    rkpy.ok("status", "--wait-ready=60s", uuid)
+    rkpy.ok("stop", uuid)
+    first.communicate(timeout=units.TIMEOUT)
+    with printed(rkpy, uuid) as name:
+        for times in (1, 2):
             units.run("systemctl", "restart", name)
             units.becomes(name, ActiveState="active", SubState="running")
             assert "state=running" in rkpy.ok("status", uuid)
+            until(lambda times=times: said(name) == ["of.the.first", "alone"] * times)  # type: ignore[misc]
+        units.run("systemctl", "reload", name)
+        until(lambda: said(name)[-1] == "reloaded")
         units.run("systemctl", "stop", name)
         assert units.show(name, "Result") == {"Result": "success"}
         assert "state=exited" in rkpy.ok("status", uuid)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from common import journal
+from stage1 import resources
 from tests.cgroups import until
 from tests.host.commands import Rkpy
 from tests.systemd import units
@@ -21,6 +22,8 @@ MIB = 1 << 20
 STAY = "trap 'exit 0' TERM; sleep 1000 & wait"
 # It waits for a file, and then reads as much into memory as it says, in one go.
 HOG = "until [ -e /srv/go ]; do sleep 0.1; done; busybox dd if=/dev/zero of=/dev/null bs=128M count=1; sleep 1000"
+RUN = ("--insecure-options=image", "run", "--net=none")
+BESIDE = resources.BESIDE
 
 
 class Pod(NamedTuple):
@@ -59,19 +62,30 @@ def pod(rkpy: Rkpy, *isolators: dict[str, Any], script: str = STAY, apps: tuple[
         "isolators": list(isolators),
         "annotations": [{"name": "rkpy/exit-policy", "value": "until-all"}],
     }
+    (rkpy.directory / "pod.json").write_text(json.dumps(manifest))
+    with running(rkpy, f"--pod-manifest={rkpy.directory / 'pod.json'}") as made:
+        yield made
+
+
+def withhold(rkpy: Rkpy) -> None:
+    """The directory that pods have as /srv, without what HOG waits for."""
     (rkpy.directory / "srv").mkdir(exist_ok=True)
     (rkpy.directory / "srv/go").unlink(missing_ok=True)
-    (rkpy.directory / "pod.json").write_text(json.dumps(manifest))
+
+
+@contextmanager
+def running(rkpy: Rkpy, *words: str) -> Iterator[Pod]:
+    """What `rkpy run` starts with these words as from somebody's shell."""
+    withhold(rkpy)
     saved = rkpy.directory / "uuid"
     saved.unlink(missing_ok=True)
-    flags = ("run", "--net=none", f"--pod-manifest={rkpy.directory / 'pod.json'}", f"--uuid-file-save={saved}")
-    command = units.in_scope(*rkpy.command("--insecure-options=image", *flags))
+    command = units.in_scope(*rkpy.command(*RUN, f"--uuid-file-save={saved}", *words))
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=rkpy.environment())
     try:
         until(lambda: process.poll() is not None or (saved.exists() and saved.read_text().strip()))
         assert process.poll() is None
         uuid = saved.read_text().strip()
-        rkpy.ok("status", "--wait-ready=60s", uuid)
+        rkpy.ok("status", "--wait-ready=300s", uuid)
         yield Pod(process, uuid, f"rkpy-{uuid}.scope")
     finally:
         if process.poll() is None:
@@ -111,8 +125,55 @@ def test_limits_are_properties_and_files(rkpy: Rkpy) -> None:
         assert {value.partition(":")[0] for value in said.values()} == {"enforced"}
 
 
+def typed(rkpy: Rkpy, *limits: str) -> tuple[str, ...]:
+    """Words for a pod of one app with limits of its own, that is over its memory when it is told to."""
+    app = ("example.com/busybox", "--name=app", *limits, "--mount=volume=srv,target=/srv", "--exec=/bin/sh")
+    return (f"--volume=srv,kind=host,source={rkpy.directory / 'srv'}", *app, "--", "-c", HOG)
+
+
+def is_killed_for_memory(rkpy: Rkpy, uuid: str, unit: str) -> None:
+    """And that is told by the monitor, which therefore is not what was killed."""
+    found = dict(line.partition("=")[::2] for line in rkpy.ok("status", uuid).splitlines())
+    assert (found["app-app"], found["app-app-oom"]) == ("137", "true")
+    (told,) = units.logged(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={journal.OOM}")
+    assert (told["RKPY_APP"], told["_SYSTEMD_UNIT"]) == ("app", unit)
+
+
+def test_limits_that_are_typed_for_the_only_app_are_told_by_the_scope(rkpy: Rkpy) -> None:
+    limits = ("--memory=64Mi", "--cpu=500m", "--cpu-shares=512", "--pids-limit=100")
+    with running(rkpy, *typed(rkpy, *limits)) as made:
+        memory = str(64 * MIB + BESIDE.memory)
+        told = {
+            "MemoryMax": memory, "MemorySwapMax": memory, "CPUQuotaPerSecUSec": "1.500000s", "CPUWeight": "50",
+            "TasksMax": str(100 + BESIDE.pids),
+        }  # fmt: skip
+        assert units.show(made.scope, *told) == told
+        assert made.file("memory.max") == memory
+        assert made.file(f"{made.uuid}/app/memory.max") == str(64 * MIB)
+        (rkpy.directory / "srv/go").touch()
+        assert made.process.wait(timeout=units.TIMEOUT) == 137
+    is_killed_for_memory(rkpy, made.uuid, made.scope)
+
+
+def test_limits_of_a_small_app_are_told_by_its_service_and_leave_it_room_to_start(rkpy: Rkpy) -> None:
+    withhold(rkpy)
+    uuid = rkpy.ok(*RUN, "--detach", "--pod-name=small", *typed(rkpy, "--memory=8Mi", "--cpu=100m")).strip()
+    told = {"MemoryMax": str(8 * MIB + BESIDE.memory), "CPUQuotaPerSecUSec": "1.100000s", "TasksMax": "16384"}
+    assert units.show("rkpy-small.service", *told) == told
+    (rkpy.directory / "srv/go").touch()
+    units.becomes("rkpy-small.service", LoadState="not-found")
+    is_killed_for_memory(rkpy, uuid, "rkpy-small.service")
+
+
+def test_a_supervisor_that_is_killed_for_want_of_memory_takes_its_apps_along(rkpy: Rkpy) -> None:
+    with running(rkpy, *typed(rkpy)) as made:
+        Path(f"/sys/fs/cgroup/machine.slice/{made.scope}/{made.uuid}/_init/memory.max").write_text("65536")
+        assert made.process.wait(timeout=units.TIMEOUT) == 137
+    is_killed_for_memory(rkpy, made.uuid, made.scope)
+
+
 def test_a_limit_that_a_scope_cannot_have_is_no_pod_without_it(rkpy: Rkpy) -> None:
-    run = ("--insecure-options=image", "run", "--net=none", "example.com/busybox", "--memory=64M", "--exec=/bin/true")
+    run = (*RUN, "example.com/busybox", "--memory=64M", "--exec=/bin/true")
     units.run("systemctl", "set-property", "--runtime", "machine.slice", "DisableControllers=memory")
     try:
         done = units.run(*units.in_scope(*rkpy.command(*run)), check=False)
@@ -162,7 +223,7 @@ def test_what_an_app_uses_is_accounted_to_the_scope(rkpy: Rkpy) -> None:
 @pytest.mark.parametrize("delegate", ["yes", "no"])
 def test_limits_of_a_service_bound_a_delegated_pod(rkpy: Rkpy, delegate: str) -> None:
     script = "busybox dd if=/dev/zero of=/dev/null bs=128M count=1"
-    run = ("--insecure-options=image", "run", "--net=none", "example.com/busybox", "--exec=/bin/sh", "--", "-c", script)
+    run = (*RUN, "example.com/busybox", "--exec=/bin/sh", "--", "-c", script)
     words = units.in_service(*rkpy.command(*run), properties={"Delegate": delegate, "MemoryMax": "96M"})
     done = units.run(*words, check=False)
     if delegate == "yes":

@@ -125,9 +125,9 @@ def test_a_service_that_never_gets_ready_fails(ground: Ground) -> None:
 
 def test_an_app_may_take_longer_when_it_says_so(ground: Ground) -> None:
     steps = ("say:EXTEND_TIMEOUT_USEC=60000000", "wait:/go/GO", "say:READY=1")
-    with begun(*ground.words(*steps, app=(NOTIFIES,)), TimeoutStartSec=2) as name:
+    with begun(*ground.words(*steps, app=(NOTIFIES,)), TimeoutStartSec=8) as name:
         units.becomes(name, ActiveState="activating")
-        time.sleep(4)
+        time.sleep(10)
         ground.open()
         units.becomes(name, ActiveState="active")
 
@@ -142,8 +142,8 @@ def test_a_slow_fetch_takes_longer_than_it_is_given(ground: Ground, tmp_path: Pa
         handler.head(200, Content_Length=str(len(content)))
         start, sent = time.monotonic(), 0
         while sent < len(content) and not end.wait(0.1):
-            # In sixteen seconds.
-            due = int(len(content) * (time.monotonic() - start) / 16)
+            # In twenty seconds.
+            due = int(len(content) * (time.monotonic() - start) / 20)
             handler.wfile.write(content[sent:due])
             sent = max(sent, due)
 
@@ -151,7 +151,7 @@ def test_a_slow_fetch_takes_longer_than_it_is_given(ground: Ground, tmp_path: Pa
         site.pages["/a.aci"] = page
         words = ground.rkpy.command(*RUN, NO_NET, "--no-store", site.url("/a.aci"))
         environment = f"SSL_CERT_FILE={servers.authority().certificate}"
-        with begun(*words, TimeoutStartSec=5, Environment=environment) as name:
+        with begun(*words, TimeoutStartSec=8, Environment=environment) as name:
             units.becomes(name, ActiveState="activating", StatusText=f"fetching {site.url('/a.aci')}")
             units.becomes(name, ActiveState="active", StatusText="1 app running")
         end.set()
@@ -194,14 +194,14 @@ def test_a_service_that_is_stopped_while_it_fetches_has_not_failed(ground: Groun
 
 
 def test_the_watchdog_is_kept(ground: Ground) -> None:
-    with begun(*ground.words(), WatchdogSec=1) as name:
+    with begun(*ground.words(), WatchdogSec=6) as name:
         units.becomes(name, ActiveState="active")
-        time.sleep(4)
+        time.sleep(8)
         assert units.show(name, "ActiveState", "Result") == {"ActiveState": "active", "Result": "success"}
 
 
 def test_the_watchdog_bites_when_the_supervisor_is_stuck(ground: Ground) -> None:
-    with begun(*ground.words(), WatchdogSec=1) as name:
+    with begun(*ground.words(), WatchdogSec=6) as name:
         units.becomes(name, ActiveState="active")
         os.kill(ground.leader(), signal.SIGSTOP)
         units.becomes(name, ActiveState="failed", Result="watchdog")
@@ -214,19 +214,24 @@ def test_the_watchdog_bites_when_an_app_is_silent(ground: Ground) -> None:
 
 
 def test_the_watchdog_is_fed_by_an_app(ground: Ground) -> None:
-    with begun(*ground.words("say:READY=1", "every:100:WATCHDOG=1", app=(NOTIFIES,)), WatchdogSec=1) as name:
+    with begun(*ground.words("say:READY=1", "every:100:WATCHDOG=1", app=(NOTIFIES,)), WatchdogSec=6) as name:
         units.becomes(name, ActiveState="active")
-        time.sleep(3)
+        time.sleep(8)
         assert units.state(name) == "active"
 
 
 def test_a_reload_reaches_the_app(ground: Ground) -> None:
-    reload = " ".join(ground.rkpy.command("kill", "--signal=HUP", "reloads"))
-    words = ground.words("say:READY=1", app=(NOTIFIES,), pod=("--pod-name=reloads",))
+    reload = " ".join(ground.rkpy.command("reload", "--main-pid=${MAINPID}"))
+    words = ground.words("say:READY=1", app=(NOTIFIES, "--reload-signal=HUP"))
     with begun(*words, ExecReload=reload) as name:
         units.becomes(name, ActiveState="active")
         units.run("systemctl", "reload", name)
-        units.becomes(name, ActiveState="active", StatusText="service: reloaded")
+        assert units.show(name, "StatusText") == {"StatusText": "service: reloaded"}, "it was waited for"
+        units.becomes(name, ActiveState="active", SubState="running")
+        until(lambda: said(name).count("reloaded") == 1)
+        units.run("systemctl", "kill", "--kill-whom=main", "--signal=HUP", name)
+        until(lambda: said(name).count("reloaded") == 2)
+        units.becomes(name, ActiveState="active", SubState="running")
 
 
 def test_a_pod_that_fails_is_started_again_until_it_is_enough(ground: Ground) -> None:
@@ -269,6 +274,7 @@ def test_an_app_that_does_not_end_is_killed_by_rkpy(ground: Ground) -> None:
     words = ground.words("ignore:15", "print:up", pod=("--stop-timeout=1",))
     with begun(*words, TimeoutStopSec=60) as name:
         units.becomes(name, ActiveState="active")
+        until(lambda: "up" in said(name))
         units.run("systemctl", "stop", name)
         assert units.show(name, "ActiveState", "Result", "ExecMainStatus") == {
             "ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "137",
@@ -276,9 +282,10 @@ def test_an_app_that_does_not_end_is_killed_by_rkpy(ground: Ground) -> None:
 
 
 def test_a_pod_that_does_not_end_is_killed_by_systemd(ground: Ground) -> None:
-    words = ground.words("ignore:15", pod=("--stop-timeout=100",))
+    words = ground.words("ignore:15", "print:up", pod=("--stop-timeout=100",))
     with begun(*words, TimeoutStopSec=1) as name:
         units.becomes(name, ActiveState="active")
+        until(lambda: "up" in said(name))
         units.run("systemctl", "stop", name)
         assert units.show(name, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "timeout"}
         until(ground.is_over)

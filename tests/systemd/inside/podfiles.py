@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 
 from tests.cgroups import until
 from tests.host.commands import ROOT, Rkpy
+from tests.host.conftest import inspector
 from tests.systemd import units
+
+__all__ = ["inspector"]
 
 PODS = Path("/run/rkpy/pods")
 GENERATOR = Path("/run/systemd/system-generators/rkpy-generator")
@@ -88,13 +92,14 @@ class Files:
 
     def clear(self) -> None:
         pattern = f"{self.name}*"
-        units.run("systemctl", "stop", f"{pattern}.service", f"rkpy@{pattern}.service", check=False)
+        names = (f"{pattern}.socket", f"{pattern}.service", f"rkpy@{pattern}.service")
+        units.run("systemctl", "stop", *names, check=False)
         for path in reversed(self.written):
             path.unlink(missing_ok=True)
             if path.parent.suffix == ".d":
                 path.parent.rmdir()
         reload()
-        units.run("systemctl", "reset-failed", f"{pattern}.service", f"rkpy@{pattern}.service", check=False)
+        units.run("systemctl", "reset-failed", *names, check=False)
 
 
 def reload() -> None:
@@ -255,6 +260,48 @@ def _is_new(files: Files, before: str) -> bool:
     return shown["ActiveState"] == "active" and shown["MainPID"] not in ("0", before)
 
 
+def answer(path: str) -> str:
+    """What whoever listens there has to say."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(units.TIMEOUT)
+        connection.connect(path)
+        return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+
+
+def test_whoever_connects_starts_the_pod(files: Files, inspector: str) -> None:
+    """By the template's socket, whose instance is started at boot."""
+    app = f"Volume={inspector}:/inspect:ro\nEntrypoint=/inspect\nExec=answer 3 %i 0\n"
+    files.write("@.pod", files.text(app, "[Socket]\nListenStream=/run/%N.sock\nRemoveOnStop=yes\n"))
+    files.link("@one.pod", f"{files.name}@.pod")
+    reload()
+    service, listening = (f"{files.name}@one.{kind}" for kind in ("service", "socket"))
+    assert listening in units.show("sockets.target", "Wants")["Wants"].split()
+    assert units.show(listening, "Triggers") == {"Triggers": service}
+    units.run("systemctl", "start", listening)
+    assert (units.state(service), files.pods()) == ("inactive", [])
+    assert answer(f"/run/{files.name}@one.sock") == "one"
+    units.becomes(service, ActiveState="active")
+    assert answer(f"/run/{files.name}@one.sock") == "one"
+    assert files.pods() == [(f"{files.name}-one", "running")]
+    # The app listens as well: to close the socket is to stop it.
+    units.run("systemctl", "stop", listening)
+    units.becomes(service, ActiveState="inactive", Result="success")
+    # An instance without a file; started by hand it has its socket too.
+    units.run("systemctl", "start", f"{files.name}@two.service")
+    assert answer(f"/run/{files.name}@two.sock") == "two"
+
+
+def test_the_socket_of_a_broken_file(files: Files) -> None:
+    path = files.write(".pod", files.text("Imagine=x\n", "[Socket]\nListenStream=/run/%N.sock\n"))
+    reload()
+    listening = f"{files.name}.socket"
+    assert units.run("systemctl", "start", listening, check=False).returncode != 0
+    units.becomes(listening, ActiveState="failed", Result="exit-code")
+    line = path.read_text().splitlines().index("Imagine=x") + 1
+    until(lambda: f"{path}:{line}: there is no key Imagine= in [Pod]: perhaps Image= is meant" in said(listening))
+    assert not [*Path("/run").glob(f"{files.name}*")]
+
+
 def test_reload_sends_the_signal(files: Files) -> None:
     script = "trap 'echo reloaded' HUP; trap 'exit 0' TERM; echo up; while :; do sleep 1; done"
     files.write(".pod", files.text(f'Entrypoint=/bin/sh\nExec=-c "{script}"\nReloadSignal=SIGHUP\n'))
@@ -275,7 +322,8 @@ net = "none"
 [[app]]
 image = "{IMAGE}"
 exec = "/bin/sh"
-args = ["-c", "echo up; trap 'exit 0' TERM; while :; do sleep 1; done"]
+reload-signal = "USR1"
+args = ["-c", "trap 'echo reloaded' USR1; trap 'exit 0' TERM; echo up; while :; do sleep 1; done"]
 """
 
 
@@ -292,6 +340,11 @@ def test_pods_as_data(files: Files, suffix: str, text: Callable[[Rkpy], str]) ->
     units.run("systemctl", "start", unit)
     assert files.pods() == [(files.name, "running")]
     units.becomes(unit, ActiveState="active")
+    until(lambda: "up" in said(unit))
+    # The unit does not know where this pod's data are.
+    main = units.show(unit, "MainPID")["MainPID"]
+    files.rkpy.ok("reload", f"--main-pid={main}")
+    until(lambda: "reloaded" in said(unit))
     units.run("systemctl", "stop", unit)
     units.becomes(unit, ActiveState="inactive", Result="success")
 

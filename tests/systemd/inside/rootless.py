@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ Exec=-c "trap 'exit 0' TERM; echo up; sleep 1000 & wait"
 [Install]
 WantedBy=default.target
 """
+
+SOCKET = "[Socket]\nListenStream=%t/site.sock\n"
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +122,20 @@ def test_pod_files_of_a_user_are_services_of_his(alice: Person) -> None:
         assert alice.status("site")["unit"] == "site.service"
         alice.run("systemctl", "--user", "stop", "site.service")
         assert alice.show("site.service", "Result") == {"Result": "success"}
+        alice.run("mkdir", f"{place}.d")
+        alice.run("sh", "-c", 'printf %s "$1" >"$2"', "sh", SOCKET, f"{place}.d/socket.conf")
+        alice.run("systemctl", "--user", "daemon-reload")
+        assert "site.socket" in alice.show("default.target", "Wants")["Wants"].split()
+        alice.run("systemctl", "--user", "start", "site.socket")
+        assert alice.show("site.service", "ActiveState") == {"ActiveState": "inactive"}
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"{alice.runtime}/site.sock")
+            until(lambda: alice.show("site.service", "ActiveState") == {"ActiveState": "active"})
+        alice.run("systemctl", "--user", "stop", "site.socket")
+        assert alice.show("site.service", "Result") == {"Result": "success"}
     finally:
         GENERATOR.unlink()
-        alice.run("rm", place)
+        alice.run("rm", "-rf", place, f"{place}.d")
         alice.run("systemctl", "--user", "daemon-reload")
 
 
@@ -204,7 +218,7 @@ def talking(alice: Person, tmp_path_factory: pytest.TempPathFactory) -> list[str
 
 def test_an_app_of_such_a_service_speaks_for_it(alice: Person, talking: list[str]) -> None:
     words = [*talking, "say:READY=1|STATUS=serving", "every:200:WATCHDOG=1"]
-    properties = {"User": alice.name, **SERVICE, "WatchdogSec": "2s"}
+    properties = {"User": alice.name, **SERVICE, "WatchdogSec": "20s"}
     with units.service(*alice.in_service(*words), properties=properties) as name:
         until(lambda: units.show(name, "StatusText")["StatusText"] == "service: serving")
         first = units.show(name, "WatchdogTimestampMonotonic")
@@ -212,8 +226,8 @@ def test_an_app_of_such_a_service_speaks_for_it(alice: Person, talking: list[str
 
 
 def test_it_may_take_longer_when_its_app_says_so(alice: Person, talking: list[str]) -> None:
-    words = [*talking, "say:EXTEND_TIMEOUT_USEC=60000000|STATUS=asked", "sleep:4000", "say:READY=1|STATUS=serving"]
-    properties = {"User": alice.name, **SERVICE, "TimeoutStartSec": "2s"}
+    words = [*talking, "say:EXTEND_TIMEOUT_USEC=60000000|STATUS=asked", "sleep:10000", "say:READY=1|STATUS=serving"]
+    properties = {"User": alice.name, **SERVICE, "TimeoutStartSec": "8s"}
     # Were it not for that word, systemd would have ended it, and systemd-run failed.
     with units.service(*alice.in_service(*words), properties=properties) as name:
         units.becomes(name, ActiveState="active", StatusText="service: serving")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stage1.resources import BESIDE
 from tests.systemd import people, units
 from tests.systemd.people import RKPY, Person, busybox
 
@@ -50,10 +51,10 @@ def test_by_the_limits_of_the_service_itself(alice: Person) -> None:
 
 
 def test_in_a_scope_of_the_users_manager(alice: Person) -> None:
-    """The limits of the pod are properties of it, which the user may change."""
+    """Those of its only app are told by its properties, which the user may change."""
     script = f"trap '{HOG}' USR1; sleep 1000 & wait"
     with people.running(alice, "scoped", net="default", app=LIMITED, script=script) as process:
-        assert alice.show("rkpy-scoped.scope", "TasksMax") == {"TasksMax": "16384"}
+        assert alice.show("rkpy-scoped.scope", "TasksMax") == {"TasksMax": str(20 + BESIDE.pids)}
         alice.run("systemctl", "--user", "set-property", "--runtime", "rkpy-scoped.scope", "MemoryMax=96M")
         cgroup = f"user.slice/user-{alice.uid}.slice/user@{alice.uid}.service/machine.slice/rkpy-scoped.scope"
         place = Path("/sys/fs/cgroup", cgroup)

@@ -19,6 +19,7 @@ from stage1 import cgroup
 from stage1.cgroup import PodCgroup
 from stage1.cgroupfiles import ADJUSTED, ENFORCED, NOT_ENFORCEABLE, counter
 from stage1.limits import Limits
+from stage1.vm import oomkills
 from tests.cgroups import born_asleep, born_in, end, of, opened, sleep, until
 
 CLONE_NEWUSER = 0x10000000
@@ -100,6 +101,20 @@ def test_io_without_a_disk_is_not_enforceable() -> None:
     finally:
         cgroup.gc(place)
         os.rmdir(place)
+
+
+def test_a_machine_that_is_killed_for_want_of_memory_is_told_by_the_counters(directory: str) -> None:
+    """Its programs are where the supervisor of other pods is."""
+    made = pod(directory, Limits(memory=32 * MIB))
+    with opened(made.init_fd()) as fd:
+        bystander = born_asleep(fd)
+        kills = oomkills.of(bystander)
+        assert kills.why() == ""
+        assert end(born_in(fd, hog)) == -signal.SIGKILL
+    assert kills.why() == f"for want of memory: memory.max of {made.path} was reached"
+    assert oomkills.of(bystander).why() == ""
+    made.kill()
+    end(bystander)
 
 
 @pytest.mark.parametrize("whose", ["app", "pod"])

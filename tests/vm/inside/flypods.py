@@ -38,7 +38,7 @@ def in_scope(rkpy: Rkpy, *flags: str) -> Iterator[str]:
     try:
         until(lambda: process.poll() is not None or ((rkpy.directory / "uuid").exists() and uuid(rkpy)))
         assert process.poll() is None
-        rkpy.ok("status", "--wait-ready=60s", uuid(rkpy))
+        rkpy.ok("status", "--wait-ready=300s", uuid(rkpy))
         yield f"rkpy-{uuid(rkpy)}.scope"
     finally:
         process.send_signal(signal.SIGTERM)

@@ -1,0 +1,161 @@
+"""Volumes with a name of their own, which outlive the pods that use them (`--volume=…,kind=named`).
+
+Each is a directory below `volumes` in the data directory, made when a pod first wants it and removed by nobody but
+`rkpy volume rm`. To the pod it is a directory of the host like any other, and so it stands in the pod's manifest.
+
+`volumes/.lock` is held shared by who writes a manifest with such volumes in it, and exclusively by who makes or removes
+one: so nothing is removed that a pod is about to use, and of two pods that want a new one the second finds it. Whether
+they are ours to work on is asked of the pods beside them (`Pods.require_own`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aci.pod_manifest import PodManifest, Volume
+from common import files, locks, ownership
+from common.errors import PodError, reason
+from common.locks import Lock
+from stage0 import prepare
+from stage0.pods import DIRECTORIES, EMBRYO, Pods
+from stage0.values import NAMED, is_volume_name
+from stage1 import poddir
+
+_LOCK = ".lock"
+_NEW = ".new"
+_GONE = ".gone"
+_WRITTEN = tuple(name for name in DIRECTORIES if name != EMBRYO)
+"""Where pods may have a manifest."""
+_MODE = 0o700
+"""A set-ID program that an app has left in a volume is for nobody to execute, as with what lies in pods."""
+
+
+def directory(pods: Pods) -> str:
+    """Where the volumes are that pods of this data directory use."""
+    return f"{os.path.dirname(pods.root)}/volumes"
+
+
+@contextmanager
+def settled(manifest: PodManifest, pods: Pods) -> Iterator[PodManifest]:
+    """`manifest` with directories of the host for its named volumes, those that are missing made; they stay at least
+    until it is left, when the manifest has to be where `users` finds it. Raises PodError."""
+    root = directory(pods)
+    wanted = [volume for volume in manifest.volumes if volume.kind == NAMED]
+    try:
+        lock = _made(root, wanted)
+    except OSError as error:
+        raise PodError(f"make volume: {error.filename or root}: {reason(error)}") from error
+    with lock:
+        volumes = [_of_host(root, volume) if volume.kind == NAMED else volume for volume in manifest.volumes]
+        yield manifest._replace(volumes=tuple(volumes))
+
+
+def _of_host(root: str, volume: Volume) -> Volume:
+    return Volume(name=volume.name, kind="host", source=f"{root}/{volume.source}", read_only=volume.read_only)
+
+
+def _made(root: str, wanted: list[Volume]) -> Lock:
+    """A shared lock under which all that are wanted are there."""
+    if files.make_directory(root, _MODE):
+        files.flush_directory(os.path.dirname(root))
+    lock = locks.acquire(f"{root}/{_LOCK}", exclusive=True, create=0o600)
+    try:
+        for volume in wanted:
+            if not _is_there(root, volume.source):
+                _make(root, volume)
+        lock.convert(exclusive=False)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _is_there(root: str, name: str) -> bool:
+    """Raises PodError for something else of that name."""
+    try:
+        found = os.lstat(f"{root}/{name}")
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(found.st_mode):
+        raise PodError(
+            f'volume "{name}": {root}/{name} is not a directory', hint="use kind=host for what lies elsewhere"
+        )
+    return True
+
+
+def _make(root: str, volume: Volume) -> None:
+    """With its owner and mode from the first moment, whenever this is interrupted."""
+    _remove(root, _NEW)
+    prepare.make_volume(f"{root}/{_NEW}", volume)
+    os.rename(f"{root}/{_NEW}", f"{root}/{volume.source}")
+    # What an app flushes into it is not to be lost with its name.
+    files.flush_directory(root)
+
+
+def names(pods: Pods) -> list[str]:
+    """The volumes there are. Raises PodError when that cannot be told."""
+    root = directory(pods)
+    try:
+        with os.scandir(root) as found:
+            return sorted(
+                each.name for each in found if is_volume_name(each.name) and each.is_dir(follow_symlinks=False)
+            )
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise PodError(f"list {root}: {reason(error)}") from error
+
+
+def users(pods: Pods) -> dict[str, list[str]]:
+    """By name: the UUIDs of the pods that use a volume, until they are collected. Raises PodError for a pod of which
+    that cannot be told."""
+    found: dict[str, list[str]] = {}
+    root = os.path.realpath(directory(pods))
+    for pod in pods.all(_WRITTEN):
+        try:
+            manifest = pod.manifest()
+        except PodError:
+            if not os.path.lexists(f"{pod.base}/{poddir.MANIFEST}"):
+                continue  # Being made, without volumes yet; or being removed, which was the last of it.
+            raise
+        own = [mount.app_volume for app in manifest.apps for mount in app.mounts if mount.app_volume]
+        sources = {os.path.normpath(volume.source) for volume in (*manifest.volumes, *own) if volume.source}
+        for source in sources:
+            if os.path.realpath(os.path.dirname(source)) == root:
+                found.setdefault(os.path.basename(source), []).append(pod.uuid)
+    return found
+
+
+def remove(pods: Pods, name: str) -> None:
+    """Remove a volume with all that is in it. Raises PodError, for one that a pod uses too."""
+    root = directory(pods)
+    try:
+        if not is_volume_name(name) or not os.path.lexists(f"{root}/{name}"):
+            raise PodError(f'there is no volume "{name}"', hint="see `rkpy volume list`")
+        with locks.acquire(f"{root}/{_LOCK}", exclusive=True, create=0o600):
+            _refuse_used(pods, name)
+            _is_there(root, name)
+            # What is left of one whose removal was interrupted goes first; this one is nobody's from here on.
+            _remove(root, _GONE)
+            os.rename(f"{root}/{name}", f"{root}/{_GONE}")
+            _remove(root, _GONE)
+    except OSError as error:
+        hint = ownership.foreign_files(error)
+        raise PodError(f'remove volume "{name}": {error.filename or root}: {reason(error)}', hint=hint) from error
+
+
+def _refuse_used(pods: Pods, name: str) -> None:
+    used = users(pods).get(name)
+    if used:
+        raise PodError(f'volume "{name}" is used by pod "{used[0]}"', hint="remove the pod first: rkpy rm")
+
+
+def _remove(root: str, name: str) -> None:
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        files.remove_tree(name, dir_fd=fd)
+    finally:
+        os.close(fd)
