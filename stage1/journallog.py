@@ -102,6 +102,12 @@ class Journal:
 
         look()
 
+    def give_up(self, why: str) -> None:
+        """Send nothing more: what was not sent is lost."""
+        if self._queue:
+            self.why = self.why or why
+            self._give_up()
+
     def close(self) -> None:
         self._watch(False)
         if self._socket is not None:
@@ -347,7 +353,8 @@ class PodJournal:
         self._way.when_taken(callback)
 
     def losses(self) -> str:
-        """What became of entries that nobody could be told about in the journal; empty for nothing."""
+        """Send nothing more. What became of entries of whose loss the journal could not be told; empty for nothing."""
+        self._way.give_up("they were not waited for")
         lost = self._way.lost
         return f"{lost} entries for the journal were lost: {self._way.why}" if lost else ""
 

@@ -25,15 +25,10 @@ NETWORKS = True
 MACHINES = True
 _BOOT_TIMEOUT = {acceleration.KVM: 60, acceleration.TCG: 300}
 """Seconds in which a guest has to be up; a hundred times as long as it takes where nothing else runs."""
-<<<<<<< HEAD
-_PATIENCE = 30.0
-"""Seconds that a monitor has to do what it is asked, which takes it none where it gets to run."""
-=======
 _EXTENSION = 20
 """Seconds that a service manager is asked for while it is found out whether KVM works."""
-_PATIENCE = 5.0
-"""Seconds that a monitor has to do what it is asked, which takes it none."""
->>>>>>> busy2
+_PATIENCE = 30.0
+"""Seconds that a monitor has to do what it is asked, which takes it none where it gets to run."""
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
 app_rm, app_states, reload = supervised.app_rm, supervised.app_states, supervised.reload
@@ -154,23 +149,9 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
     options = pod.machine
     qemu, virtiofsd = programs.qemu(), programs.virtiofsd()
     boots = boot_files(options.kernel, f"{pod.data_directory}/cache/kvm")
-<<<<<<< HEAD
     wanted = options.acceleration or acceleration.AUTO
     accelerated, kind = acceleration.choose(wanted, qemu, boots, waits=_telling(pod))
-    limits = resources.of_pod(pod.isolators)
-    size = sizes.of(
-        limits,
-        [resources.of_pod(app.app.isolators) for app in pod.apps],
-        acceleration=accelerated,
-        host_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        host_cpus=len(os.sched_getaffinity(0)),
-        memory=options.memory,
-        volumes=sum({mount.volume: mount.size for app in pod.apps for mount in app.mounts}.values()),
-    )
-=======
-    accelerated, kind = acceleration.choose(options.acceleration or acceleration.AUTO, qemu, boots)
     size = _size(pod, accelerated)
->>>>>>> main
     user, group = programs.user(pod.uuid)
     machine = Machine(
         qemu=qemu,
@@ -192,7 +173,6 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
     return machine, size.outside, boots.release
 
 
-<<<<<<< HEAD
 def _telling(pod: PreparedPod) -> Callable[[], None]:
     """Has whoever waits for the pod, and its service manager, hear what it waits for."""
     said: list[str] = []
@@ -206,7 +186,8 @@ def _telling(pod: PreparedPod) -> Callable[[], None]:
             boot.tell_manager(pod.given.notify, f"STATUS={text}\nEXTEND_TIMEOUT_USEC={_EXTENSION * 1_000_000}")
 
     return tell
-=======
+
+
 def _size(pod: PreparedPod, accelerated: str) -> sizes.Size:
     """How large the pod's machine is when it is `accelerated` so, a word of `acceleration`."""
     return sizes.of(
@@ -229,7 +210,6 @@ def of_unit(pod: PreparedPod) -> Limits:
         io_bandwidth=whole.io_bandwidth,
         io_operations=whole.io_operations,
     )
->>>>>>> main
 
 
 def app_add(pod: PreparedPod, app: PreparedApp) -> None:

@@ -192,7 +192,7 @@ class Monitor:
         SIGHUP as well (SendSIGHUP= in systemd.kill(5))."""
         if self._stopping:
             return
-        told = [app.plan for app in self._apps.values() if app.plan.reload_signal and app.executed]
+        told = [app.plan for app in self._apps.values() if app.plan.reload_signal and app.process == MAIN]
         if self._service is not None:
             self._service.reload([plan.name for plan in told])
         for plan in told:
@@ -638,12 +638,20 @@ class Monitor:
             os.close(held.pop())
 
     def _flush(self) -> None:
-        """Show what the caller has not read yet. Who does not read any more can still send a signal."""
+        """Show what the caller has not read yet. Who does not read any more can still send a signal; one that was for a
+        pod just ending is not meant so."""
+        start = time.monotonic()
+
+        def asked() -> None:
+            if time.monotonic() > start + _PATIENCE:
+                self._loop.stop()
+
         streams = [app.streams for app in self._apps.values() if app.streams is not None]
         journals = [] if self._journal is None else [self._journal]
         when_all_written([self._foreground, *streams, *journals], self._loop.stop)
-        for number in _ENDING:
-            self._loop.on_signal(number, self._loop.stop)
+        for number in (*_ENDING, *_OF_MACHINED):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._loop.on_signal(number, asked)
         self._loop.run()
         self._foreground.close()
         if self._journal is not None and (losses := self._journal.losses()):

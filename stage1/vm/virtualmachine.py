@@ -243,11 +243,11 @@ class VirtualMachine:
     def ended(self, plan: AppPlan) -> bool:
         return self._bridge is not None and self._bridge.out_of_memory(plan.name)
 
-    def lacked_memory(self) -> bool:
-        return bool(self._oom_kills.why())
-
     def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
         call()  # The agent has seen to it.
+
+    def lacked_memory(self) -> bool:
+        return bool(self._oom_kills.why())
 
     def clear(self, name: str) -> None:
         self.tell(f"cleared {name}")

@@ -332,6 +332,18 @@ def test_a_journal_that_takes_nothing_is_not_waited_for_in_the_end(place: Place)
     way.close()
 
 
+def test_what_is_not_waited_for_is_counted(place: Place) -> None:
+    plan = PodPlan("uuid", "/", -1, (), "host", log_driver=JOURNALD, journal=True)
+    told = journallog.PodJournal(place.loop, plan, place.path)
+    for _ in range(10_000):
+        told.pod_started()
+    told.when_written(lambda: None)
+    losses = told.losses()
+    place.hear()
+    assert losses == f"{10_000 - len(place.heard)} entries for the journal were lost: they were not waited for"
+    assert told.losses() == losses
+
+
 def test_it_is_waited_until_the_journal_has_read_everything(place: Place) -> None:
     way = Journal(place.loop, place.path)
     way.put(iter([b"MESSAGE=1\n"]))

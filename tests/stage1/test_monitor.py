@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,9 @@ class Nothing:
 
     def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
         self.left.append(call)
+
+    def lacked_memory(self) -> bool:
+        return False
 
     def clear(self, name: str) -> None: ...
 
@@ -109,3 +113,28 @@ def test_an_app_has_ended_as_it_did_whatever_does_not_die(tmp_path: Path) -> Non
     made._end()
     assert poddir.read_ending(str(tmp_path), "one") == poddir.Ending(3)
     assert poddir.read_ending(str(tmp_path), "two") == poddir.Ending(137, 9, stopped=True)
+
+
+@pytest.mark.parametrize(("patience", "shown"), [(1000.0, [True]), (-1.0, [])])
+def test_a_pod_that_is_ending_is_asked_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, shown: list[bool]
+) -> None:
+    """What was written is shown all the same, unless that takes too long already."""
+    monkeypatch.setattr(monitor, "_PATIENCE", patience)
+    made = with_nothing(tmp_path)
+    made._journal, made._loop = None, Loop()
+    written: list[bool] = []
+
+    def when_written(callback: Callable[[], None]) -> None:
+        def write() -> None:
+            written.append(True)
+            callback()
+
+        made._loop.call_later(0.01, write)
+
+    made._foreground = SimpleNamespace(when_written=when_written, close=lambda: None)
+    made._loop.on_signal(signal.SIGTERM, lambda: None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    made._flush()
+    made._loop.close()
+    assert written == shown

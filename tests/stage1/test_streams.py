@@ -382,9 +382,10 @@ def test_a_client_has_time_as_long_as_it_reads(
     app.when_written(lambda: done.append(1))
     got = bytearray()
 
-    def read() -> None:
+    def after_reading() -> bool:
         with contextlib.suppress(BlockingIOError):
             got.extend(far.recv(1 << 13))
+        return True
 
     def time_passes() -> None:
         for timer in lab.loop._timers[:]:
@@ -392,11 +393,11 @@ def test_a_client_has_time_as_long_as_it_reads(
             timer.callback()
 
     before = client._outlet.waiting
-    lab.until(lambda: read() or (client._outlet.waiting < before and not client.full))
+    lab.until(lambda: after_reading() and client._outlet.waiting < before and not client.full)
     time_passes()
     assert not done, "it has read"
     if stays:
-        lab.until(lambda: read() or done)
+        lab.until(lambda: after_reading() and done)
         far.setblocking(True)
         got.extend(b"".join(iter(lambda: far.recv(1 << 16), b"")))
         assert got == output(lab.pod)
