@@ -42,9 +42,6 @@ class Nothing:
     def ended(self, plan: AppPlan) -> bool:
         return False
 
-    def lacked_memory(self) -> bool:
-        return False
-
     def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
         self.left.append(call)
 
