@@ -45,6 +45,9 @@ class Nothing:
     def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
         self.left.append(call)
 
+    def lacked_memory(self) -> bool:
+        return False
+
     def clear(self, name: str) -> None: ...
 
     def end(self) -> int:
