@@ -55,8 +55,11 @@ def test_pods_are_detached_while_systemd_is_executed_anew(rkpy: Rkpy) -> None:
             done = rkpy(*RUN, "--detach", *SLEEP)
             assert (done.status, done.err) == (0, "")
             assert states(rkpy).count("running") == 1
-            rkpy.ok("stop", done.out.strip())
+            uuid = done.out.strip()
+            rkpy.ok("stop", uuid)
             until(lambda: "running" not in states(rkpy))
+            while rkpy("rm", uuid).status:  # It may just be marked by its service.
+                assert states(rkpy)
 
 
 def test_without_a_bus_nothing_is_prepared(rkpy: Rkpy) -> None:
