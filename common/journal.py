@@ -31,10 +31,14 @@ REMOVED = "2592646d77ad47b69c64f2a964dfccb2"
 EVENTS = frozenset((FETCHED, VERIFIED, REFUSED, REMOVED, PREPARED, STARTED, EXITED, OOM, COLLECTED))
 PATIENCE = 10.0
 """Seconds that the journal may take to look this process up."""
+_ROOM = 1.0
+"""Seconds that it may have no room for an event: its queue is that of all who write to it."""
 _INTERVAL = 0.0005
 WARNING, NOTICE, INFO = 4, 5, 6
 """Of the priorities of syslog(3)."""
 
+_stuck = False
+"""Whether the journal has just had no room for an event of this process for as long as it may."""
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 """What the journal requires of a file in memory, so that it cannot change any more."""
 
@@ -116,28 +120,41 @@ def event(
     path: str = SOCKET,
 ) -> None:
     """Record something rkpy did. Never fails. `moved`: this process may have been in another unit when it did so
-    before. Waits only if this process has to be `known` when it says more, at most for PATIENCE: it may be over by the
-    time the journal looks, which has no unit for it then."""
+    before. Waits briefly while the journal has no room, but for one that takes nothing only once; and, at most for
+    PATIENCE, if this process has to be `known` when it says more: it may be over by the time the journal looks, which
+    has no unit for it then."""
+    global _stuck
     try:
         socket = connect(path)
     except OSError:
         return
+    end = time.monotonic() + (PATIENCE if known else 0 if _stuck else _ROOM)
     try:
         if moved:
+            _wait_until(end, socket)
             forget_unit(socket)
+        _wait_until(end, socket)
         send(socket, event_entry(message_id, message, fields, priority))
+        _stuck = False
         if known:
             # When it takes this, which leaves no trace, it is done with what came before.
-            socket.send(b"\n", MSG_DONTWAIT)
-            _await_reader(socket)
+            _wait_until(end, socket)
+            socket.send(b"\n")
+            _await_reader(socket, end)
+    except (BlockingIOError, TimeoutError):
+        _stuck = True
     except OSError:
         pass
     finally:
         socket.close()
 
 
-def _await_reader(socket: Socket) -> None:
-    end = time.monotonic() + PATIENCE
+def _wait_until(end: float, socket: Socket) -> None:
+    """Have what is sent by `socket` wait for room."""
+    socket.settimeout(max(0.0, end - time.monotonic()))
+
+
+def _await_reader(socket: Socket, end: float) -> None:
     while unread(socket) and time.monotonic() < end:
         time.sleep(_INTERVAL)
 

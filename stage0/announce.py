@@ -57,6 +57,7 @@ def end() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if _extended:
         _extend(max(_STEP, time.monotonic() - _begun))
+        boot.insist()
     _address = ""
 
 

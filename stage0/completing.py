@@ -96,7 +96,12 @@ _STATES = {
 }  # fmt: skip
 """In which states a command takes pods; the others take all."""
 _PATH_SCHEMES = ("file", *reference.ARCHIVES)
-_PLACES = {"net inspect": ("NAME", True), "systemd": ("UUID|IMAGE", True), "unit show": ("FILE", False)}
+_PLACES = {
+    "net inspect": ("NAME", True),
+    "systemd": ("UUID|IMAGE", True),
+    "unit show": ("FILE", False),
+    "volume rm": ("VOLUME", True),
+}
 
 
 def answer(words: Sequence[str]) -> int:
@@ -358,6 +363,12 @@ def _networks_and_pods(line: _Line, settings: Config) -> Iterator[Offer]:
     yield from _pods(line, settings)
 
 
+def _volumes(_line: _Line, settings: Config) -> Iterator[Offer]:
+    from stage0 import namedvolumes
+
+    yield from ((name, "") for name in namedvolumes.names(Pods(settings.pods)))
+
+
 def _apps(line: _Line, settings: Config) -> Iterator[Offer]:
     """Apps of the pod that is named already."""
     if line.places:
@@ -370,5 +381,6 @@ _SOURCES: dict[str, Callable[[_Line, Config], Iterable[Offer]]] = {
     "UUID": _pods,
     "IMAGE": _images,
     "NAME": _networks_and_pods,
+    "VOLUME": _volumes,
 }
 _NAMED: dict[str, Callable[[_Line, Config], Iterable[Offer]]] = {"app": _apps, "net": _choices_of_net}

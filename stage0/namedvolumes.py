@@ -25,6 +25,7 @@ from stage0.values import NAMED, is_volume_name
 from stage1 import poddir
 
 _LOCK = ".lock"
+_REMOVAL = ".removal"
 _NEW = ".new"
 _GONE = ".gone"
 _WRITTEN = tuple(name for name in DIRECTORIES if name != EMBRYO)
@@ -135,12 +136,13 @@ def remove(pods: Pods, name: str) -> None:
     try:
         if not is_volume_name(name) or not os.path.lexists(f"{root}/{name}"):
             raise PodError(f'there is no volume "{name}"', hint="see `rkpy volume list`")
-        with locks.acquire(f"{root}/{_LOCK}", exclusive=True, create=0o600):
-            _refuse_used(pods, name)
-            _is_there(root, name)
-            # What is left of one whose removal was interrupted goes first; this one is nobody's from here on.
-            _remove(root, _GONE)
-            os.rename(f"{root}/{name}", f"{root}/{_GONE}")
+        with locks.acquire(f"{root}/{_REMOVAL}", exclusive=True, create=0o600):
+            _remove(root, _GONE)  # whose removal was interrupted
+            with locks.acquire(f"{root}/{_LOCK}", exclusive=True, create=0o600):
+                _refuse_used(pods, name)
+                if _is_there(root, name):
+                    os.rename(f"{root}/{name}", f"{root}/{_GONE}")
+            # It may take its time: pods do not wait for it.
             _remove(root, _GONE)
     except OSError as error:
         hint = ownership.foreign_files(error)

@@ -74,7 +74,7 @@ def _volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     kind = fields.pop("kind", "")
     allowed = _VOLUME_FIELDS.get(kind)
     if allowed is None:
-        raise UsageError(f'{about}: kind has to be "host", "empty" or "named"', hint="NAME,kind=host,source=/path")
+        raise UsageError(f'{about}: kind has to be "host", "empty" or "named"', hint=_instead(name))
     for key in fields:
         if key not in allowed:
             raise UsageError(f"{about}: {key} means nothing for kind={kind}", hint=f"use {', '.join(allowed)}")
@@ -99,6 +99,17 @@ def _volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     )
 
 
+def _instead(text: str) -> str:
+    """What somebody is to write who may be used to podman's SOURCE:TARGET."""
+    source, colon, rest = text.partition(":")
+    target = rest.partition(":")[0]
+    if not colon or not source or not target.startswith("/"):
+        return "NAME,kind=host,source=/path"
+    if "/" in source:
+        return f"write --volume=NAME,kind=host,source={source} --mount=volume=NAME,target={target}"
+    return f"write --volume=NAME,kind=named,source={source} --mount=volume=NAME,target={target}"
+
+
 def _empty_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     mode = fields.get("mode", "0755")
     numbers = {"mode": (mode, 8, 0o7777), "uid": (fields.get("uid", "0"), 10, 2**32 - 2)}
@@ -117,7 +128,7 @@ def _named_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
     if not is_volume_name(source):
         raise UsageError(
             f'{about}: "{source}" is not the name of a volume',
-            hint="letters and digits, after the first _ . - as well; of a path of the host the kind is host",
+            hint="letters and digits, after the first also _ . and -; a path of the host is kind=host",
         )
     return _empty_volume(about, name, fields)._replace(kind=NAMED, source=source, read_only=read_only)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stage1.network.worker import Worker
     from stage1.plan import PodPlan
     from stage1.systemd.manager import Manager
+    from stage1.systemd.notify import Latest
     from stage1.systemd.registrar import Registrar
 
 FLAVOURS = frozenset({"nspawn", "kvm"})
@@ -39,8 +40,11 @@ _FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _CLEAN = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _ATTENTION = 1000
 """Milliseconds that whoever reads our standard error has to make room."""
-_PATIENCE = 1.0
-"""Seconds that a service manager has to make room for what the engine, which does not wait itself, wants it to hear."""
+_PATIENCE, _LONG_PATIENCE = 1.0, 20.0
+"""Seconds that a service manager has to make room for the last that the engine wants it to hear; and where that is to
+have more time, because there may be no more than those left."""
+_told: Latest | None = None
+"""What the service manager was told by this process itself."""
 _begun: Channel | None = None
 """In the engine after `begin`: where the plan goes."""
 _worker: Worker | None = None
@@ -104,14 +108,23 @@ def begin_registrar(manager: Manager) -> Registrar:
 
 def tell_manager(address: str, text: str) -> None:
     """Have the process that was called say `text` to its service manager (`stage1.systemd.notify`), which may not
-    listen to others (NotifyAccess= in systemd.service(5))."""
+    listen to others (NotifyAccess= in systemd.service(5)). Waits for nobody: what there is no room for is said with
+    what comes next."""
+    global _told
     if _begun is None:
         from stage1.systemd import notify
 
-        notify.send(address, text)
+        _told = _told or notify.Latest(address)
+        _told.say(text)
         return
     with suppress(OSError):
         _begun.send(f"tell {address}\n{text}")
+
+
+def insist() -> None:
+    """Nothing follows what this process has told the service manager."""
+    if _told is not None:
+        _told.say(patience=_LONG_PATIENCE if "EXTEND_TIMEOUT_USEC" in _told.due else _PATIENCE)
 
 
 def ours() -> set[int]:
@@ -265,21 +278,15 @@ def _do(job: str, source: Channel, engine: int) -> int:
 
     text, fds = source.receive()
     while text.startswith("tell "):
-        _pass_on(text)
+        address, _, words = text.removeprefix("tell ").partition("\n")
+        tell_manager(address, words)
         text, fds = source.receive()
     source.close()
+    insist()
     status = ending.wait()
     if status or not text:
         return status
     return act(plan.loads(channel.read_memory_file(fds[0])), fds[1:])
-
-
-def _pass_on(text: str) -> None:
-    """What the engine wants the service manager to hear."""
-    from stage1.systemd import notify
-
-    address, _, message = text.removeprefix("tell ").partition("\n")
-    notify.send(address, message, _PATIENCE)
 
 
 class _Ending:

@@ -16,12 +16,16 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from common import users
 from common.errors import LaunchError, PodError, reason
 from common.records import NamedTuple
 from stage1.cgroupfiles import NOT_ENFORCEABLE, Report, counter, end_as_a_whole, keep, read, settings, try_write, write
 from stage1.limits import FLAGS, Limits
+
+if TYPE_CHECKING:
+    from stage1.loop import Loop
 
 CONTROLLERS = ("cpu", "io", "memory", "pids")
 """All of them are enabled for every pod: they account for what the limits bound."""
@@ -37,6 +41,9 @@ MAX_DEPTH = 12
 """Levels an app that may make cgroups can add: few enough for any of their paths to fit into PATH_MAX."""
 DEATH = 10.0
 """Seconds that killed processes are given to be gone."""
+_MOMENT = 0.25
+"""Seconds of those in which everything else waits. A process takes longer that the kernel cannot interrupt."""
+_PAUSE = 0.1
 
 
 class Place(NamedTuple):
@@ -314,6 +321,24 @@ class PodCgroup:
         if self.path:
             _destroy(f"{self.path}/{name}")
 
+    def when_gone(self, loop: Loop, name: str, call: Callable[[], None], late: Callable[[], None]) -> None:
+        """Kill what is left of the app, and call once nothing is and its cgroup is removed, which is usually at once:
+        before this returns. `late` is called when it has taken DEATH seconds."""
+        patience = time.monotonic() + DEATH
+        self._forget(name)
+
+        def look(seconds: float) -> None:
+            nonlocal patience
+            if not self.path or _try_destroy(f"{self.path}/{name}", seconds):
+                call()
+                return
+            if time.monotonic() >= patience:
+                patience = float("inf")
+                late()
+            loop.call_later(_PAUSE, lambda: look(0.0))
+
+        look(_MOMENT)
+
     def remove(self) -> None:
         """Kill what is left of the pod and remove all its cgroups. PodError when something does not die."""
         if self.path:
@@ -481,15 +506,22 @@ def _require_cgroup_of(uuid: str, path: str) -> None:
 
 
 def _destroy(path: str) -> None:
-    """rmdir(2), leaves first; it says EBUSY until the last process is gone, and a fork may have escaped one kill."""
-    end = time.monotonic() + DEATH
+    if not _try_destroy(path, DEATH):
+        raise PodError(f'cgroup "{path}" cannot be removed: processes in it do not die')
+
+
+def _try_destroy(path: str, seconds: float) -> bool:
+    """rmdir(2), leaves first; it says EBUSY until the last process is gone, and a fork may have escaped one kill. False
+    when that is not so in time."""
+    end = time.monotonic() + seconds
     while os.path.isdir(path):
-        _kill(path)
+        _kill(path, seconds)
         left = end - time.monotonic()
         if not _wait_until_empty(path, left) or not _remove_tree(path):
             if left <= 0:
-                raise PodError(f'cgroup "{path}" cannot be removed: processes in it do not die')
+                return False
             time.sleep(0.005)
+    return True
 
 
 def _wait_until_empty(path: str, seconds: float) -> bool:
@@ -535,27 +567,29 @@ def _remove_top(path: str) -> None:
             pass
 
 
-def _kill(path: str) -> bool:
+def _kill(path: str, seconds: float = DEATH) -> bool:
     try:
         write(f"{path}/cgroup.kill", "1")
     except FileNotFoundError:
         if not os.path.isdir(path):
             return False
-        _kill_one_by_one(path)
+        _kill_one_by_one(path, seconds)
     return True
 
 
-def _kill_one_by_one(path: str) -> None:
+def _kill_one_by_one(path: str, seconds: float = DEATH) -> None:
     """Linux before 5.14. What forks meanwhile is found by the next round; a PID is held by a pidfd before it is looked
-    for a second time, so that no stranger that got it anew is hit."""
-    end = time.monotonic() + DEATH
-    while (found := _processes(path)) and time.monotonic() < end:
+    for a second time, so that no stranger that got it anew is hit. There is one round at least."""
+    end = time.monotonic() + seconds
+    while found := _processes(path):
         held = {pid: fd for pid in found if (fd := _pidfd(pid)) >= 0}
         still = _processes(path)
         for pid, fd in held.items():
             if pid in still:
                 _signal(fd)
             os.close(fd)
+        if time.monotonic() >= end:
+            return
         time.sleep(0.001)
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import select
 import struct
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_SEQPACKET, SOL_SOCKET
+from _socket import AF_UNIX, SO_PEERCRED, SO_RCVTIMEO, SO_SNDTIMEO, SOCK_SEQPACKET, SOL_SOCKET
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ from stage1.loop import Loop
 Handler = Callable[[dict[str, Any], list[int]], dict[str, Any]]
 """From a request and its descriptors to the answer; a RkpyError is an answer too. The handler takes those descriptors
 out of the list that it keeps."""
-_BACKLOG = 16
+_BACKLOG = 4096
 _PATIENCE = 60.0
 """Seconds that a monitor has to answer. It does so at once, but there are slow hosts."""
 _PAUSE = 0.2
@@ -97,14 +97,17 @@ def request(
     """Ask the monitor of the pod in `directory`. `patience`: seconds it has for each step, since it may be suspended.
     PodError when there is none, or none that answers, or with what it says went wrong."""
     socket = Socket(AF_UNIX, SOCK_SEQPACKET, 0)
-    socket.settimeout(patience)
+    # And not `settimeout`: a socket that does not block is refused at once where the backlog is full (connect(2)).
+    limit = struct.pack("2l", int(patience), int(patience % 1 * 1_000_000))
+    socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, limit)
+    socket.setsockopt(SOL_SOCKET, SO_RCVTIMEO, limit)
     client = Channel(socket)
     try:
         with _Directory(directory) as place:
             socket.connect(f"{place}/{poddir.CONTROL}")
         client.send(json.dumps(fields), fds)
         text, _ = client.receive()
-    except TimeoutError as error:
+    except BlockingIOError as error:
         raise PodError("the pod's monitor does not answer", hint="is it suspended?") from error
     except OSError as error:
         raise PodError("the pod isn't currently running") from error

@@ -57,8 +57,12 @@ class Enclosure(Protocol):
         ...
 
     def ended(self, plan: AppPlan) -> bool:
-        """See that nothing is left of the app that ended, so that its streams can be drained; whether it ran out of
-        memory."""
+        """The app's main process has ended: whether it ran out of memory."""
+        ...
+
+    def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
+        """See that nothing is left of the app that ended, and call then, so that its streams can be drained: at once as
+        a rule, and never after `end`."""
         ...
 
     def lacked_memory(self) -> bool:
@@ -66,7 +70,7 @@ class Enclosure(Protocol):
         ...
 
     def clear(self, name: str) -> None:
-        """The app that `ended` was called for is written down: let the supervisor go on with it."""
+        """The app that is gone is written down: let the supervisor go on with it."""
         ...
 
     def reports(self) -> Iterable[Report]:

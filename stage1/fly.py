@@ -38,8 +38,9 @@ NETWORKS = False
 NO_NEW_PRIVILEGES = "os/linux/no-new-privileges"
 _NOTIFY = f"{appsockets.TARGET}/{appsockets.NOTIFY}"
 """Where the app has the service manager's socket."""
-_PATIENCE = 10.0
-"""Seconds that a service manager has to make room for the news that the pod is ready, without which it gives it up."""
+_PATIENCE = 90.0
+"""Seconds that a service manager has to make room for the news that the pod is ready, which nobody can tell it later.
+Without it the manager gives the pod up, after that time if nothing else was said (systemd-system.conf(5))."""
 _STREAMS = ("--stdin", "--stdout", "--stderr")
 
 

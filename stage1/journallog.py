@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds without a journal, or without it taking anything at the end, until entries are given up."""
+_BRIEFLY = 1.0
+"""The same where it is not the log, and gets events only."""
 _PAUSE = 0.1
 """Seconds until the next attempt to reach it."""
 _SELDOM = 1.0
@@ -99,6 +101,12 @@ class Journal:
                 self._loop.call_later(_GLANCE, look)
 
         look()
+
+    def give_up(self, why: str) -> None:
+        """Send nothing more: what was not sent is lost."""
+        if self._queue:
+            self.why = self.why or why
+            self._give_up()
 
     def close(self) -> None:
         self._watch(False)
@@ -286,9 +294,8 @@ class PodJournal:
 
     def __init__(self, loop: Loop, plan: PodPlan, path: str = journal.SOCKET) -> None:
         self._plan = plan
-        self._way = Journal(loop, path)
+        self._way = Journal(loop, path, PATIENCE if plan.log_driver == JOURNALD else _BRIEFLY)
         self._loop = loop
-        self._path = path
         self._listeners: dict[str, AppJournal] = {}
         self._pod = f'pod "{plan.name or plan.uuid}"'
 
@@ -336,11 +343,9 @@ class PodJournal:
         self._event(journal.EXITED, f"P{self._pod[1:]} ended with status {status}", fields)
 
     def _event(self, message_id: str, message: str, fields: Mapping[str, str], priority: int = journal.INFO) -> None:
+        """After what the apps have said, where that is in the journal."""
         about = {**pod_fields(self._plan), **fields}
-        if self._plan.log_driver == JOURNALD:  # after what the apps have said
-            self._way.put(iter((journal.event_entry(message_id, message, about, priority),)))
-        else:
-            journal.event(message_id, message, about, priority=priority, path=self._path)
+        self._way.put(iter((journal.event_entry(message_id, message, about, priority),)))
 
     def when_written(self, callback: Callable[[], None]) -> None:
         """Call once, when the journal has it all. That of an entry it has not looked up the sender's unit yet does no
@@ -348,7 +353,8 @@ class PodJournal:
         self._way.when_taken(callback)
 
     def losses(self) -> str:
-        """What became of entries that nobody could be told about in the journal; empty for nothing."""
+        """Send nothing more. What became of entries of whose loss the journal could not be told; empty for nothing."""
+        self._way.give_up("they were not waited for")
         lost = self._way.lost
         return f"{lost} entries for the journal were lost: {self._way.why}" if lost else ""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from common.errors import PodError, UsageError
-from stage1 import compiling, control, poddir, resources, supervised
+from stage1 import boot, compiling, control, poddir, resources, supervised
 from stage1.flavour import EnterRequest, PreparedApp, PreparedPod
 from stage1.limits import Limits
 from stage1.processes import send
@@ -25,8 +25,10 @@ NETWORKS = True
 MACHINES = True
 _BOOT_TIMEOUT = {acceleration.KVM: 60, acceleration.TCG: 300}
 """Seconds in which a guest has to be up; a hundred times as long as it takes where nothing else runs."""
-_PATIENCE = 5.0
-"""Seconds that a monitor has to do what it is asked, which takes it none."""
+_EXTENSION = 20
+"""Seconds that a service manager is asked for while it is found out whether KVM works."""
+_PATIENCE = 30.0
+"""Seconds that a monitor has to do what it is asked, which takes it none where it gets to run."""
 gc, send_signal, attach, endpoints = supervised.gc, supervised.send_signal, supervised.attach, supervised.endpoints
 app_start, app_stop, app_restart = supervised.app_start, supervised.app_stop, supervised.app_restart
 app_rm, app_states, reload = supervised.app_rm, supervised.app_states, supervised.reload
@@ -147,7 +149,8 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
     options = pod.machine
     qemu, virtiofsd = programs.qemu(), programs.virtiofsd()
     boots = boot_files(options.kernel, f"{pod.data_directory}/cache/kvm")
-    accelerated, kind = acceleration.choose(options.acceleration or acceleration.AUTO, qemu, boots)
+    wanted = options.acceleration or acceleration.AUTO
+    accelerated, kind = acceleration.choose(wanted, qemu, boots, waits=_telling(pod))
     size = _size(pod, accelerated)
     user, group = programs.user(pod.uuid)
     machine = Machine(
@@ -168,6 +171,21 @@ def _machine(pod: PreparedPod) -> tuple[Machine, Limits, str]:
         group=group,
     )
     return machine, size.outside, boots.release
+
+
+def _telling(pod: PreparedPod) -> Callable[[], None]:
+    """Has whoever waits for the pod, and its service manager, hear what it waits for."""
+    said: list[str] = []
+
+    def tell() -> None:
+        text = "waiting for a first guest, which shows whether KVM works here"
+        if not said:
+            said.append(text)
+            boot.complain("run", text)
+        if pod.given.notify:
+            boot.tell_manager(pod.given.notify, f"STATUS={text}\nEXTEND_TIMEOUT_USEC={_EXTENSION * 1_000_000}")
+
+    return tell
 
 
 def _size(pod: PreparedPod, accelerated: str) -> sizes.Size:

@@ -56,6 +56,8 @@ class _App:
         self.executed = False
         """Whether it ran, this time."""
         self.restarts = 0
+        self.ending: poddir.Ending | None = None
+        """How it has ended, as long as something of it is left."""
 
 
 class Monitor:
@@ -190,7 +192,7 @@ class Monitor:
         SIGHUP as well (SendSIGHUP= in systemd.kill(5))."""
         if self._stopping:
             return
-        told = [app.plan for app in self._apps.values() if app.plan.reload_signal and app.executed]
+        told = [app.plan for app in self._apps.values() if app.plan.reload_signal and app.process == MAIN]
         if self._service is not None:
             self._service.reload([plan.name for plan in told])
         for plan in told:
@@ -368,26 +370,34 @@ class Monitor:
         boot.complain(self._command, text if len(self._apps) == 1 else f'app "{app.plan.name}": {text}')
 
     def _ended(self, app: _App, rest: str, _fds: list[int]) -> None:
-        """Write down how the app ended, and see that nothing it started outlives it."""
+        """See that nothing the app started outlives it. What does not die, or not yet, is no matter of the others'."""
         status, number, stopped, again = map(int, rest.split())
         app.process = NONE
-        oom = self._enclosure.ended(app.plan)
-        if app.streams is not None:
-            app.streams.drain()
-        words = [str(status), *(["signal", str(number)] if number else []), *(["oom"] if oom else [])]
-        self._write_status(app, [*words, *(["stopped"] if stopped else [])])
-        if self._journal is not None:
-            self._journal.app_ended(app.plan, status, number, oom=oom, asked=bool(stopped))
+        ending = app.ending = poddir.Ending(status, number, self._enclosure.ended(app.plan), bool(stopped))
+        self._enclosure.when_gone(app.plan, lambda: self._gone(app, ending, again=bool(again)))
+
+    def _gone(self, app: _App, ending: poddir.Ending, *, again: bool) -> None:
+        how = self._write_ending(app, ending)
         if self._service is not None:
-            how = (
-                "ended" if not status or stopped else "ran out of memory" if oom else f"failed ({' '.join(words[:3])})"
-            )
-            self._service.ended(app.plan, how, bool(again))
+            self._service.ended(app.plan, how, again)
         if again:
             app.state = RUNNING
         elif app.streams is not None and not app.plan.post_stop:
             app.streams.close()
         self._enclosure.clear(app.plan.name)
+
+    def _write_ending(self, app: _App, ending: poddir.Ending) -> str:
+        """Write down how the app has ended, after all it wrote; the same in a few words."""
+        app.ending = None
+        if app.streams is not None:
+            app.streams.drain()
+        words = [str(ending.status), *(["signal", str(ending.signal)] if ending.signal else [])]
+        failed = f"failed ({' '.join(words)})"
+        words += [*(["oom"] if ending.oom else []), *(["stopped"] if ending.stopped else [])]
+        self._write_status(app, words)
+        if self._journal is not None:
+            self._journal.app_ended(app.plan, ending.status, ending.signal, oom=ending.oom, asked=ending.stopped)
+        return "ended" if not ending.status or ending.stopped else "ran out of memory" if ending.oom else failed
 
     def _again(self, app: _App, _rest: str, _fds: list[int]) -> None:
         app.process = COMING
@@ -544,7 +554,9 @@ class Monitor:
         for app in self._apps.values():
             if app.streams is not None:
                 app.streams.drain()
-            if killed and app.state == RUNNING:
+            if app.ending is not None:
+                self._write_ending(app, app.ending)
+            elif killed and app.state == RUNNING:
                 self._write_killed(app, asked=error is None)
             if app.streams is not None:
                 app.streams.close()
@@ -626,12 +638,20 @@ class Monitor:
             os.close(held.pop())
 
     def _flush(self) -> None:
-        """Show what the caller has not read yet. Who does not read any more can still send a signal."""
+        """Show what the caller has not read yet. Who does not read any more can still send a signal; one that was for a
+        pod just ending is not meant so."""
+        start = time.monotonic()
+
+        def asked() -> None:
+            if time.monotonic() > start + _PATIENCE:
+                self._loop.stop()
+
         streams = [app.streams for app in self._apps.values() if app.streams is not None]
         journals = [] if self._journal is None else [self._journal]
         when_all_written([self._foreground, *streams, *journals], self._loop.stop)
-        for number in _ENDING:
-            self._loop.on_signal(number, self._loop.stop)
+        for number in (*_ENDING, *_OF_MACHINED):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._loop.on_signal(number, asked)
         self._loop.run()
         self._foreground.close()
         if self._journal is not None and (losses := self._journal.losses()):

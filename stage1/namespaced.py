@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,8 +32,8 @@ class Namespaced:
         self._idmap: int | None = None
         self._loop: Loop | None = None
         self._connection = -1
-        self._next = -1
-        """The cgroup of the app that has ended, for what comes after."""
+        self._next: dict[str, int] = {}
+        """The cgroup of an app that is gone, for what comes after."""
 
     @property
     def leader(self) -> int:
@@ -111,15 +111,26 @@ class Namespaced:
         return False
 
     def ended(self, plan: AppPlan) -> bool:
-        oom = self._cgroup.oom_kills(plan.name) > 0
-        self._next = self._cgroup.renew(plan.name, plan.limits)
-        return oom
+        return self._cgroup.oom_kills(plan.name) > 0
+
+    def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
+        if self._loop is None:
+            return
+
+        def gone() -> None:
+            if self._loop is not None:
+                self._next[plan.name] = self._cgroup.app(plan.name, plan.limits)
+                call()
+
+        what = f'app "{plan.name}" has ended, and what it left does not die: nothing comes after it before that has'
+        self._cgroup.when_gone(self._loop, plan.name, gone, lambda: boot.complain("run", what))
 
     def lacked_memory(self) -> bool:
         return self._cgroup.oom_kills(INIT) > 0
 
     def clear(self, name: str) -> None:
-        fd = self._next if self._next >= 0 else os.open(os.devnull, os.O_RDONLY)
+        cgroup = self._next.pop(name, -1)
+        fd = cgroup if cgroup >= 0 else os.open(os.devnull, os.O_RDONLY)
         self.tell(f"cleared {name}", (fd,))
         os.close(fd)
 
@@ -138,4 +149,5 @@ class Namespaced:
         os.kill(self.pid, signal.SIGKILL)
         status = os.waitpid(self.pid, 0)[1]
         self._disconnect()
+        self._loop = None
         return status

@@ -30,8 +30,9 @@ _MOST = (1 << 63) - 1
 BESIDE = Limits(memory=128 << 20, cpu=1000, pids=64)
 """For what is in a pod's unit besides its apps: the monitor and the supervisor, what attaches the pod to its networks
 and detaches it, in a service also the engine that starts it and the command after its end. An app is to meet its own
-limit, and be the one that is killed or waits, before all of them together meet the unit's. Of all these one is at work
-at a time. docs/limits.md says these numbers."""
+limit, and be the one that is killed or waits, before all of them together meet the unit's. With a network they come to
+some 40 MB when a service starts, and no more than one of them is at work for long. docs/limits.md says these numbers.
+"""
 
 _DEFAULT_SHARES = 1024
 _DEFAULT_WEIGHT = 100

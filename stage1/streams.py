@@ -217,6 +217,8 @@ class _Client:
         self._leave = leave
         self._end_input = end_input
         self._patience: Timer | None = None
+        self._farewell: Timer | None = None
+        """Not the same: that one ends when there is room."""
         os.set_blocking(fd, False)
         self._out_fd = os.dup(fd)  # one number for each direction: a number is watched for one thing
         self._outlet = Outlet(loop, self._out_fd, nonblocking=True, limit=_CLIENT_LIMIT)
@@ -237,10 +239,21 @@ class _Client:
             self._outlet.when_room(self._be_patient_again)
 
     def finish(self) -> None:
-        """Leave once everything is written, or has not been for too long."""
-        if self._patience is None:
-            self._patience = self._loop.call_later(STUCK, self._leave)
+        """Leave once everything is written, or it does not read on for too long."""
+        self._be_patient_again()
+        self._await_reading()
         self._outlet.when_empty(self._leave)
+
+    def _await_reading(self) -> None:
+        left = self._outlet.waiting
+
+        def look() -> None:
+            if self._outlet.waiting < left:
+                self._await_reading()
+            else:
+                self._leave()
+
+        self._farewell = self._loop.call_later(STUCK, look)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -248,6 +261,8 @@ class _Client:
             os.close(self._fd)
             self._fd = -1
             self._be_patient_again()
+            if self._farewell is not None:
+                self._farewell.cancel()
             self._outlet.on_gone = None
             self._outlet.close()
             os.close(self._out_fd)
@@ -603,7 +618,8 @@ class AppStreams:
             self._log = None
 
     def when_written(self, callback: Callable[[], None]) -> None:
-        """Call once, when no client is attached any more: soon after `close`, STUCK seconds at most."""
+        """Call once, when no client is attached any more: soon after `close`, or when none has read on for STUCK
+        seconds."""
         self._done.append(callback)
         self._call_done()
 

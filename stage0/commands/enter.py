@@ -16,8 +16,9 @@ from stage0.pods import RUN, Pod, Pods, State
 from stage1 import flavour as flavours
 from stage1.flavour import EnterRequest, PreparedApp
 
-START_TIMEOUT = 10.0
-"""Seconds to wait for a pod that has just been started to get its leader."""
+START_TIMEOUT = 60.0
+"""Seconds to wait for a pod that has just been started to get its leader: systemd may take its time to make its scope.
+"""
 
 
 @click.command("enter", context_settings={"allow_interspersed_args": False})
@@ -51,7 +52,7 @@ def run(
     if user and privileged:
         raise UsageError("--user and --privileged exclude each other")
     pod = _find(Pods(config.pods).require_own(), uuid)
-    _wait_until_ready(pod)
+    _wait_until_started(pod, app)
     apps.join(pod)
     servicemanager.come_near(pod)
     prepared = prepare.load(pod, Store(config.store))
@@ -67,16 +68,24 @@ def _find(pods: Pods, uuid: str) -> Pod:
         raise PodError(f"problem retrieving pod: {error.message}", hint=error.hint) from error
 
 
-def _wait_until_ready(pod: Pod) -> None:
-    """A pod holds its lock a moment before it has a leader. PodError when it does not run, or not in time."""
+def _wait_until_started(pod: Pod, app: str) -> None:
+    """A pod holds its lock a moment before it has a leader, and its apps may be started long after: when a machine has
+    booted, when there are networks. PodError when it does not run, or has no leader in time."""
     end = time.monotonic() + START_TIMEOUT
     while pod.directory == RUN and pod.state() is State.RUNNING:
-        if pod.is_ready():
+        has_leader = pod.leader() is not None
+        if has_leader and (pod.is_ready() or _has_been_started(pod, app)):
             return
-        if time.monotonic() > end:
+        if not has_leader and time.monotonic() > end:
             raise PodError(f'pod "{pod.uuid}" has not started yet', hint="try again, or see rkpy status")
         time.sleep(0.02)
     raise PodError(f'pod "{pod.uuid}" isn\'t currently running')
+
+
+def _has_been_started(pod: Pod, app: str) -> bool:
+    """Or could not be. To be ready may take the pod much longer, when apps have to say so or to be healthy."""
+    name = app_name([one.name for one in pod.manifest().apps], app)
+    return pod.app_started_at(name) is not None or pod.exit_status(name) is not None
 
 
 def choose(apps: tuple[PreparedApp, ...], name: str) -> PreparedApp:

@@ -75,6 +75,8 @@ class Bus:
         """What has come of a message, when a deadline passed before all of it had."""
         self._passed = 0
         """Bytes that were passed over, of one that is too long."""
+        self.asked: set[str] = set()
+        """Who has asked us to stop something, by a signal that is sent to us alone: unique names on the bus."""
         self._timeout = timeout
         self.socket = Socket(AF_UNIX, SOCK_STREAM, 0)
         try:
@@ -186,10 +188,13 @@ class Bus:
         self._read, self._passed = b"", 0
         reader: Any = Unmarshaller
         try:
-            return reader(BytesIO(data)).unmarshall() if data else None
+            message = reader(BytesIO(data)).unmarshall() if data else None
         except Exception:
             # The library knows no fields but those of its day, and says so in many ways.
             return None
+        if message is not None and _asks_to_stop(message):
+            self.asked.add(message.sender)
+        return message
 
     def _first(self, count: int, deadline: float) -> bytes:
         """Of the message that is being read. Not a byte more: whoever has the socket after us begins with a whole
@@ -212,6 +217,10 @@ class Bus:
 def _is_signal(message: Any) -> bool:
     """One by a rule of ours (`listen`), which says whose. What is sent to us alone may be anybody's."""
     return message is not None and message.message_type.name == "SIGNAL" and not message.destination
+
+
+def _asks_to_stop(message: Any) -> bool:
+    return bool(message.message_type.name == "SIGNAL" and message.member == "RequestStop")
 
 
 def _answers(message: Any, serial: int) -> bool:

@@ -14,13 +14,16 @@ from contextlib import suppress
 from common.errors import reason
 from stage1 import boot, channel, poddir
 from stage1.channel import Channel
-from stage1.loop import Loop
+from stage1.loop import Loop, Timer
 from stage1.systemd.controller import GREETING, Controller, has_answer
 
 _ATTEMPTS = 10
 _CHUNK = 1 << 16
 _PATIENCE = 1.0
 """Seconds that systemd may take to give up a scope, or machined to forget a pod."""
+_PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0)
+"""Seconds until systemd is asked once more to give up the scope, the last again and again, of which the caller hears
+then. It may be busy with itself for a while (systemctl daemon-reload, daemon-reexec) when the bus has just gone."""
 
 
 class Membership:
@@ -33,11 +36,16 @@ class Membership:
         self._pid = pid
         self._bus = -1
         self._systemd = ""
+        self._asked = False
+        """Whether systemd has asked for the pod's end before we could hear it."""
         self._private = ""
         self._loop: Loop | None = None
         self._controller: Controller | None = None
         self._farewell = b""
         self._giving_up = b""
+        self._failures = 0
+        """Of attempts to have the scope given up."""
+        self._again: Timer | None = None
 
     def join(self) -> bool:
         """Wait until the registrar has done its part; whether this process is in a scope of the pod's now."""
@@ -49,9 +57,10 @@ class Membership:
             return False
         self._bus = fds[0]
         unit, _, rest = rest.partition(" ")
-        self._systemd, _, self._private = rest.partition(" ")
         poddir.write_word(self._directory, poddir.UNIT, unit)
         if verb == "scoped":
+            self._systemd, asked, self._private = rest.split(" ", 2)
+            self._asked = asked == "1"
             self._giving_up = channel.read_memory_file(fds[1])
         return verb == "scoped"
 
@@ -60,10 +69,13 @@ class Membership:
         self._loop = loop
         if self._bus >= 0:
             self._controller = Controller(loop, self._bus, self._systemd, stop=stop, lost=self._abandon)
+        if self._asked:
+            loop.call_later(0, stop)
 
     def _abandon(self) -> None:
         """Without the bus systemd cannot ask us any more, and would wait for us in vain. A scope that its controller
         gave up is stopped by SIGTERM, as any other; systemd itself is told, on its private socket."""
+        self._again = None
         if not self._giving_up:
             return
         socket = Socket(AF_UNIX, SOCK_STREAM, 0)
@@ -72,10 +84,17 @@ class Membership:
             socket.connect(self._private)
             _insist(socket, self._giving_up)
         except OSError as error:
-            why = f"{self._private}: {reason(error)}"
-            boot.complain(self._command, f"the pod will not hear that its scope is to be stopped: {why}")
+            self._abandon_later(f"{self._private}: {reason(error)}")
         finally:
             socket.close()
+
+    def _abandon_later(self, why: str) -> None:
+        if self._loop is None:
+            return
+        self._again = self._loop.call_later(_PAUSES[min(self._failures, len(_PAUSES) - 1)], self._abandon)
+        self._failures += 1
+        if self._failures == len(_PAUSES):
+            boot.complain(self._command, f"the pod will not hear that its scope is to be stopped: {why}")
 
     def announce(self, leader: int) -> None:
         """The pod has its namespaces and networks: it can be a machine."""
@@ -92,7 +111,7 @@ class Membership:
         if verb == "machine":
             self._farewell = channel.read_memory_file(fds[0])
             poddir.write_word(self._directory, poddir.MACHINE, rest)
-        elif verb == "unknown":
+        elif text:  # Of what is to be no machine nothing more is said.
             boot.complain(self._command, f"the pod is not registered with machined: {rest}")
         self._dismiss()
 
@@ -100,6 +119,8 @@ class Membership:
         """The pod is over. The scope goes by itself, with its last process; a service may stay, and with it what was
         registered."""
         self._dismiss()
+        if self._again is not None:
+            self._again.cancel()
         if self._controller is not None:
             if self._farewell and not self._giving_up:
                 self._controller.ask(self._farewell, _PATIENCE)

@@ -50,6 +50,25 @@ class Sender:
         return True
 
 
+class Latest:
+    """What somebody has to say to `address` who cannot wait: what there is no room for is said with what comes next, of
+    each field the last value. A signal's handler may say something while something is being said."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.due: dict[str, str] = {}
+        """Fields that were not taken yet."""
+
+    def say(self, text: str = "", patience: float = 0) -> None:
+        """`text`: one field a line. `patience` as in `Sender.send`."""
+        self.due.update(line.partition("=")[::2] for line in text.splitlines())
+        fields = dict(self.due)
+        if fields and send(self._address, "\n".join(f"{key}={value}" for key, value in fields.items()), patience):
+            for key, value in fields.items():
+                if self.due.get(key) == value:
+                    self.due.pop(key, None)
+
+
 def _connect(socket: Socket, address: bytes) -> None:
     if address[:1] == b"@":
         socket.connect(b"\0" + address[1:])

@@ -7,9 +7,9 @@ It hears, from the engine and then from the monitor (descriptors in brackets):
     pod [registration]  a Registration
     machine LEADER      the pod's leader exists and is attached to its networks; only for pods that are machines
 It says, to the monitor (under fly, to the engine):
-    scoped UNIT SYSTEMD PRIVATE [bus call]    the monitor is in its scope. By the bus's socket systemd, under that
-                        unique name, asks for the scope to be stopped; the call, a memory file, tells systemd itself,
-                        on the socket PRIVATE, that nobody listens any more
+    scoped UNIT SYSTEMD ASKED PRIVATE [bus call]    the monitor is in its scope. By the bus's socket systemd, under
+                        that unique name, asks for the scope to be stopped, and has done so already if ASKED is 1; the
+                        call, a memory file, tells systemd itself, on the socket PRIVATE, that nobody listens any more
     kept UNIT [bus]     it stays in the unit it was started in
     apart TEXT          there is no scope, for this reason; nothing follows
     machine NAME [call] registered with machined; the call, a memory file, takes it back
@@ -160,7 +160,7 @@ def _work(manager: Manager, source: Channel, parent: int) -> None:
     connection = Bus(manager.bus, TIMEOUT)
     connection.listen(JOBS)
     connection.listen(SYSTEMDS)
-    await_systemd(connection)
+    before = await_systemd(connection)
     message, fds = source.receive()
     if message != "pod":
         return
@@ -173,7 +173,8 @@ def _work(manager: Manager, source: Channel, parent: int) -> None:
     connected = connection.socket.fileno()
     if unit:
         giving_up = channel.memory_file(bus.call_for_later(SYSTEMD, "AbandonScope", "s", (unit,), answer=True))
-        said = _send(source, f"scoped {unit} {systemd} {manager.private}", (connected, giving_up))
+        asked = not connection.asked.isdisjoint((before, systemd))
+        said = _send(source, f"scoped {unit} {systemd} {asked:d} {manager.private}", (connected, giving_up))
     else:
         said = _send(source, f"kept {units.own()}", (connected,))
     if said and pod.machine:

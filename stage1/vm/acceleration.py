@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 
 from common import files, locks, syscalls
 from common.errors import LaunchError, reason
@@ -43,13 +44,28 @@ ALONE = "nolapic_timer"
 which an emulated one spends on waiting for it. It has another one."""
 DEVICE = "/dev/kvm"
 STATE = "/run/rkpy/kvm"
-PATIENCE = 10
-"""Seconds a guest has to say that it is there."""
+PATIENCE = 30
+"""Seconds a guest has to say that it is there, in either type of machine: a hundred times as long as it takes where
+nothing else runs. Somebody waits for it."""
+_GLANCE = 1.0
+"""Seconds between two times that whoever waits is told."""
 _AGAIN = 600
-"""Seconds after which KVM is tried once more when it did not work."""
+"""Seconds after which KVM is tried once more when it did not work, or not in the smaller machine for want of time."""
+_SOON = 30
+"""The same when it took too long, which a busy host is no proof of. The many that a host starts when it is booted wait
+for the first of them, and have its answer."""
 _SAID = 64 << 10
 """Bytes of what a guest and QEMU say that are kept."""
 _HINT = "allow emulation, which is much slower: make the pod with --kvm-accel=tcg, or see stage1.d"
+
+
+class Proof(NamedTuple):
+    """What came of starting a guest."""
+
+    problem: str = ""
+    """What was wrong; empty when it said that it is there."""
+    late: bool = False
+    """Whether that was only that it took too long."""
 
 
 class Chosen(NamedTuple):
@@ -86,17 +102,18 @@ def choose(
     state: str = STATE,
     device: str = DEVICE,
     patience: float = PATIENCE,
+    waits: Callable[[], None] = lambda: None,
 ) -> Chosen:
     """AUTO is KVM, proved to work, and never TCG: nobody is to wonder why everything is slow. KVM by name is taken at
     its word, if there is such a device.
 
-    `qemu`: its absolute path. `state`: the file in which the result is kept until the host is booted anew. Raises
-    LaunchError."""
+    `qemu`: its absolute path. `state`: the file in which the result is kept until the host is booted anew. `waits` is
+    called now and then while a guest lets wait for itself. Raises LaunchError."""
     if wanted == TCG:
         return Chosen(TCG, Q35)
     problem, kind = _unusable(device), Q35
     if not problem and wanted == AUTO:
-        problem, kind = _known(qemu, boots, state, patience)
+        problem, kind = _known(qemu, boots, state, patience, waits)
     if problem:
         raise LaunchError(f"KVM does not work here: {problem}", hint=_HINT)
     return Chosen(KVM, kind)
@@ -110,7 +127,7 @@ def _unusable(device: str) -> str:
     return ""
 
 
-def _known(qemu: str, boots: BootFiles, state: str, patience: float) -> tuple[str, str]:
+def _known(qemu: str, boots: BootFiles, state: str, patience: float, waits: Callable[[], None]) -> tuple[str, str]:
     """What is wrong, and the type of machines with which nothing is, as far as that was found out since the host was
     booted; found out now if need be."""
     try:
@@ -121,21 +138,25 @@ def _known(qemu: str, boots: BootFiles, state: str, patience: float) -> tuple[st
         with locks.acquire(f"{state}.lock", exclusive=True, create=0o600):
             found = _read(state, key)
             if found is None:
-                found = _try(qemu, boots, patience)
-                made = {"of": key, "found": found, "at": time.clock_gettime(time.CLOCK_BOOTTIME)}
+                found, good_for = _try(qemu, boots, patience, waits)
+                made = {"of": key, "found": found, "at": time.clock_gettime(time.CLOCK_BOOTTIME), "for": good_for}
                 files.replace(state, json.dumps(made).encode("utf-8", "surrogateescape"), mode=0o600)
             return found
     except OSError as error:
         return f"it cannot be tried: {error.filename or qemu}: {reason(error)}", ""
 
 
-def _try(qemu: str, boots: BootFiles, patience: float) -> tuple[str, str]:
-    problem = ""
+def _try(
+    qemu: str, boots: BootFiles, patience: float, waits: Callable[[], None]
+) -> tuple[tuple[str, str], float | None]:
+    """As `_known`, and for how many seconds that is to be believed; None until the host is booted anew."""
+    late, proof = False, Proof()
     for kind in (MICROVM, Q35):
-        problem = prove(qemu, boots, accelerator=KVM, kind=kind, patience=patience)
-        if not problem:
-            return "", kind
-    return problem, ""
+        proof = prove(qemu, boots, accelerator=KVM, kind=kind, patience=patience, waits=waits)
+        if not proof.problem:
+            return ("", kind), _AGAIN if late else None
+        late = late or proof.late
+    return (proof.problem, ""), _SOON if late else _AGAIN
 
 
 def _identity(path: str) -> list[object]:
@@ -150,16 +171,25 @@ def _read(state: str, key: list[object]) -> tuple[str, str] | None:
         problem, kind = map(str, found["found"])
         if found["of"] != key or (not problem and kind not in (MICROVM, Q35)):
             return None
-        if problem and not 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - found["at"] < _AGAIN:
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - found["at"]
+        if found["for"] is not None and not 0 <= age < found["for"]:
             return None
         return problem, kind
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def prove(qemu: str, boots: BootFiles, *, accelerator: str, kind: str, patience: float = PATIENCE) -> str:
-    """Start a guest that says it is there, in a machine as pods have it, and end it: empty when it did, else what was
-    wrong. Raises OSError when QEMU cannot be started."""
+def prove(
+    qemu: str,
+    boots: BootFiles,
+    *,
+    accelerator: str,
+    kind: str,
+    patience: float = PATIENCE,
+    waits: Callable[[], None] = lambda: None,
+) -> Proof:
+    """Start a guest that says it is there, in a machine as pods have it, and end it. `waits` as in `choose`. Raises
+    OSError when QEMU cannot be started."""
     import subprocess
 
     from stage1.vm.qemu import MACHINES, SANDBOX
@@ -181,7 +211,7 @@ def prove(qemu: str, boots: BootFiles, *, accelerator: str, kind: str, patience:
     )
     with guest:
         try:
-            return _listen(guest.stdout.fileno() if guest.stdout else -1, patience)
+            return _listen(guest.stdout.fileno() if guest.stdout else -1, patience, waits)
         finally:
             guest.kill()
 
@@ -192,7 +222,7 @@ def _with_us() -> None:
     syscalls.setrlimit(syscalls.RLIMIT_CORE, 0, 0)
 
 
-def _listen(fd: int, patience: float) -> str:
+def _listen(fd: int, patience: float, waits: Callable[[], None]) -> Proof:
     import select
 
     end = time.monotonic() + patience
@@ -200,15 +230,16 @@ def _listen(fd: int, patience: float) -> str:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while (left := end - time.monotonic()) > 0:
-        if not poll.poll(left * 1000):
-            break
+        if not poll.poll(min(left, _GLANCE) * 1000):
+            waits()
+            continue
         data = os.read(fd, 65536)
         if not data:
-            return _last(said) or "QEMU ended without a word"
+            return Proof(_last(said) or "QEMU ended without a word")
         said = (said + data)[-_SAID:]
         if ALIVE.encode() in said:
-            return ""
-    return f"a guest did not start within {patience:g} seconds"
+            return Proof()
+    return Proof(f"a guest did not start within {patience:g} seconds", late=True)
 
 
 def _last(said: bytes) -> str:

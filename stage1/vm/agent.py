@@ -323,7 +323,7 @@ class Agent:
             guestmodules.load(guestmodules.LATER)
         except (LaunchError, OSError) as error:
             # The pod does without what they would have been for.
-            os.write(2, f"rkpy: {error}\n".encode("utf-8", "backslashreplace"))
+            _write_to_console(f"rkpy: {error}\n")
 
     def _ended(self, app: _App, text: str) -> None:
         """See that nothing the app started outlives it, and pass it on after all that it wrote."""
@@ -332,10 +332,19 @@ class Agent:
             os.close(app.pidfd)
             app.pidfd = -1
         oom = self._cgroup.oom_kills(name) > 0
-        app.cgroup = self._cgroup.renew(name, app.plan.limits)
-        for socket in app.sockets:
-            socket.take()
-        self._when_sent(app.streams, lambda: self._say(f"{text} {oom:d}"))
+
+        def gone() -> None:
+            try:
+                app.cgroup = self._cgroup.app(name, app.plan.limits)
+            except LaunchError as error:
+                self._break(str(error))
+                return
+            for socket in app.sockets:
+                socket.take()
+            self._when_sent(app.streams, lambda: self._say(f"{text} {oom:d}"))
+
+        what = f'rkpy: app "{name}" has ended, and what it left does not die\n'
+        self._cgroup.when_gone(self._loop, name, gone, lambda: _write_to_console(what))
 
     def _over(self, text: str) -> None:
         os.sync()  # What was written to the host's file systems is there before the guest is not.
@@ -511,6 +520,10 @@ _HOST: dict[str, Callable[[Agent, list[str], bytes], None]] = {
     "signal-entered": Agent._signal_entered,
 }
 """What is not simply the supervisor's."""
+
+
+def _write_to_console(line: str) -> None:
+    os.write(2, line.encode("utf-8", "backslashreplace"))
 
 
 def _read_sealed(fd: int) -> bytes:

@@ -61,13 +61,14 @@ def _and_above(place: str) -> Iterator[str]:
 
 def _of_version_1(pid: int) -> str:
     """The process's cgroup for memory on a hierarchy of version 1, as a path; empty when there is none, or it is the
-    root, in which anybody may be."""
+    root of what can be seen, in which anybody may be."""
     fields = (line.split(":", 2) for line in read(f"/proc/{pid}/cgroup").splitlines())
     own = next((path for _, names, path in fields if "memory" in names.split(",")), "/")
     for line in read("/proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         root, place = before.split(" ")[3:5]
-        if kind == "cgroup" and "memory" in options.split(",") and own.startswith(root) and own != root:
-            return f"{place}/{own.removeprefix(root).lstrip('/')}"
+        above = f"{root.rstrip('/')}/"
+        if kind == "cgroup" and "memory" in options.split(",") and own.startswith(above) and own != above:
+            return f"{place}/{own.removeprefix(above)}"
     return ""

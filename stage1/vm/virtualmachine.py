@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common.errors import LaunchError, PodError
@@ -242,6 +242,9 @@ class VirtualMachine:
 
     def ended(self, plan: AppPlan) -> bool:
         return self._bridge is not None and self._bridge.out_of_memory(plan.name)
+
+    def when_gone(self, plan: AppPlan, call: Callable[[], None]) -> None:
+        call()  # The agent has seen to it.
 
     def lacked_memory(self) -> bool:
         return bool(self._oom_kills.why())

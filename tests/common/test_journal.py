@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import shutil
 import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,9 +23,13 @@ from stage1 import appjournal
 CATALOG = Path(__file__).parents[2] / "systemd-units" / "rkpy.catalog"
 
 
+DEADLINE = 60
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> socket.socket:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
     """Somebody who listens on `tmp_path`/socket and has not read anything yet."""
+    monkeypatch.setattr(journal, "_stuck", False)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     listener.bind(str(tmp_path / "socket"))
     listener.setblocking(False)
@@ -69,6 +76,76 @@ def test_nobody_is_waited_for(place: socket.socket, tmp_path: Path) -> None:
     except BlockingIOError:
         pass
     assert 0 < taken < 100_000
+
+
+def fill(path: str) -> int:
+    """Leave no room for another entry; how many there are now."""
+    count = 0
+    with contextlib.closing(journal.connect(path)) as sender:
+        try:
+            while True:
+                journal.send(sender, b"FILLED=1\n")
+                count += 1
+        except BlockingIOError:
+            return count
+
+
+def receive(place: socket.socket) -> bytes:
+    place.settimeout(DEADLINE)
+    return place.recv(65536)
+
+
+@pytest.mark.parametrize("size", [10, 4 << 20], ids=["small", "large"])
+def test_an_event_waits_for_room(
+    size: int, place: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_ROOM", float(DEADLINE))
+    path = str(tmp_path / "socket")
+    before = fill(path)
+    later = threading.Timer(0.1, lambda: [receive(place) for _ in range(before)])
+    later.start()
+    journal.event(journal.STARTED, "x" * size, {}, path=path)
+    later.join()
+    data, fds, _, _ = socket.recv_fds(place, 65536, 1)
+    assert data.endswith(b"MESSAGE=xxxxxxxxxx\n") if size == 10 else (data, len(fds)) == (b"", 1)
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_journal_that_takes_nothing_is_waited_for_once(
+    place: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "socket")
+    fill(path)
+    monkeypatch.setattr(journal, "_ROOM", 0.1)
+    began = time.monotonic()
+    journal.event(journal.STARTED, "nobody reads this", {}, path=path)
+    assert time.monotonic() - began >= 0.1
+    monkeypatch.setattr(journal, "_ROOM", 3600.0)
+    journal.event(journal.STARTED, "nor this", {}, path=path)
+    receive(place)
+    journal.event(journal.STARTED, "there is room again", {}, path=path)
+    assert not journal._stuck
+
+
+def test_who_has_to_be_known_waits_until_he_was_looked_up_also_where_there_was_no_room(
+    place: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "PATIENCE", float(DEADLINE))
+    path = str(tmp_path / "socket")
+    fill(path)
+    speaker = threading.Thread(
+        target=lambda: journal.event(journal.STARTED, "up", {}, moved=True, known=True, path=path)
+    )
+    speaker.start()
+    speaker.join(0.2)
+    assert speaker.is_alive()
+    while b"MESSAGE=up" not in receive(place):
+        pass
+    assert speaker.is_alive()
+    assert receive(place) == b"\n"
+    speaker.join(DEADLINE)
+    assert not speaker.is_alive()
 
 
 def test_without_a_journal_nothing_happens(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_start_undoes_and_repeats(rkpy: Recorded, started: Starter, image: str) 
     assert started("start", "--hostname=other", pod.name) == pod
     assert len(rkpy.calls("gc")) == 1
     assert [told(rkpy, which)["hostname"] for which in (0, 1)] == [f"rkpy-{pod.name}", "other"]
-    assert [told(rkpy, which)["net"] for which in (0, 1)] == [("none",), ("none",)], "as it was typed the first time"
+    assert [told(rkpy, which)["net"] for which in (0, 1)] == [["none"], ["none"]], "as it was typed the first time"
     assert (pod / "private-users").read_text() == before
 
 

@@ -16,6 +16,7 @@ from stage1 import cgroup, cgroupfiles
 from stage1.cgroup import PodCgroup
 from stage1.cgroupfiles import ENFORCED, NOT_ENFORCEABLE
 from stage1.limits import CONTROLLER_OF, Limits
+from stage1.loop import Loop
 from tests.cgroups import born_asleep, born_in, end, of, opened, sleep, until
 from tests.test_structure import ROOT
 
@@ -77,6 +78,30 @@ def test_an_app_is_started_again_in_its_cgroup_and_removed(pod: PodCgroup) -> No
     assert not pod.kill("web")
     assert pod.oom_kills("web") == 0
     pod.remove_app("web")
+
+
+def test_what_does_not_die_keeps_nobody_waiting(pod: PodCgroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the kernel, which a signal does not interrupt everywhere: here, because nobody sends it."""
+    process = app(pod)
+    monkeypatch.setattr(cgroup, "_kill", lambda _path, _seconds: True)
+    monkeypatch.setattr(cgroup, "DEATH", 0.1)
+    monkeypatch.setattr(cgroup, "_MOMENT", 0.0)
+    loop = Loop()
+    said: list[str] = []
+
+    def late() -> None:
+        said.append("late")
+        os.kill(process, signal.SIGKILL)
+        assert end(process) == -signal.SIGKILL
+
+    pod.when_gone(loop, "web", loop.stop, late)
+    loop.call_later(0, lambda: said.append("others"))
+    loop.run()
+    assert sorted(said) == ["late", "others"]
+    assert not os.path.exists(f"{pod.path}/web")
+    pod.when_gone(loop, "web", lambda: said.append("at once"), late)
+    assert said[2:] == ["at once"]
+    loop.close()
 
 
 def test_a_limit_is_reported_once_however_often_the_app_starts(pod: PodCgroup) -> None:

@@ -38,7 +38,7 @@ def boots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootFiles]:
 
 def test_the_kernel_starts_python(qemu: str, boots: BootFiles) -> None:
     assert "vmlinux-" in boots.kernel
-    assert acceleration.prove(qemu, boots, accelerator="tcg", kind="q35", patience=PATIENCE) == ""
+    assert acceleration.prove(qemu, boots, accelerator="tcg", kind="q35", patience=PATIENCE).problem == ""
 
 
 def test_python_needs_nothing_but_what_is_in_there(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def reloading(host: Manager, after: int) -> None:
     stamp = int(host.until("RELOADING", "1", after=after).fields["MONOTONIC_USEC"])
     assert 0 < stamp <= time.monotonic_ns() // 1000
     turns = [host.until(name, "1", after=after) for name in ("RELOADING", "READY")]
-    assert host.heard.index(turns[0]) < host.heard.index(turns[1])
+    assert host.heard.index(turns[0], after) < host.heard.index(turns[1], after)
 
 
 @every(SEVERAL, QUICK)
@@ -281,11 +281,14 @@ def test_on_a_terminal_sighup_means_that_it_is_gone(ground: Ground, image: str) 
         command, stdin=theirs, stdout=subprocess.PIPE, text=True, env=ground.rkpy.environment()
     ) as process:
         os.close(theirs)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        os.close(ours)
-        assert process.wait(timeout=flavours.DEADLINE) == 0
-        assert process.stdout.read() == ""
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            os.close(ours)
+            output, _ = process.communicate(timeout=flavours.DEADLINE)
+        finally:
+            process.kill()  # With it goes the pod.
+        assert (process.returncode, output) == (0, "")
 
 
 @every(SUPERVISED, QUICK)

@@ -91,6 +91,13 @@ def test_networks(tmp_path: Path) -> None:
     assert "none" not in offered(etc, "net", "inspect", "")
 
 
+def test_named_volumes(tmp_path: Path) -> None:
+    for name in ("data", "db_1", ".new"):
+        (tmp_path / "volumes" / name).mkdir(parents=True)
+    (tmp_path / "volumes/file").touch()
+    assert offered(f"--dir={tmp_path}", "volume", "rm", "d") == ["data", "db_1"]
+
+
 def test_where_there_is_nothing_to_look_at_nothing_is_offered(tmp_path: Path) -> None:
     nothing = f"--dir={tmp_path}"
     assert complete([nothing, "stop"], "") == Answer()

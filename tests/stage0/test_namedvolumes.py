@@ -79,7 +79,7 @@ def test_what_was_interrupted_is_no_volume(pods: Pods) -> None:
     settle(pods, "b,kind=named")
     assert not list((root / "b").iterdir())
     namedvolumes.remove(pods, "b")
-    assert sorted(path.name for path in root.iterdir()) == [".lock", "a"]
+    assert sorted(path.name for path in root.iterdir()) == [".lock", ".removal", "a"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".lock", "a/b", "../x", "-a", "_a", "a b", "ä", "a\n", "x" * 129])

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from common.errors import PodError
-from stage0.commands import stop
+from stage0.commands import enter, stop
 from stage0.pods import Pod, Pods
+from stage1 import poddir
 from tests.living import Living, die, start
 
 ROOT = Path(__file__).parent.parent.parent
@@ -356,6 +357,30 @@ def test_how_long_a_pod_may_take_to_have_a_leader(lab: Lab, monkeypatch: pytest.
         with pytest.raises(PodError, match="has not started its apps yet"):
             stop.wait_for_leader(pod)
     Path(f"{record}.later").rename(record)
+
+
+def test_an_app_that_runs_can_be_entered_long_before_its_pod_is_ready(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = lab.pod("busybox", alive=True).uuid
+    place = Path(lab.pods.root, "run", uuid)
+    (place / "starting").touch()
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += 100 * seconds
+        if now > 300:
+            poddir.write_started(str(place), "busybox", lab.living[0].pid)
+
+    monkeypatch.setattr(enter, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    with lab.pods.find(uuid) as pod:
+        enter._wait_until_started(pod, "")
+        assert now > 300
+        (place / "pid").rename(place / "pid.later")
+        with pytest.raises(PodError, match="has not started yet"):
+            enter._wait_until_started(pod, "")
+        (place / "pid.later").rename(place / "pid")
 
 
 def test_stop_by_force(lab: Lab) -> None:

@@ -53,6 +53,20 @@ def test_bad_volumes(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("data:/d:ro", "write --volume=NAME,kind=named,source=data --mount=volume=NAME,target=/d"),
+        ("/srv/x:/d", "write --volume=NAME,kind=host,source=/srv/x --mount=volume=NAME,target=/d"),
+        ("data:d", "NAME,kind=host,source=/path"),
+    ],
+)
+def test_what_those_are_told_who_know_podman(text: str, hint: str) -> None:
+    with pytest.raises(UsageError) as error:
+        values.volume(text)
+    assert error.value.hint == hint
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("/dev/fuse", ("/dev/fuse", "/dev/fuse")),

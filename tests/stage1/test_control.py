@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,20 @@ def test_whoever_does_not_answer_is_given_up(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.bind(str(tmp_path / poddir.CONTROL))
         silent.listen()
+        with pytest.raises(PodError, match="the pod's monitor does not answer"):
+            control.request(str(tmp_path), {"op": "states"}, patience=0.01)
+
+
+def test_a_monitor_that_takes_no_more_callers_runs(tmp_path: Path) -> None:
+    with ExitStack() as closing:
+        busy = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        busy.bind(str(tmp_path / poddir.CONTROL))
+        busy.listen(0)
+        with pytest.raises(BlockingIOError):
+            while True:
+                client = closing.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                client.setblocking(False)
+                client.connect(str(tmp_path / poddir.CONTROL))
         with pytest.raises(PodError, match="the pod's monitor does not answer"):
             control.request(str(tmp_path), {"op": "states"}, patience=0.01)
 

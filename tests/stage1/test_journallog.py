@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -210,9 +211,13 @@ def test_events_of_a_pod(place: Place) -> None:
     assert told.losses() == ""
 
 
-def test_with_files_events_wait_for_nobody(place: Place) -> None:
-    plan = PodPlan("uuid", "/", -1, (), "host", journal=True)
-    told = journallog.PodJournal(place.loop, plan, place.path)
+def pod_with_files(place: Place) -> journallog.PodJournal:
+    return journallog.PodJournal(place.loop, PodPlan("uuid", "/", -1, (), "host", journal=True), place.path)
+
+
+def test_with_files_events_wait_only_briefly(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journallog, "_BRIEFLY", 0.1)
+    told = pod_with_files(place)
     told.pod_started()
     place.hear()
     assert [entry[b"MESSAGE"] for entry in place.heard] == [b'Pod "uuid" started']
@@ -220,7 +225,24 @@ def test_with_files_events_wait_for_nobody(place: Place) -> None:
     told.pod_ended(0)
     done: list[bool] = []
     told.when_written(lambda: done.append(True))
-    assert done
+    place.run(lambda: done)
+    assert told.losses().startswith("1 entries for the journal were lost: ")
+
+
+def test_with_files_events_wait_for_room(place: Place) -> None:
+    """What others have to say fills the journal's queue."""
+    with contextlib.closing(journal.connect(place.path)) as other, pytest.raises(BlockingIOError):
+        while True:
+            journal.send(other, b"MESSAGE=other\n")
+    told = pod_with_files(place)
+    told.pod_started()
+    told.pod_ended(3)
+    done: list[bool] = []
+    told.when_written(lambda: done.append(True))
+    place.run(lambda: done)
+    events = [entry[b"MESSAGE"] for entry in place.heard if entry.get(b"RKPY_POD_UUID")]
+    assert events == [b'Pod "uuid" started', b'Pod "uuid" ended with status 3']
+    assert told.losses() == ""
 
 
 def test_a_slow_journal_holds_the_app_up(place: Place) -> None:
@@ -308,6 +330,18 @@ def test_a_journal_that_takes_nothing_is_not_waited_for_in_the_end(place: Place)
     assert 0 < way.lost < 10_000
     assert way.why
     way.close()
+
+
+def test_what_is_not_waited_for_is_counted(place: Place) -> None:
+    plan = PodPlan("uuid", "/", -1, (), "host", log_driver=JOURNALD, journal=True)
+    told = journallog.PodJournal(place.loop, plan, place.path)
+    for _ in range(10_000):
+        told.pod_started()
+    told.when_written(lambda: None)
+    losses = told.losses()
+    place.hear()
+    assert losses == f"{10_000 - len(place.heard)} entries for the journal were lost: they were not waited for"
+    assert told.losses() == losses
 
 
 def test_it_is_waited_until_the_journal_has_read_everything(place: Place) -> None:

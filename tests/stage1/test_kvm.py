@@ -14,7 +14,7 @@ import pytest
 
 from aci.image_manifest import Isolator
 from common.errors import LaunchError, UsageError
-from stage1 import compiling, kvm, poddir
+from stage1 import boot, compiling, kvm, poddir
 from stage1.flavour import Device, Mount, PreparedApp, PreparedPod
 from stage1.limits import Limits
 from stage1.systemd.given import Given
@@ -48,6 +48,20 @@ def test_something_becomes_of_every_field(record: type[PreparedPod | PreparedApp
         for field in fields.get(record.__name__, "").split()
     ]
     assert sorted(known) == sorted(record._fields)
+
+
+def test_whoever_waits_for_a_trial_of_kvm_hears_of_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot, "_told", None)
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        tell = kvm._telling(pod(tmp_path)._replace(given=Given(notify=address)))
+        for _ in range(2):
+            tell()
+            assert manager.recv(1000).endswith(b"\nEXTEND_TIMEOUT_USEC=20000000")
+    assert capfd.readouterr().err.count("waiting for a first guest") == 1
 
 
 def mounting(source: str, **fields: Any) -> PreparedApp:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stage1.systemd.notify import Sender, send
+from stage1 import boot, channel
+from stage1.systemd.notify import Latest, Sender, send
 
 DEADLINE = 60
 
@@ -71,6 +72,69 @@ def test_who_reads_late_is_waited_for_as_long_as_it_was_said(tmp_path: Path) -> 
         while (text := host.recv(100)) == b"STATUS=before":
             pass
         assert text == b"READY=1"
+
+
+def fill(address: str) -> None:
+    """Leave no room for another message."""
+    with Sender(address) as sender:
+        while sender.send("STATUS=before"):
+            pass
+
+
+def drain(host: socket.socket) -> str:
+    """What came after `fill`, which is waited for."""
+    while (text := host.recv(1000)) == b"STATUS=before":
+        pass
+    return text.decode()
+
+
+def test_what_there_was_no_room_for_is_said_with_what_comes_next(tmp_path: Path) -> None:
+    with listener(str(tmp_path / "notify")) as host:
+        fill(str(tmp_path / "notify"))
+        told = Latest(str(tmp_path / "notify"))
+        for text in ("EXTEND_TIMEOUT_USEC=1", "STATUS=one=1", "EXTEND_TIMEOUT_USEC=2\nX=y"):
+            told.say(text)
+        assert told.due == {"EXTEND_TIMEOUT_USEC": "2", "STATUS": "one=1", "X": "y"}
+        while host.recv(1000) == b"STATUS=before" and told.due:
+            told.say("STATUS=two")
+        assert drain(host) == "EXTEND_TIMEOUT_USEC=2\nSTATUS=two\nX=y"
+        told.say("STATUS=three")
+        assert drain(host) == "STATUS=three"
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "_told", None)
+    monkeypatch.setattr(boot, "_PATIENCE", 0.05)
+    monkeypatch.setattr(boot, "_LONG_PATIENCE", float(DEADLINE))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_that_the_start_takes_longer_is_heard_of_by_a_manager_that_was_busy(tmp_path: Path) -> None:
+    """The last time that the engine says so nothing follows to say it with."""
+    address = str(tmp_path / "notify")
+    ours, theirs = channel.pair()
+    with listener(address) as host:
+        fill(address)
+        heard: list[str] = []
+        later = threading.Timer(0.5, lambda: heard.append(drain(host)))
+        ours.send(f"tell {address}\nSTATUS=preparing the pod")
+        ours.send(f"tell {address}\nEXTEND_TIMEOUT_USEC=20000000")
+        ours.close()
+        later.start()
+        assert boot._do("run", theirs, 0) == 0
+        later.join()
+    assert heard == ["STATUS=preparing the pod\nEXTEND_TIMEOUT_USEC=20000000"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_nobody_waits_long_for_less_than_that(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with listener(address):
+        fill(address)
+        boot.tell_manager(address, "STATUS=preparing the pod")
+        boot.insist()
+        assert boot._told is not None and boot._told.due
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -358,6 +359,52 @@ def test_a_stuck_client_is_sent_away(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     assert output(lab.pod) == BIG
     stuck.setblocking(True)
     assert len(b"".join(iter(lambda: stuck.recv(1 << 16), b""))) < len(BIG)
+
+
+@pytest.mark.parametrize("lines", [50_000, 200_000])
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_client_has_time_as_long_as_it_reads(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, lines: int, stays: bool
+) -> None:
+    """When the app has ended, be it that the client has held it up or not."""
+    monkeypatch.setattr(streams_module, "STUCK", 1e6)
+    app = lab.app()
+    (far,) = _attach(lab, app, "stdout")
+    (client,) = app._clients
+    far.setblocking(False)
+    process = lab.shell(app, f"seq -f %07g 0 {lines - 1}")
+    lab.until(lambda: process.poll() is not None or client.full)
+    process.kill()
+    process.wait()
+    app.drain()
+    app.close()
+    done: list[int] = []
+    app.when_written(lambda: done.append(1))
+    got = bytearray()
+
+    def after_reading() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            got.extend(far.recv(1 << 13))
+        return True
+
+    def time_passes() -> None:
+        for timer in lab.loop._timers[:]:
+            timer.cancel()
+            timer.callback()
+
+    before = client._outlet.waiting
+    lab.until(lambda: after_reading() and client._outlet.waiting < before and not client.full)
+    time_passes()
+    assert not done, "it has read"
+    if stays:
+        lab.until(lambda: after_reading() and done)
+        far.setblocking(True)
+        got.extend(b"".join(iter(lambda: far.recv(1 << 16), b"")))
+        assert got == output(lab.pod)
+    else:
+        time_passes()
+        assert done
+    far.close()
 
 
 def test_a_client_that_has_died(lab: Lab) -> None:

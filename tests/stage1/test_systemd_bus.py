@@ -17,10 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import SystemdError
+from stage1 import channel
 from stage1.loop import Loop
-from stage1.systemd import bus, controller
+from stage1.plan import dumps
+from stage1.systemd import bus, controller, registrar
 from stage1.systemd.bus import Bus
 from stage1.systemd.controller import Controller
+from stage1.systemd.manager import Manager
+from stage1.systemd.registrar import Registration
 
 CONFIG = """\
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -199,6 +203,39 @@ def request_stop(sender: Bus, receiver: str, member: str = "RequestStop", text: 
         message_type=MessageType.SIGNAL, signature="s" if text else "", body=[text] if text else [], serial=serial,
     )  # fmt: skip
     sender.socket.sendall(bytes(message._marshall(False)))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_request_that_comes_before_the_monitor_listens_is_passed_on(path: str, asked: bool) -> None:
+    """systemd is played here, up to where the registrar has handed over the connection."""
+    systemd, stranger = Bus(path), Bus(path)
+    systemd.call(SELF, "RequestName", "su", (NAME, 0))
+    begun = registrar.begin(Manager(path, "/run/a place/private"))
+    pod = Registration("c9bd7a2a-0000-4000-8000-000000000000", "web", "/pod", "/", False, False, 10, kind="container")
+    begun.channel.send("pod", (channel.memory_file(dumps(pod)),))
+    call = systemd._receive(time.monotonic() + 60)
+    assert call.member == "StartTransientUnit"
+    receiver = dict(call.body[2])["Controller"].value
+    request_stop(systemd if asked else stranger, receiver)
+    stranger.owner("org.freedesktop.DBus")  # The bus has passed it on.
+    reply(systemd, call, "o", ["/job/1"])
+    systemd.socket.sendall(broadcast("JobRemoved", "uoss", [1, "/job/1", call.body[0], "done"]))
+    text, fds = begun.channel.receive()
+    assert text == f"scoped rkpy-web.scope {systemd.name} {asked:d} /run/a place/private"
+    for fd in fds:
+        os.close(fd)
+    begun.channel.close()
+    assert os.waitpid(begun.pid, 0)[1] == 0
+    systemd.close()
+    stranger.close()
+
+
+def reply(sender: Bus, call: Any, signature: str, body: list[object]) -> None:
+    from dbus_next.message import Message
+
+    made: Any = Message.new_method_return(call, signature, body)
+    made.serial = 99
+    sender.socket.sendall(bytes(made._marshall(False)))
 
 
 def test_systemd_can_ask_for_the_end(path: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -72,6 +73,19 @@ def service(*command: object, unit: str = "", properties: Mapping[str, object] |
     finally:
         until(lambda: _stopped(name))
         run("systemctl", "reset-failed", name, check=False)
+
+
+@contextlib.contextmanager
+def executed_anew() -> Iterator[None]:
+    """systemd is, again and again (daemon-reexec), until the end, after which it listens. Nobody it could be asked to
+    end does that: it hears only a part of what it is told meanwhile."""
+    again = subprocess.Popen(["sh", "-c", "while :; do systemctl daemon-reexec; done"], start_new_session=True)
+    try:
+        yield
+    finally:
+        os.killpg(again.pid, signal.SIGKILL)
+        again.wait()
+        until(lambda: run("systemctl", "daemon-reload", check=False).returncode == 0)
 
 
 def show(unit: str, *names: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,10 +33,18 @@ class Site:
         self.qemu.write_text(f'#!/bin/sh\necho "$*" >> {self.runs}\n{script}\n')
         self.qemu.chmod(0o755)
 
-    def choose(self, wanted: str = "auto", *, patience: float = 60) -> str:
+    def choose(self, wanted: str = "auto", *, patience: float = 60, waits: Callable[[], None] = lambda: None) -> str:
         """Acceleration and type of the machine."""
-        where = {"state": str(self.state), "device": str(self.root / "kvm")}
-        return "/".join(acceleration.choose(wanted, str(self.qemu), self.boots, patience=patience, **where))
+        state, device = str(self.state), str(self.root / "kvm")
+        found = acceleration.choose(
+            wanted, str(self.qemu), self.boots, state=state, device=device, patience=patience, waits=waits
+        )
+        return "/".join(found)
+
+    def later(self, seconds: float) -> None:
+        """So much time passes for what was found."""
+        found = json.loads(self.state.read_text())
+        self.state.write_text(json.dumps({**found, "at": found["at"] - seconds}))
 
     def tried(self) -> int:
         return len(self.runs.read_text().splitlines()) if self.runs.exists() else 0
@@ -116,11 +125,66 @@ def test_a_failure_is_not_remembered_for_ever(site: Site) -> None:
     site.qemu_does("exit 1")
     with pytest.raises(LaunchError):
         site.choose()
-    found = json.loads(site.state.read_text())
-    site.state.write_text(json.dumps({**found, "at": found["at"] - 10_000}))
+    site.later(500)
+    with pytest.raises(LaunchError):
+        site.choose()
+    assert site.tried() == 2
+    site.later(500)
     with pytest.raises(LaunchError):
         site.choose()
     assert site.tried() == 4
+
+
+def test_that_it_took_too_long_is_believed_just_long_enough_for_those_who_waited_with_us(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty pods that are started at once are not to wait for one trial each."""
+    assert acceleration._SOON < 60
+    monkeypatch.setattr(acceleration, "_SOON", 300)
+    site.qemu_does(f"[ -e {site.root}/idle ] || exec sleep 1000; echo {ALIVE}")
+    for _ in range(2):
+        with pytest.raises(LaunchError, match="did not start within"):
+            site.choose(patience=0.2)
+    assert site.tried() == 2
+    (site.root / "idle").touch()
+    site.later(301)
+    assert site.choose() == "kvm/microvm"
+
+
+def test_the_smaller_machine_is_tried_again_where_it_was_only_too_slow(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove = acceleration.prove
+    busy = True
+
+    def slowly(*args: Any, kind: str, **named: Any) -> acceleration.Proof:
+        found = prove(*args, kind=kind, **named)
+        return acceleration.Proof("too slow", late=True) if busy and kind == "microvm" else found
+
+    monkeypatch.setattr(acceleration, "prove", slowly)
+    assert site.choose() == "kvm/q35"
+    site.later(500)
+    busy = False
+    assert site.choose() == "kvm/q35"
+    site.later(500)
+    assert site.choose() == "kvm/microvm"
+    site.later(1_000_000)
+    assert site.choose() == "kvm/microvm"
+    assert site.tried() == 3
+
+
+def test_who_waits_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "_GLANCE", 0.01)
+    site.qemu_does(f"until [ -e {site.root}/go ]; do sleep 0.01; done; echo {ALIVE}; exec sleep 1000")
+    told: list[int] = []
+
+    def waits() -> None:
+        told.append(1)
+        if len(told) == 3:
+            (site.root / "go").touch()
+
+    assert site.choose(waits=waits) == "kvm/microvm"
+    assert len(told) >= 3
 
 
 def test_a_guest_that_hangs_is_ended(site: Site) -> None:

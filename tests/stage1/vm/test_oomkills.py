@@ -80,6 +80,22 @@ def test_version_1_counts_too(tmp_path: Path) -> None:
     assert kills.why() == "for want of memory"
 
 
+@pytest.mark.parametrize(
+    ("root", "own", "expected"),
+    [
+        ("/", "/a/b", "/place/a/b"), ("/a", "/a/b", "/place/b"), ("/a", "/ab", ""), ("/a", "/a", ""), ("/", "/", ""),
+    ],
+)  # fmt: skip
+def test_the_cgroup_of_version_1(root: str, own: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "/proc/7/cgroup": f"2:cpu:/c\n4:memory:{own}\n0::/d\n",
+        "/proc/self/mountinfo": "31 30 0:1 / /cpu rw - cgroup cgroup rw,cpu\n"
+        f"32 31 0:32 {root} /place rw,relatime shared:1 - cgroup cgroup rw,memory\n",
+    }
+    monkeypatch.setattr(oomkills, "read", files.__getitem__)
+    assert oomkills._of_version_1(7) == expected
+
+
 def test_where_nothing_is_counted_nothing_is_claimed(tmp_path: Path) -> None:
     assert OomKills([str(tmp_path / "nowhere")], [str(tmp_path / "nowhere")]).why() == ""
     assert oomkills.of(os.getpid()).why() == ""

@@ -165,13 +165,6 @@ def test_limits_of_a_small_app_are_told_by_its_service_and_leave_it_room_to_star
     is_killed_for_memory(rkpy, uuid, "rkpy-small.service")
 
 
-def test_a_supervisor_that_is_killed_for_want_of_memory_takes_its_apps_along(rkpy: Rkpy) -> None:
-    with running(rkpy, *typed(rkpy)) as made:
-        Path(f"/sys/fs/cgroup/machine.slice/{made.scope}/{made.uuid}/_init/memory.max").write_text("65536")
-        assert made.process.wait(timeout=units.TIMEOUT) == 137
-    is_killed_for_memory(rkpy, made.uuid, made.scope)
-
-
 def test_a_limit_that_a_scope_cannot_have_is_no_pod_without_it(rkpy: Rkpy) -> None:
     run = (*RUN, "example.com/busybox", "--memory=64M", "--exec=/bin/true")
     units.run("systemctl", "set-property", "--runtime", "machine.slice", "DisableControllers=memory")
@@ -218,6 +211,10 @@ def test_what_an_app_uses_is_accounted_to_the_scope(rkpy: Rkpy) -> None:
         assert int(shown["MemoryCurrent"]) > 0
         assert int(shown["CPUUsageNSec"]) > 0
         assert made.uuid in units.run("systemd-cgls", "--no-pager", "-u", made.scope).stdout
+        # Without memory for the supervisor its apps have none either.
+        Path(f"/sys/fs/cgroup/machine.slice/{made.scope}/{made.uuid}/_init/memory.max").write_text("65536")
+        assert made.process.wait(timeout=units.TIMEOUT) == 137
+    is_killed_for_memory(rkpy, made.uuid, made.scope)
 
 
 @pytest.mark.parametrize("delegate", ["yes", "no"])
