@@ -71,7 +71,7 @@ def service(*command: object, unit: str = "", properties: Mapping[str, object] |
     try:
         yield name
     finally:
-        until(lambda: _stopped(name))
+        run("systemctl", "stop", name, check=False)
         run("systemctl", "reset-failed", name, check=False)
 
 
@@ -92,12 +92,6 @@ def show(unit: str, *names: str) -> dict[str, str]:
     """Properties of a unit; those of one that is not there are there too (LoadState=not-found)."""
     lines = run("systemctl", "show", unit, *(f"--property={name}" for name in names)).stdout.splitlines()
     return dict(line.partition("=")[::2] for line in lines)
-
-
-def _stopped(name: str) -> bool:
-    """Whether a unit does not run any more, which it is asked for. A systemd that is executed anew may not hear it."""
-    run("systemctl", "stop", name, check=False)
-    return run("systemctl", "is-active", name, check=False).stdout.strip() in ("inactive", "failed", "unknown")
 
 
 @contextlib.contextmanager
