@@ -23,22 +23,22 @@ _FULL_HEADER = (*_HEADER[:3], "IMAGE ID", *_HEADER[3:])
 @click.pass_obj
 def command(config: Config, full: bool, no_legend: bool, form: str) -> None:
     """List pods."""
-    errors: list[RkpyError] = []
+    errors: dict[str, RkpyError] = {}
     found: list[PodInfo] = []
     for pod in Pods(config.pods).all():
         try:
             found.append(podinfo.read(pod))
         except RkpyError as error:
             if not pod.has_moved():  # else it has become garbage under our eyes
-                errors.append(error)
+                errors[pod.uuid] = error
     if form:
         render.write_json([podinfo.to_json(pod) for pod in found], pretty=form == "json-pretty")
     else:
         _print_table(found, full=full, legend=not no_legend)
     if errors:
         click.echo(f"rkpy: list: {len(errors)} error(s) encountered when listing pods:", err=True)
-        for failure in errors:
-            click.echo(f"rkpy: list: {failure}", err=True)
+        for uuid, failure in errors.items():
+            click.echo(f"rkpy: list: {'' if uuid in str(failure) else f'pod {uuid}: '}{failure}", err=True)
 
 
 def _print_table(found: list[PodInfo], *, full: bool, legend: bool) -> None:

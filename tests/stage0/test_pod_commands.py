@@ -213,6 +213,7 @@ def test_a_pod_that_cannot_be_read_does_not_hide_the_others(lab: Lab) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith(good.uuid[:8]) and done.stdout.count("\n") == 1
     assert "1 error(s) encountered when listing pods" in done.stderr
+    assert f"rkpy: list: pod {bad.uuid}: pod manifest is not JSON" in done.stderr
     Path(lab.pods.root, "run", bad.uuid, "pod").unlink()
     assert f'cannot read the manifest of pod "{bad.uuid}"' in lab.try_rkpy("list").stderr
 

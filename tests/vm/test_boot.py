@@ -248,7 +248,8 @@ def web(guest: Persistent) -> str:
 
 
 def pods(guest: Persistent) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(guest.sh("rkpy list --format=json"))
+    # Of a pod that the power cut took, files may be empty which were not on the disk yet. That is said elsewhere.
+    found: list[dict[str, Any]] = json.loads(guest.sh("rkpy list --format=json 2>/dev/null"))
     return found
 
 
