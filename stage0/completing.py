@@ -12,7 +12,7 @@ from functools import cache
 
 from common.errors import RkpyError
 from common.records import NamedTuple
-from stage0 import caller, config, main, options, reference
+from stage0 import caller, config, grammar, main, options, reference
 from stage0 import help as helping
 from stage0.config import Config
 from stage0.options import BOOL, LIST, OPTIONAL, STRING, Flag, Values
@@ -233,7 +233,7 @@ def _flag_words(line: _Line) -> Iterator[Offer]:
             line.name in ("run", "prepare", "systemd")
             and not line.places
             and flag.name in of_apps
-            and flag.name != "mount"
+            and flag.name not in grammar.POD_OR_APP
         ):
             continue  # It has to follow an image.
         if flag.kind != BOOL:

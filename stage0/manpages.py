@@ -26,12 +26,13 @@ store, an appC name, an https URL, or docker://NAME.""",
     "run-prepared": "Starts a pod that prepare has made, once, and becomes it.",
     "start": """\
 Runs a pod that has exited once more, with the files its apps left, its name and its user IDs; or one that is prepared,
-as run-prepared does.""",
+as run-prepared does. Flags that are not given are those of the last run.""",
     "fetch": "Finds, verifies and imports images, and prints an ID for each.",
     "app add": "Adds an app made from an image in the store to a pod of app sandbox, without starting it.",
     "app sandbox": "Runs a pod without apps, in the foreground as run does; app add puts some into it.",
     "systemd": """\
-Given one word that is a pod's UUID or name, prints the unit that starts this pod. Else the words are those of run, and
+Given one word that is a pod's UUID or name, prints the unit that starts this pod, with the flags of its last run where
+none are given. Else the words are those of run, and
 the unit runs such a pod. Nothing is fetched, prepared or started; paths become absolute ones.""",
 }
 _EXAMPLES = {

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from aci.pod_manifest import PodManifest, Volume
 from common import files, locks, ownership
-from common.errors import PodError, reason
+from common.errors import PodError, RkpyError, reason
 from common.locks import Lock
 from stage0 import prepare
 from stage0.pods import DIRECTORIES, EMBRYO, Pods
@@ -112,16 +112,17 @@ def names(pods: Pods) -> list[str]:
 
 def users(pods: Pods) -> dict[str, list[str]]:
     """By name: the UUIDs of the pods that use a volume, until they are collected. Raises PodError for a pod of which
-    that cannot be told."""
+    that cannot be told; such a pod may be half there after a power cut."""
     found: dict[str, list[str]] = {}
     root = os.path.realpath(directory(pods))
     for pod in pods.all(_WRITTEN):
         try:
             manifest = pod.manifest()
-        except PodError:
+        except RkpyError as error:
             if not os.path.lexists(f"{pod.base}/{poddir.MANIFEST}"):
                 continue  # Being made, without volumes yet; or being removed, which was the last of it.
-            raise
+            hint = f"rkpy rm {pod.uuid} removes the pod"
+            raise PodError(f'volumes of pod "{pod.uuid}": {error.message}', hint=hint) from error
         own = [mount.app_volume for app in manifest.apps for mount in app.mounts if mount.app_volume]
         sources = {os.path.normpath(volume.source) for volume in (*manifest.volumes, *own) if volume.source}
         for source in sources:
@@ -134,10 +135,11 @@ def remove(pods: Pods, name: str) -> None:
     """Remove a volume with all that is in it. Raises PodError, for one that a pod uses too."""
     root = directory(pods)
     try:
+        finish(pods)
         if not is_volume_name(name) or not os.path.lexists(f"{root}/{name}"):
             raise PodError(f'there is no volume "{name}"', hint="see `rkpy volume list`")
         with locks.acquire(f"{root}/{_REMOVAL}", exclusive=True, create=0o600):
-            _remove(root, _GONE)  # whose removal was interrupted
+            _remove(root, _GONE)
             with locks.acquire(f"{root}/{_LOCK}", exclusive=True, create=0o600):
                 _refuse_used(pods, name)
                 if _is_there(root, name):
@@ -147,6 +149,14 @@ def remove(pods: Pods, name: str) -> None:
     except OSError as error:
         hint = ownership.foreign_files(error)
         raise PodError(f'remove volume "{name}": {error.filename or root}: {reason(error)}', hint=hint) from error
+
+
+def finish(pods: Pods) -> None:
+    """Remove what is left of a volume whose removal was interrupted. Raises OSError."""
+    root = directory(pods)
+    if os.path.lexists(f"{root}/{_GONE}"):
+        with locks.acquire(f"{root}/{_REMOVAL}", exclusive=True, create=0o600):
+            _remove(root, _GONE)
 
 
 def _refuse_used(pods: Pods, name: str) -> None:

@@ -58,6 +58,10 @@ class Values:
         value = self.get(name)
         return default if value is None else to_bool(name, value)
 
+    def forget(self, name: str) -> None:
+        """As if it had not been given."""
+        del self._typed[name]
+
     def update(self, other: Values) -> None:
         for name, values in other._typed.items():
             self._typed.setdefault(name, []).extend(values)

@@ -109,8 +109,14 @@ def of_run(words: Sequence[str], request: Request) -> Unit:
         behaviour.STOP_SECONDS if stop is None else behaviour.stop_timeout(stop),
         fetches=_fetches(request),
         collects=(*global_words(flags), *podservice.after_stop(flags.get("pod-name") or "")),
-        reloads=_reloads(flags) if any(one.get("reload-signal") for one in (flags, *_of_apps(request))) else (),
+        reloads=_reloads(flags) if _may_reload(request) else (),
     )
+
+
+def _may_reload(request: Request) -> bool:
+    """As far as the words tell: files that say what the pod is are read when it runs."""
+    files = any(request.flags.get(name) for name in ("pod-file", "pod-manifest"))
+    return files or any(one.get("reload-signal") for one in (request.flags, *_of_apps(request)))
 
 
 def _of_apps(request: Request) -> list[Values]:

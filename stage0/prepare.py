@@ -13,7 +13,7 @@ from aci import image_manifest, pod_manifest
 from aci.image_manifest import App
 from aci.pod_manifest import PodManifest, RuntimeApp, Volume
 from aci.store import ImageRecord, Store
-from common import users
+from common import files, users
 from common.errors import PodError, StoreError, UsageError, reason
 from stage0 import behaviour, caller
 from stage0.notices import warn
@@ -38,8 +38,8 @@ def write(pod: Pod, manifest: PodManifest, records: Mapping[str, ImageRecord], s
         for app in manifest.apps:
             write_app_info(pod.path, app.name, records[app.name], store)
         # Last: a directory without its manifest was interrupted here.
-        with open(f"{pod.path}/{poddir.MANIFEST}", "w", encoding="utf-8") as file:
-            file.write(pod_manifest.dumps(manifest, pretty=False))
+        text = pod_manifest.dumps(manifest, pretty=False)
+        files.replace(f"{pod.path}/{poddir.MANIFEST}", text.encode("utf-8"))
     except OSError as error:
         raise PodError(f"write {error.filename or pod.path}: {reason(error)}") from error
 

@@ -243,7 +243,7 @@ def restrictions(flags: Values) -> tuple[str, ...]:
 def _checked(
     pod: Pod, store: Store, flavour: Flavour, request: Request, settings: Config, asked: tuple[str, ...]
 ) -> PreparedPod:
-    """The pod as the flavour takes it, once the flavour has said what it will ignore and the UUID is written."""
+    """The pod as the flavour takes it, with what the flavour will ignore said, and UUID and flags written."""
     flags = request.flags
     manifest = pod.manifest()
     prepared = prepare.load(
@@ -275,6 +275,8 @@ def _checked(
     prepared = machines.settle(prepared, flavour, settings, os.environ)
     prepare.check(prepared, flavour)
     save_uuid(flags.get("uuid-file-save"), pod.uuid)
+    # Last, and before the pod is in another state: where there is no room for this it is as if nothing had been asked.
+    runflags.record(pod.path, flags)
     return prepared
 
 
@@ -304,7 +306,6 @@ def _hostname(flags: Values) -> str:
 
 def _become(pod: Pod, flavour: Flavour, prepared: PreparedPod, request: Request) -> NoReturn:
     """Let `flavour` become the pod, which is in `run`, as it was asked for."""
-    runflags.record(pod.path, request.flags)
     announce.end()
     flavour.run(prepared._replace(directory=pod.path, lock_fd=pod.hand_over_lock()))
 

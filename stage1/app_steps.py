@@ -13,8 +13,8 @@ from stage1.credentials import TARGET, VARIABLE, Credentials
 from stage1.flavour import NOTIFIES, Mount, PreparedApp, PreparedPod
 from stage1.kernelfs import ONLY_CGROUP, PROC, SYS
 from stage1.plan import JOURNALD, READY_NOTIFY
+from stage1.resources import SHM_SIZE
 
-SHM_SIZE = 64 << 20
 DEV_SIZE = 64 << 10
 TTY_GROUP = 5
 """The group terminals belong to in every distribution (devpts, `gid=`)."""

@@ -187,16 +187,17 @@ class Monitor:
     def _can_reload(self) -> bool:
         return any(app.plan.reload_signal for app in self._apps.values())
 
-    def _reload(self) -> None:
-        """Signal the apps that have a signal for that. None of those that are ended: after SIGTERM there may come a
-        SIGHUP as well (SendSIGHUP= in systemd.kill(5))."""
+    def _reload(self) -> bool:
+        """Signal the apps that have a signal for that; whether there are any. None of those that are ended: after
+        SIGTERM there may come a SIGHUP as well (SendSIGHUP= in systemd.kill(5))."""
         if self._stopping:
-            return
+            return False
         told = [app.plan for app in self._apps.values() if app.plan.reload_signal and app.process == MAIN]
         if self._service is not None:
             self._service.reload([plan.name for plan in told])
         for plan in told:
             self._tell(f"signal {plan.reload_signal:d} {plan.name}")
+        return bool(told)
 
     def _ask_to_end(self) -> None:
         self._stopping = True
@@ -443,7 +444,10 @@ class Monitor:
         if op == "reload":
             if not self._can_reload():
                 raise PodError("no app of the pod has a signal to reload by", hint="--reload-signal gives it one")
-            self._reload()
+            if self._stopping:
+                raise PodError("the pod is ending")
+            if not self._reload():
+                raise PodError("no app that can reload has been started yet", hint="try again")
             return {}
         if (found := self._enclosure.answer(op, asked, fds)) is not None:
             return found
@@ -484,7 +488,12 @@ class Monitor:
             else:
                 missed.append(f'"{app.plan.name}"')
         if missed:
-            raise PodError(f"app {', '.join(missed)} is being started, and was not signalled", hint="try again")
+            many = len(missed) > 1
+            raise PodError(
+                f"app{'s' if many else ''} {', '.join(missed)} {'are' if many else 'is'} being started, and"
+                f" {'were' if many else 'was'} not signalled",
+                hint="try again with --app=NAME",
+            )
         return {}
 
     def _attach(self, app: _App, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -556,7 +565,7 @@ class Monitor:
                 app.streams.drain()
             if app.ending is not None:
                 self._write_ending(app, app.ending)
-            elif killed and app.state == RUNNING:
+            elif killed and app.state == RUNNING and not (app.process == COMING and app.restarts):
                 self._write_killed(app, asked=error is None)
             if app.streams is not None:
                 app.streams.close()

@@ -58,6 +58,10 @@ def of_pod(isolators: Iterable[tuple[str, Any]]) -> Limits:
     )
 
 
+SHM_SIZE = 64 << 20
+"""Bytes that fit into an app's /dev/shm."""
+
+
 def of_unit(pod: PreparedPod) -> Limits:
     """What the unit of a pod, whose apps have cgroups in it, is limited to: what the pod itself is, or what its apps
     come to, whichever is less. A pod that apps are added to later is bounded by its own limits only."""
@@ -82,8 +86,8 @@ def _come_to(pod: PreparedPod) -> Limits:
     if any(app.pids for app in apps):
         apps = [of_app(app.app.isolators) for app in pod.apps]  # Who says nothing is limited, too.
     found = together(apps)
-    # What an app has left in a volume is nobody's once the app is started again.
-    more = BESIDE._replace(memory=BESIDE.memory + volumes(pod))
+    # What an app has left in memory is nobody's once the app is started again.
+    more = BESIDE._replace(memory=BESIDE.memory + volumes(pod) + SHM_SIZE * len(pod.apps))
     return Limits(*(limit and min(limit + beside, _MOST) for limit, beside in zip(found, more, strict=True)))
 
 

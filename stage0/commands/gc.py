@@ -7,7 +7,7 @@ import os
 import click
 
 from common import users
-from common.errors import EXIT_FAILURE, RkpyError, UsageError
+from common.errors import EXIT_FAILURE, PodError, RkpyError, UsageError, reason
 from stage0 import flags, gc, rootless
 from stage0.config import Config
 from stage0.pods import Pods
@@ -59,6 +59,7 @@ def command(
         for uuid in gc.expire_prepared(pods, expire_prepared, told.complain):
             told.notice(f'moving expired prepared pod "{uuid}" to garbage')
         _sweep(pods, grace_period, told)
+        _sweep_volumes(pods, told)
         _sweep_networks(told)
     return EXIT_FAILURE if told.failures else 0
 
@@ -111,6 +112,16 @@ def _sweep(pods: Pods, grace_period: int, told: _Told) -> None:
             gc.remove(pod, mounts)
         except RkpyError as error:
             told.complain(error)
+
+
+def _sweep_volumes(pods: Pods, told: _Told) -> None:
+    """What is left of a named volume whose removal was interrupted."""
+    from stage0 import namedvolumes
+
+    try:
+        namedvolumes.finish(pods)
+    except OSError as error:
+        told.complain(PodError(f"remove a volume: {error.filename or pods.root}: {reason(error)}"))
 
 
 def _sweep_networks(told: _Told) -> None:

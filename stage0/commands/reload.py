@@ -19,7 +19,11 @@ from stage1 import flavour
 @click.argument("uuid", nargs=-1)
 @click.pass_obj
 def command(config: Config, uuid: tuple[str, ...], uuid_file: str | None, main_pid: str | None) -> None:
-    """Send each app of a pod the signal by which it reloads (--reload-signal), and tell the service manager."""
+    """Have the apps of a pod read their files anew.
+
+    Each app is sent the signal that --reload-signal of rkpy run gave it, and the pod's service manager is told. This is
+    what units have as ExecReload=, with --main-pid=${MAINPID}.
+    """
     pods = Pods(config.pods).require_own()
     if main_pid is not None:
         if uuid or uuid_file is not None:

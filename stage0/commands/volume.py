@@ -17,10 +17,17 @@ _HEADER = ("NAME", "PODS", "DIRECTORY")
 @click.option("--format", "form", type=click.Choice(["", "json", "json-pretty"]), default="", help="print JSON instead")
 @click.pass_obj
 def list_volumes(config: Config, no_legend: bool, form: str) -> None:
-    """List named volumes, and how many pods use each until they are collected."""
+    """List named volumes.
+
+    PODS is how many pods use one, those that have ended too until they are collected (rkpy gc, rkpy rm).
+    """
     pods = Pods(config.pods)
-    names, users = namedvolumes.names(pods), namedvolumes.users(pods)
-    root = namedvolumes.directory(pods)
+    names, root = namedvolumes.names(pods), namedvolumes.directory(pods)
+    users: dict[str, list[str]] = {}
+    try:
+        users = namedvolumes.users(pods)
+    except PodError as error:
+        click.echo(f"rkpy: volume list: {error}", err=True)
     if form:
         found = [{"name": name, "pods": users.get(name, []), "directory": f"{root}/{name}"} for name in names]
         render.write_json(found, pretty=form == "json-pretty")
@@ -33,9 +40,9 @@ def list_volumes(config: Config, no_legend: bool, form: str) -> None:
 @click.argument("name", nargs=-1)
 @click.pass_obj
 def remove(config: Config, name: tuple[str, ...]) -> None:
-    """Remove named volumes with everything that is in them.
+    """Remove named volumes.
 
-    One that a pod uses stays, until the pod is collected (rkpy gc, rkpy rm).
+    Everything that is in them goes. One that a pod uses stays, until the pod is collected (rkpy gc, rkpy rm).
     """
     if not name:
         raise UsageError("must provide the name of a volume")

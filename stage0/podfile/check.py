@@ -62,7 +62,7 @@ def mistakes(file: PodFile, *, users: bool = False, ask_systemd: bool = True) ->
     found = [*pod.mistakes, *(entry.mistake(why) for entry, why in generate.bad_links(file, parsed))]
     if not search.is_name(file.name):
         found.append(Mistake(file.path, 0, f'"{file.name}" cannot be the name of a unit'))
-    found += [*_values(file, pod), *_reloading(parsed, pod)]
+    found += [*_values(file, pod), *_reloading(file, parsed, pod)]
     found += _not_for_machines(file, parsed, pod)
     if users:
         found += _not_for_users(file, parsed, pod)
@@ -105,14 +105,18 @@ def _not_for_machines(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[
     section = sections.socket(parsed)
     if section is None:
         return
+    if _flavour(file, pod) == "kvm":
+        yield section.mistake("[Socket]: kvm cannot hand a socket to an app: publish a port, or use another flavour")
+
+
+def _flavour(file: PodFile, pod: PodWords) -> str:
+    """The one that runs the pod; empty where mistakes keep it from being told."""
     words = [_put_in(word.text, file.name) for word in (*pod.leading, *pod.pod)]
     try:
         flags = grammar.parse([*words, "image"], _FLAGS).flags
-        machine = run.flavour(flags, config.load(flags).stage1) == "kvm"
+        return run.flavour(flags, config.load(flags).stage1)
     except RkpyError:
-        return  # That has been said.
-    if machine:
-        yield section.mistake("[Socket]: kvm cannot hand a socket to an app: publish a port, or use another flavour")
+        return ""  # That has been said.
 
 
 def _not_for_users(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
@@ -136,20 +140,20 @@ def _not_for_users(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mis
             yield entry.mistake(f"{entry.key}=: a user's service manager has no {name}: use default.target")
 
 
-def _reloading(parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
+def _reloading(file: PodFile, parsed: Parsed, pod: PodWords) -> Iterator[Mistake]:
     """What systemd would send to have the pod reload, and that ends it or means nothing to it. Under fly the app itself
     is sent it."""
-    if any(word.text == "--stage1=fly" for word in pod.pod):
+    if _flavour(file, pod) == "fly":
         return
     ours = [entry for entry in parsed.entries if entry.section == "Service" and entry.value]
     for entry in ours:
         if entry.key == "ReloadSignal" and not (units.signals_to_reload(parsed) and _is_hangup(entry.value)):
             yield entry.mistake(
                 "ReloadSignal= in [Service] is what systemd sends to rkpy with Type=notify-reload, SIGHUP:"
-                " what the apps are sent is ReloadSignal= in [Pod]"
+                " what the apps are sent is ReloadSignal= in [Pod] or [App]"
             )
         if entry.key == "Type" and units.signals_to_reload(parsed) and not pod.reloads and not _has_manifest(pod):
-            yield entry.mistake("Type=notify-reload: without ReloadSignal= in [Pod] a reload ends the pod")
+            yield entry.mistake("Type=notify-reload: without ReloadSignal= in [Pod] or [App] a reload ends the pod")
 
 
 def _is_hangup(text: str) -> bool:

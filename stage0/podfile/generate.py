@@ -110,7 +110,7 @@ def _wrong(entry: Entry, name: str, parsed: Parsed) -> str:
     if not _UNIT.fullmatch(name):
         return f'{entry.key}=: "{name}" is not the name of a unit'
     if entry.key == "Alias" and not name.endswith((".service", *([".socket"] if sections.socket(parsed) else []))):
-        return f'Alias=: "{name}" is not the name of a service'
+        return f'Alias=: "{name}" is not the name of a service{" or a socket" if sections.socket(parsed) else ""}'
     return ""
 
 

@@ -119,6 +119,6 @@ def _swapped() -> Iterator[str]:
 
 
 def _others() -> list[str]:
-    ours = [reference("rkpy-run"), reference("rkpy-unit-check"), reference("rkpy-unit-show")]
+    ours = [reference("rkpy-run"), reference("rkpy-unit-check"), reference("rkpy-unit-show"), reference("rkpy-volume")]
     systemd = [reference(f"systemd.{name}", 5) for name in ("unit", "service", "socket")]
     return [*ours, *systemd, reference("systemd.generator", 7)]

@@ -66,7 +66,7 @@ class PodWords(NamedTuple):
     def reloads(self) -> bool:
         """Whether an app has a signal to reload by."""
         words = (*self.pod, *(word for app in self.apps for word in app.flags))
-        return any(word.text.startswith("--reload-signal=") for word in words)
+        return any(word.text.startswith("--reload-signal=") and word.text[-1] != "=" for word in words)
 
     def after_verb(self) -> Iterator[Word]:
         yield from self.pod

@@ -12,7 +12,7 @@ _IGNORED = "X-"
 """What sections and keys begin with that are somebody else's (systemd.unit(5))."""
 _ALSO = "a generator cannot enable another unit; give that one an [Install] section"
 
-_SWAPPED = {"Container": "it is written [Pod], or [App NAME] in a pod of several"}
+_OF_QUADLET = {"Container": "it is written [Pod], or [App NAME] in a pod of several"}
 _LINKED = ("WantedBy", "RequiredBy", "UpheldBy")
 SOCKETS = "sockets.target"
 """Which starts sockets at boot (systemd.special(7)), in users' service managers as well."""
@@ -62,7 +62,7 @@ def mistakes(parsed: Parsed) -> Iterator[Mistake]:
     named = apps(parsed)
     for section in parsed.sections:
         if section.name not in ("Pod", *PASSED, *named) and not section.name.startswith(_IGNORED):
-            instead = _SWAPPED.get(section.name, "there is [Pod], [App NAME], [Unit], ...")
+            instead = _OF_QUADLET.get(section.name, "there is [Pod], [App NAME], [Unit], ...")
             yield section.mistake(f"there is no section [{section.name}]: {instead}")
     for entry in parsed.entries:
         if not entry.key.startswith(_IGNORED) and (wrong := _wrong(entry, named)):

@@ -144,7 +144,7 @@ def broken(file: PodFile, parsed: Parsed) -> dict[str, str]:
     return found if sections.socket(parsed) is None else {**found, file.socket: _broken(file, *socket)}
 
 
-def _broken(file: PodFile, section: str, kind: str, timeout: str, key: str) -> str:
+def _broken(file: PodFile, section: str, first: str, timeout: str, key: str) -> str:
     check = unitfile.command(*invocation.command(), "unit", "check", file.path)
     path = unitfile.literal(file.path)
     return "\n".join((
@@ -155,7 +155,7 @@ def _broken(file: PodFile, section: str, kind: str, timeout: str, key: str) -> s
         f"SourcePath={path}",
         "",
         f"[{section}]",
-        kind,
+        first,
         # What does not go together in a large file takes long to find, and the boot may wait for us.
         f"{timeout}=60",
         f"{key}={check}",

@@ -136,6 +136,10 @@ class Bus:
         except OSError as error:
             raise SystemdError(f"waiting for the bus: {reason(error)}") from error
 
+    def forget_signals(self) -> None:
+        """Those that have come so far, for `wait` to find none of an earlier matter."""
+        self._signals.clear()
+
     def close(self) -> None:
         self.socket.close()
 

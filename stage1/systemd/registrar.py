@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ _NO_REPLY = "org.freedesktop.DBus.Error.NoReply"
 _NOBODY = "org.freedesktop.DBus.Error.NameHasNoOwner"
 EXECUTED_ANEW = frozenset({_NO_REPLY, _NOBODY, "org.freedesktop.DBus.Error.ServiceUnknown"})
 """What a call to a systemd comes to that leaves the bus for a moment, as it does in `systemctl daemon-reexec`."""
+_SETTLING = 5.0
+"""Seconds until a process is in a scope that systemd had begun to make when it was executed anew."""
 _UNIT_EXISTS = "org.freedesktop.systemd1.UnitExists"
 _MACHINE_EXISTS = "org.freedesktop.machine1.MachineExists"
 _MACHINE = "org.freedesktop.machine1.Machine"
@@ -195,19 +198,35 @@ def make_scope(connection: Bus, pod: Registration, pid: int) -> str:
         ),
         *units.resources(pod.limits, pod.disk),
     ]
-    names = units.names(pod.uuid, pod.name, "scope")
+    names, again = units.names(pod.uuid, pod.name, "scope"), False
     while True:
+        # It may have been executed anew while the engine was at work, which is none of this matter.
+        await_systemd(connection)
+        connection.forget_signals()
         try:
             unit, job = start(connection, list(names), properties)
             require_done(connection, unit, job)
             return unit
         except SystemdError as error:
-            if error.name not in EXECUTED_ANEW:
+            if error.name not in EXECUTED_ANEW and not (again and error.name == _UNIT_EXISTS):
                 raise
-        # What it had been told may be lost, or only its answer.
-        await_systemd(connection)
-        if units.of(pid) in names:
-            return units.of(pid)
+            # What it had been told may be lost, or only its answer.
+            await_systemd(connection)
+            if unit := _entered(pid, names, _SETTLING if again else 0):
+                return unit
+            if error.name == _UNIT_EXISTS:
+                raise
+        again = True
+
+
+def _entered(pid: int, names: list[str], seconds: float) -> str:
+    """Which of these units the process comes to be in within so many seconds, or empty."""
+    end = time.monotonic() + seconds
+    while (unit := units.of(pid)) not in names:
+        if time.monotonic() >= end:
+            return ""
+        time.sleep(0.05)
+    return unit
 
 
 def await_systemd(connection: Bus) -> str:

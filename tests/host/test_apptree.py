@@ -14,7 +14,7 @@ import pytest
 from aci.image_manifest import MountPoint
 from common import syscalls
 from common.errors import LaunchError, RkpyError
-from stage1 import app_steps, implicit, kernelfs, mounts, poddir
+from stage1 import app_steps, implicit, kernelfs, mounts, poddir, resources
 from stage1.apptree import open_app
 from stage1.flavour import Device, Mount, PreparedApp, PreparedPod
 from stage1.plan import AppPlan
@@ -166,7 +166,7 @@ def test_shared_memory_is_limited(shop: Workshop) -> None:
         found = os.statvfs("/dev/shm")
         return found.f_blocks * found.f_frsize
 
-    assert inside(planned(shop), look) == app_steps.SHM_SIZE
+    assert inside(planned(shop), look) == resources.SHM_SIZE
 
 
 NAMES: dict[str, tuple[str | None, str]] = {

@@ -150,7 +150,7 @@ def test_a_pod_that_nobody_can_read_may_use_it(pods: Pods) -> None:
         settle(pods, "data,kind=named")
         assert namedvolumes.users(pods) == {}  # not written yet
         Path(pod.path, "pod").write_text("broken")
-        with pytest.raises(Exception, match="pod"):
+        with pytest.raises(PodError, match=pod.uuid):
             namedvolumes.remove(pods, "data")
     assert namedvolumes.names(pods) == ["data"]
 
@@ -164,3 +164,15 @@ def test_it_is_not_removed_while_a_pod_is_made_that_wants_it(pods: Pods) -> None
             write(pod, manifest)
         assert isinstance(removal.exception(timeout=60), PodError)
     assert namedvolumes.names(pods) == ["data"]
+
+
+def test_a_removal_that_was_interrupted_is_finished_by_the_next(pods: Pods) -> None:
+    settle(pods, "data,kind=named")
+    place = Path(namedvolumes.directory(pods))
+    (place / "data").rename(place / ".gone")
+    with pytest.raises(PodError, match='there is no volume "data"'):
+        namedvolumes.remove(pods, "data")
+    assert not (place / ".gone").exists()
+    (place / ".gone").mkdir()
+    namedvolumes.finish(pods)
+    assert not (place / ".gone").exists()

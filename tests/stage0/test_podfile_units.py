@@ -479,7 +479,7 @@ CHECKED = {
     "ReloadSignal=HUP\n[Service]\nType=notify-reload\nReloadSignal=SIGHUP": [],
     "ReloadSignal=HUP\n[Service]\nType=notify-reload\nReloadSignal=USR1": [(6, "is ReloadSignal= in [Pod]")],
     "[Service]\nReloadSignal=HUP": [(4, "is ReloadSignal= in [Pod]")],
-    "[Service]\nType=notify-reload": [(4, "Type=notify-reload: without ReloadSignal= in [Pod] a reload ends the pod")],
+    "[Service]\nType=notify-reload": [(4, "without ReloadSignal= in [Pod] or [App] a reload ends the pod")],
     "Stage1=fly\n[Service]\nType=notify-reload\nReloadSignal=USR1": [],
     "Network=default\nVolume=/srv:/srv:ro\nTmpfs=/tmp:size=1M\nExec=a $X ${Y} 100%%\nUser=%i": [],
 }  # fmt: skip

@@ -46,9 +46,9 @@ def test_nothing_is_kept_of_nothing_nor_of_who_calls(tmp_path: Path) -> None:
 def test_every_other_flag_is_kept(tmp_path: Path) -> None:
     left = {"interactive", "detach", "keep-unit", "uuid-file-save", "set-credential"}
     kept = [flag for flag in options.RUNTIME if flag.name not in left]
-    runflags.record(
-        str(tmp_path), flags(*(f"--{flag.name}={'false' if flag.kind == options.BOOL else 'x'}" for flag in kept))
-    )
+    values = {options.BOOL: "false"}
+    given = {flag.name: "x:/x" if flag.name == "load-credential" else values.get(flag.kind, "x") for flag in kept}
+    runflags.record(str(tmp_path), flags(*(f"--{name}={value}" for name, value in given.items())))
     assert recalled(tmp_path).keys() == {flag.name for flag in kept}
 
 
@@ -81,3 +81,30 @@ def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
         path.chmod(0o600)
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.loads(path.read_text()) == {"flags": ["--net=none"], "credentials": []}
+
+
+def test_an_empty_value_says_that_there_are_none(tmp_path: Path) -> None:
+    runflags.record(str(tmp_path), flags("--net=none", "--dns=9.9.9.9", "--hosts-entry=1.1.1.1=a"))
+    assert recalled(tmp_path, "--dns=") == {"net": ["none"], "hosts-entry": ["1.1.1.1=a"]}
+
+
+def test_a_credential_that_is_given_anew_is_not_the_old_one(tmp_path: Path) -> None:
+    runflags.record(str(tmp_path), flags("--load-credential=key:/old", "--load-credential=other:/o"))
+    assert recalled(tmp_path, "--set-credential=key:new") == {
+        "set-credential": ["key:new"], "load-credential": ["other:/o"],
+    }  # fmt: skip
+
+
+def test_what_a_service_was_given_is_not_kept(tmp_path: Path) -> None:
+    runflags.record(str(tmp_path), flags("--net=none", "--load-credential=key", "--load-credential=own:relative"))
+    assert recalled(tmp_path) == {"net": ["none"]}
+
+
+def test_who_says_which_networks_can_do_without_what_a_power_cut_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run-flags").touch()
+    assert recalled(tmp_path, "--net=none") == {"net": ["none"]}
+    assert capsys.readouterr().err.count("run-flags is damaged: only what is typed counts") == 1
+    runflags.record(str(tmp_path), flags("--net=none"))
+    assert recalled(tmp_path) == {"net": ["none"]}

@@ -100,12 +100,12 @@ BESIDE = resources.BESIDE
     [
         ([], Limits()),
         ([limited()], Limits()),
-        ([limited(memory="64Mi")], Limits(memory=(64 << 20) + BESIDE.memory)),
+        ([limited(memory="64Mi")], Limits(memory=(128 << 20) + BESIDE.memory)),
         ([limited(cpu="500m")], Limits(cpu=500 + BESIDE.cpu)),
         ([limited(pids="100")], Limits(pids=100 + BESIDE.pids)),
         ([limited(shares="512")], Limits(cpu_weight=50)),
         # Several: what one of them may have without a limit, all of them may.
-        ([limited(memory="64Mi"), limited(memory="1Gi")], Limits(memory=(1088 << 20) + BESIDE.memory)),
+        ([limited(memory="64Mi"), limited(memory="1Gi")], Limits(memory=(1216 << 20) + BESIDE.memory)),
         ([limited(memory="64Mi", cpu="1"), limited(cpu="1500m")], Limits(cpu=2500 + BESIDE.cpu)),
         ([limited(shares="512"), limited(shares="512")], Limits()),
         # Who says nothing may have so many processes all the same.
@@ -138,7 +138,7 @@ def test_apps_that_are_added_later_are_not_bounded_by_those_that_are_there() -> 
 def test_what_is_in_volumes_in_memory_counts_once_for_the_unit() -> None:
     mount = Mount("", "/data", False, None, "v", size=1 << 20)
     apps = [limited(memory="64Mi")._replace(mounts=(mount,)) for _ in range(2)]
-    assert resources.of_unit(prepared(*apps)).memory == (129 << 20) + BESIDE.memory
+    assert resources.of_unit(prepared(*apps)).memory == (129 << 20) + len(apps) * resources.SHM_SIZE + BESIDE.memory
 
 
 def test_a_unit_without_limits_is_not_bounded_by_its_volumes() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from stage1 import boot, channel
 from stage1.systemd.notify import Latest, Sender, send
+from tests.cgroups import until
 
 DEADLINE = 60
 
@@ -117,7 +118,12 @@ def test_that_the_start_takes_longer_is_heard_of_by_a_manager_that_was_busy(tmp_
     with listener(address) as host:
         fill(address)
         heard: list[str] = []
-        later = threading.Timer(0.5, lambda: heard.append(drain(host)))
+
+        def listen() -> None:
+            until(lambda: boot._told is not None and "EXTEND_TIMEOUT_USEC" in boot._told.due)
+            heard.append(drain(host))
+
+        later = threading.Thread(target=listen)
         ours.send(f"tell {address}\nSTATUS=preparing the pod")
         ours.send(f"tell {address}\nEXTEND_TIMEOUT_USEC=20000000")
         ours.close()

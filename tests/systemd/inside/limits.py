@@ -142,7 +142,7 @@ def is_killed_for_memory(rkpy: Rkpy, uuid: str, unit: str) -> None:
 def test_limits_that_are_typed_for_the_only_app_are_told_by_the_scope(rkpy: Rkpy) -> None:
     limits = ("--memory=64Mi", "--cpu=500m", "--cpu-shares=512", "--pids-limit=100")
     with running(rkpy, *typed(rkpy, *limits)) as made:
-        memory = str(64 * MIB + BESIDE.memory)
+        memory = str(64 * MIB + BESIDE.memory + resources.SHM_SIZE)
         told = {
             "MemoryMax": memory, "MemorySwapMax": memory, "CPUQuotaPerSecUSec": "1.500000s", "CPUWeight": "50",
             "TasksMax": str(100 + BESIDE.pids),
@@ -158,7 +158,11 @@ def test_limits_that_are_typed_for_the_only_app_are_told_by_the_scope(rkpy: Rkpy
 def test_limits_of_a_small_app_are_told_by_its_service_and_leave_it_room_to_start(rkpy: Rkpy) -> None:
     withhold(rkpy)
     uuid = rkpy.ok(*RUN, "--detach", "--pod-name=small", *typed(rkpy, "--memory=8Mi", "--cpu=100m")).strip()
-    told = {"MemoryMax": str(8 * MIB + BESIDE.memory), "CPUQuotaPerSecUSec": "1.100000s", "TasksMax": "16384"}
+    told = {
+        "MemoryMax": str(8 * MIB + BESIDE.memory + resources.SHM_SIZE),
+        "CPUQuotaPerSecUSec": "1.100000s",
+        "TasksMax": "16384",
+    }
     assert units.show("rkpy-small.service", *told) == told
     (rkpy.directory / "srv/go").touch()
     units.becomes("rkpy-small.service", LoadState="not-found")
