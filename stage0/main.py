@@ -76,10 +76,10 @@ VERBS = {
     "trust": Verb("trust", "Trust a key for image verification"),
     "unit check": Verb("unit", "Check pod files, and say what is wrong where", fast=True, attribute="check"),
     "unit generate": Verb(
-        "unit", "Make services of pod files, as a generator of systemd's", fast=True, attribute="generate"
+        "unit", "Make services and sockets of pod files, as a generator of systemd's", fast=True, attribute="generate"
     ),
     "unit list": Verb("unit", "List pod files", fast=True, attribute="list_files"),
-    "unit show": Verb("unit", "Print the service that a pod file becomes", fast=True, attribute="show"),
+    "unit show": Verb("unit", "Print the units that a pod file becomes", fast=True, attribute="show"),
     "version": Verb("version", "Print the version and exit"),
     "volume list": Verb("volume", "List named volumes", attribute="list_volumes"),
     "volume rm": Verb("volume", "Remove named volumes", attribute="remove"),
