@@ -20,7 +20,7 @@ export RKPY_TESTS_MUST_RUN=1 PATH="$BIN:$PATH"
 [ $# -eq 0 ] || exec "$BIN/pytest" "$@"
 
 # At once, because much of the time is waiting: what runs pods on this machine; what needs a system of its own; and what
-# runs no pods, after that pods that are machines. What is left behind is looked for at the end of the first, when the
+# runs no pods, after that pods that are machines, and a machine with systemd. What is left behind is looked for at the end of the first, when the
 # others are over (tests/host/conftest.py).
 MACHINES="kvm or machine or qemu"
 beside() {
@@ -32,10 +32,11 @@ LOGS=$(mktemp -d)
     STATUS=0
     beside --ignore=tests/host --ignore=tests/systemd --ignore=tests/vm || STATUS=$?
     beside tests/host -k "$MACHINES" || STATUS=$?
+    beside tests/vm || STATUS=$?
     exit "$STATUS"
 ) >"$LOGS/units" 2>&1 &
 UNITS=$!
-beside tests/systemd tests/vm >"$LOGS/systems" 2>&1 &
+beside tests/systemd >"$LOGS/systems" 2>&1 &
 SYSTEMS=$!
 trap 'pkill -P "$SYSTEMS,$UNITS" 2>/dev/null || true; rm -rf "$LOGS"' EXIT
 STATUS=0

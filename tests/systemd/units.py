@@ -79,7 +79,9 @@ def service(*command: object, unit: str = "", properties: Mapping[str, object] |
 def executed_anew() -> Iterator[None]:
     """systemd is, again and again (daemon-reexec), until the end, after which it listens. Nobody it could be asked to
     end does that: it hears only a part of what it is told meanwhile."""
-    again = subprocess.Popen(["sh", "-c", "while :; do systemctl daemon-reexec; done"], start_new_session=True)
+    again = subprocess.Popen(
+        ["sh", "-c", "while :; do systemctl daemon-reexec; sleep 0.2; done"], start_new_session=True
+    )
     try:
         yield
     finally:
