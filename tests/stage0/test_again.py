@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from common import locks
 from common.errors import PodError
 from stage0 import again, gc
 from stage0.pods import EXITED_GARBAGE, NAMED, Pod, PodBusyError, Pods, State
+from tests.cgroups import until
 from tests.living import Living, die, start
 
 DEADLINE = 60
@@ -64,13 +64,6 @@ class Taking(threading.Thread):
         self.join(DEADLINE)
         assert self.taken is not None, self.error
         return self.taken
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_one_whose_claims_are_being_taken_back_is_waited_for(pods: Pods) -> None:
