@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import select
 import shutil
 import signal
 import time
@@ -185,14 +186,17 @@ def test_the_console_is_kept(guest: Guest, place: pathlib.Path) -> None:
 
 
 def test_it_ends_with_its_monitor(guest: Guest) -> None:
-    """The last test of this guest."""
-    pidfds = [os.pidfd_open(pid) for pid in (guest.qemu, guest.virtiofsd)]
+    """The last test of this guest. Both are stopped so that they cannot end for another reason: a guest that loses its
+    monitor's line powers off, and virtiofsd ends when QEMU has."""
+    # QEMU is init where virtiofsd lives, and not gone before that one is collected.
+    pidfds = {pid: os.pidfd_open(pid) for pid in (guest.virtiofsd, guest.qemu)}
+    for pid in pidfds:
+        os.kill(pid, signal.SIGSTOP)
     guest.abandon()
-    # They are ours now, and gone for good when we have collected them.
-    for pid in (guest.virtiofsd, guest.qemu):
+    for pid, fd in pidfds.items():
+        with open(fd) as ended:
+            _eventually(lambda ended=ended: bool(select.select([ended], [], [], 0)[0]))  # type: ignore[misc]
         assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-    for fd in pidfds:
-        os.close(fd)
 
 
 # Without a boot
