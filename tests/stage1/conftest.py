@@ -1,4 +1,4 @@
-"""Claims on the network of a machine that is a temporary directory."""
+"""Claims on the network of a machine that is a temporary directory, and a message bus."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from stage1.network import state
+from tests import buses
 from tests.claimants import Pods, stub_firewall
 
 
@@ -22,3 +23,10 @@ def pods(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, firewall: list
 @pytest.fixture
 def firewall(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return stub_firewall(monkeypatch)
+
+
+@pytest.fixture
+def daemon(tmp_path: pathlib.Path) -> Iterator[buses.Daemon]:
+    """A message bus of our own."""
+    with buses.running(tmp_path) as running:
+        yield running

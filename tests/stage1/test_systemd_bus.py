@@ -3,73 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import struct
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import SystemdError
-from stage1 import channel
 from stage1.loop import Loop
-from stage1.plan import dumps
-from stage1.systemd import bus, controller, registrar
+from stage1.systemd import bus, controller
 from stage1.systemd.bus import Bus
 from stage1.systemd.controller import Controller
-from stage1.systemd.manager import Manager
-from stage1.systemd.registrar import Registration
-
-CONFIG = """\
-<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <listen>unix:path={path}</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default"><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy>
-</busconfig>
-"""
-SELF = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-
-
-class Daemon(NamedTuple):
-    path: str
-    process: subprocess.Popen[bytes]
-
-
-def _accepts(address: str) -> bool:
-    """Whether somebody listens there: a socket has its name a moment before."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(address)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        return True
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    """A dbus-daemon of ours."""
-    program = shutil.which("dbus-daemon")
-    if program is None:
-        pytest.skip("needs dbus-daemon")
-    address = f"/tmp/rkpy-bus-{os.getpid()}"
-    (tmp_path / "config").write_text(CONFIG.format(path=address))
-    process = subprocess.Popen([program, f"--config-file={tmp_path}/config", "--nofork"])
-    end = time.monotonic() + 60
-    while not _accepts(address):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.01)
-    yield Daemon(address, process)
-    process.kill()
-    process.wait()
-    os.unlink(address)
+from tests import buses
+from tests.buses import NAME, SELF, Daemon, broadcast, request_stop
 
 
 @pytest.fixture
@@ -106,7 +55,7 @@ def test_a_signal_that_came_before_an_answer_is_not_lost(path: str) -> None:
     one, other = Bus(path), Bus(path)
     one.listen("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg0='org.example.x'")
     one.owner("org.freedesktop.DBus")
-    other.call(SELF, "RequestName", "su", ("org.example.x", 0))
+    buses.own(other, "org.example.x")
     assert one.owner("org.example.x") == other.name
     signal = one.wait(lambda message: message.member == "NameOwnerChanged")
     assert signal.body == ["org.example.x", "", other.name]
@@ -144,20 +93,6 @@ def test_a_deadline_in_the_middle_of_a_message_costs_nothing_of_it(path: str, si
     peer.close()
 
 
-def broadcast(member: str, signature: str, body: list[object]) -> bytes:
-    """A signal of systemd's for all who listen, as its bytes."""
-    bus.load()
-    from dbus_next.constants import MessageType
-    from dbus_next.message import Message
-
-    _, path, interface = bus.SYSTEMD
-    message: Any = Message(
-        path=path, interface=interface, member=member, message_type=MessageType.SIGNAL, signature=signature, body=body,
-        serial=1,
-    )  # fmt: skip
-    return bytes(message._marshall(False))
-
-
 class Watched:
     """A controller on a connection of a real bus."""
 
@@ -188,54 +123,6 @@ class Watched:
     def close(self) -> None:
         self.controller.close()
         self.loop.close()
-
-
-NAME = "org.freedesktop.systemd1"
-
-
-def request_stop(sender: Bus, receiver: str, member: str = "RequestStop", text: str = "", serial: int = 77) -> None:
-    bus.load()
-    from dbus_next.constants import MessageType
-    from dbus_next.message import Message
-
-    message: Any = Message(
-        destination=receiver, path="/x", interface="org.freedesktop.systemd1.Scope", member=member,
-        message_type=MessageType.SIGNAL, signature="s" if text else "", body=[text] if text else [], serial=serial,
-    )  # fmt: skip
-    sender.socket.sendall(bytes(message._marshall(False)))
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_request_that_comes_before_the_monitor_listens_is_passed_on(path: str, asked: bool) -> None:
-    """systemd is played here, up to where the registrar has handed over the connection."""
-    systemd, stranger = Bus(path), Bus(path)
-    systemd.call(SELF, "RequestName", "su", (NAME, 0))
-    begun = registrar.begin(Manager(path, "/run/a place/private"))
-    pod = Registration("c9bd7a2a-0000-4000-8000-000000000000", "web", "/pod", "/", False, False, 10, kind="container")
-    begun.channel.send("pod", (channel.memory_file(dumps(pod)),))
-    call = systemd._receive(time.monotonic() + 60)
-    assert call.member == "StartTransientUnit"
-    receiver = dict(call.body[2])["Controller"].value
-    request_stop(systemd if asked else stranger, receiver)
-    stranger.owner("org.freedesktop.DBus")  # The bus has passed it on.
-    reply(systemd, call, "o", ["/job/1"])
-    systemd.socket.sendall(broadcast("JobRemoved", "uoss", [1, "/job/1", call.body[0], "done"]))
-    text, fds = begun.channel.receive()
-    assert text == f"scoped rkpy-web.scope {systemd.name} {asked:d} /run/a place/private"
-    for fd in fds:
-        os.close(fd)
-    begun.channel.close()
-    assert os.waitpid(begun.pid, 0)[1] == 0
-    systemd.close()
-    stranger.close()
-
-
-def reply(sender: Bus, call: Any, signature: str, body: list[object]) -> None:
-    from dbus_next.message import Message
-
-    made: Any = Message.new_method_return(call, signature, body)
-    made.serial = 99
-    sender.socket.sendall(bytes(made._marshall(False)))
 
 
 def test_systemd_can_ask_for_the_end(path: str) -> None:
@@ -300,7 +187,7 @@ def test_what_strangers_send_is_neither_an_answer_nor_a_signal(path: str, kind: 
     for _ in range(1 if kind == "long" else 2):
         request_stop(stranger, connection.name, "NameOwnerChanged", text, serial=2 if kind == "odd" else 77)
     assert connection.owner("org.freedesktop.DBus") == "org.freedesktop.DBus"
-    stranger.call(SELF, "RequestName", "su", ("org.example.x", 0))
+    buses.own(stranger, "org.example.x")
     found = connection.wait(lambda message: message.member == "NameOwnerChanged")
     assert found.body == ["org.example.x", "", stranger.name]
     connection.close()
@@ -319,7 +206,7 @@ def test_messages_that_are_too_long_are_passed_over(path: str) -> None:
 def test_a_systemd_that_was_executed_anew_can_ask_as_well(path: str) -> None:
     watched = Watched(path)
     anew = Bus(path)
-    anew.call(SELF, "RequestName", "su", (NAME, 0))
+    buses.own(anew)
     request_stop(anew, watched.name)
     assert watched.run() == ["stop"]
     watched.close()
