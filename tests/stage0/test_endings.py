@@ -87,6 +87,15 @@ def test_what_the_monitor_has_recorded_stays(pods: Pods) -> None:
     assert statuses(marked(pods, monitored, "a", "b", "c")) == {"a": "3\n", "b": "unknown\n"}
 
 
+def test_what_a_full_disk_left_of_a_start_is_no_app(pods: Pods) -> None:
+    def interrupted(pod: Path) -> None:
+        led(pod)
+        poddir.write_started(str(pod), "a", 1)
+        Path(poddir.started(str(pod), "b") + ".new").touch()
+
+    assert statuses(marked(pods, interrupted, "a", "b")) == {"a": "unknown\n"}
+
+
 @pytest.mark.parametrize("what", ["manifest", "status", "started", "unit"])
 def test_a_damaged_pod_is_marked_all_the_same(pods: Pods, what: str) -> None:
     def damaged(pod: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from common.errors import PodError
 from stage1 import monitor, poddir
 from stage1.cgroupfiles import Report
 from stage1.enclosure import Hear
@@ -32,10 +33,12 @@ class Nothing:
     def __init__(self) -> None:
         self.left: list[Callable[[], None]] = []
         """To be called once what an app has left has died."""
+        self.told: list[str] = []
 
     def listen(self, loop: Loop, hear: Hear) -> None: ...
 
-    def tell(self, text: str, fds: Sequence[int] = ()) -> None: ...
+    def tell(self, text: str, fds: Sequence[int] = ()) -> None:
+        self.told.append(text)
 
     def start(self, plan: AppPlan, stdio: Sequence[int], sockets: Sequence[int]) -> None: ...
 
@@ -63,9 +66,9 @@ def with_nothing(directory: Path, *apps: AppPlan) -> Any:
     return made
 
 
-def app(name: str) -> AppPlan:
+def app(name: str, **fields: Any) -> AppPlan:
     launch = LaunchSpec(name, ("/x",), (), "0", "0", (), "/", no_new_privileges=False, keep_fds=())
-    return AppPlan(name, CopiedRoot("/none"), (), launch)
+    return AppPlan(name, CopiedRoot("/none"), (), launch)._replace(**fields)
 
 
 def in_a_child(call: Callable[[], object]) -> int:
@@ -113,6 +116,43 @@ def test_an_app_has_ended_as_it_did_whatever_does_not_die(tmp_path: Path) -> Non
     made._end()
     assert poddir.read_ending(str(tmp_path), "one") == poddir.Ending(3)
     assert poddir.read_ending(str(tmp_path), "two") == poddir.Ending(137, 9, stopped=True)
+
+
+def test_a_kill_in_the_pause_before_a_restart_is_no_end_of_the_app(tmp_path: Path) -> None:
+    made = with_nothing(tmp_path, app("one"))
+    made._journal = None
+    made._hear("started one 7", [])
+    made._hear("ended one 3 0 0 1", [])
+    for call in made._enclosure.left:
+        call()
+    made._hear("again one", [])
+    made._end()
+    assert poddir.read_ending(str(tmp_path), "one") == poddir.Ending(3)
+
+
+def test_a_reload_is_refused_where_nobody_hears_of_it(tmp_path: Path) -> None:
+    made = with_nothing(tmp_path, app("one", reload_signal=signal.SIGHUP), app("two"))
+    made._journal, made._loop = None, Loop()
+
+    def reload() -> Any:
+        return made._answer("reload", "", {}, [])
+
+    made._hear("started two 8", [])
+    with pytest.raises(PodError, match="no app that can reload has been started yet"):
+        reload()
+    made._hear("started one 7", [])
+    assert reload() == {}
+    made._ask_to_end()
+    with pytest.raises(PodError, match="the pod is ending"):
+        reload()
+    assert made._enclosure.told == [f"signal {signal.SIGHUP:d} one"]
+    made._loop.close()
+
+
+def test_where_no_app_can_reload_it_is_said_what_is_missing(tmp_path: Path) -> None:
+    made = with_nothing(tmp_path, app("two"))
+    with pytest.raises(PodError, match="no app of the pod has a signal to reload by"):
+        made._answer("reload", "", {}, [])
 
 
 @pytest.mark.parametrize(("patience", "shown"), [(1000.0, [True]), (-1.0, [])])
