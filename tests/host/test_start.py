@@ -94,6 +94,18 @@ def test_a_prepared_pod_has_its_first_run_and_more(rkpy: Rkpy, aci: str) -> None
     assert "is not prepared: it is exited" in rkpy.refused("run-prepared", uuid)
 
 
+def test_a_run_that_cannot_be_recorded_uses_up_no_pod(rkpy: Rkpy, aci: str) -> None:
+    """As where the disk is full; before anything else has changed."""
+    uuid = rkpy.ok("--insecure-options=image", "prepare", "--stage1=fly", aci, "--", "-c", "echo x").strip()
+    (pod,) = rkpy.pods()
+    (pod / "run-flags").mkdir()
+    for command in ("run-prepared", "start"):
+        assert "run-flags: is a directory" in rkpy.refused(command, "--net=host", uuid)
+        assert "state=prepared" in rkpy.ok("status", uuid)
+    (pod / "run-flags").rmdir()
+    assert rkpy.ok("run-prepared", uuid) == "x\n"
+
+
 def test_the_unit_of_a_pod_starts_it(rkpy: Rkpy, aci: str) -> None:
     words = ("--insecure-options=image", "prepare", "--stage1=fly", "--pod-name=web", "--stop-timeout=1m", aci)
     uuid = rkpy.ok(*words).strip()
