@@ -76,7 +76,8 @@ class RuntimeApp(NamedTuple):
 
 class Volume(NamedTuple):
     """`kind` is "host" (source, read_only, recursive, propagation) or "empty" (mode, uid, gid, size). Until it is
-    written down it may be "named" as well (`stage0.namedvolumes`)."""
+    written down it may be "named" as well (source, read_only, copy, and mode, uid and gid, which are empty or -1 for
+    those of the image; `stage0.namedvolumes`)."""
 
     name: str
     kind: str
@@ -89,6 +90,8 @@ class Volume(NamedTuple):
     size: int = 0
     """Bytes it may grow to, in memory then; 0 for one on disk without a limit. An extension of the specification, as
     is `propagation`."""
+    copy: bool = True
+    """Whether it begins with what the image has in its place."""
     propagation: str = ""
     """One of PROPAGATIONS, or empty for what the flavour does by itself."""
 

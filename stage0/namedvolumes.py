@@ -1,7 +1,8 @@
 """Volumes with a name of their own, which outlive the pods that use them (`--volume=…,kind=named`).
 
-Each is a directory below `volumes` in the data directory, made when a pod first wants it and removed by nobody but
-`rkpy volume rm`. To the pod it is a directory of the host like any other, and so it stands in the pod's manifest.
+Each is a directory below `volumes` in the data directory, made when a pod first wants it, with what the image has where
+that pod mounts it, and removed by nobody but `rkpy volume rm`. To the pod it is a directory of the host like any other,
+and so it stands in the pod's manifest.
 
 `volumes/.lock` is held shared by who writes a manifest with such volumes in it, and exclusively by who makes or removes
 one: so nothing is removed that a pod is about to use, and of two pods that want a new one the second finds it. Whether
@@ -12,13 +13,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
+from aci.image_manifest import App
 from aci.pod_manifest import PodManifest, Volume
-from common import files, locks, ownership
+from aci.store import ImageRecord, Store
+from common import files, locks, ownership, syscalls
 from common.errors import PodError, RkpyError, reason
 from common.locks import Lock
+from common.records import NamedTuple
 from stage0 import prepare
 from stage0.pods import DIRECTORIES, EMBRYO, Pods
 from stage0.values import NAMED, is_volume_name
@@ -34,19 +38,30 @@ _MODE = 0o700
 """A set-ID program that an app has left in a volume is for nobody to execute, as with what lies in pods."""
 
 
+class _Place(NamedTuple):
+    """What a new volume begins with: the directory `path` of an image."""
+
+    layers: tuple[str, ...]
+    """Lowest first."""
+    path: str
+
+
 def directory(pods: Pods) -> str:
     """Where the volumes are that pods of this data directory use."""
     return f"{os.path.dirname(pods.root)}/volumes"
 
 
 @contextmanager
-def settled(manifest: PodManifest, pods: Pods) -> Iterator[PodManifest]:
+def settled(
+    manifest: PodManifest, pods: Pods, records: Mapping[str, ImageRecord], store: Store
+) -> Iterator[PodManifest]:
     """`manifest` with directories of the host for its named volumes, those that are missing made; they stay at least
-    until it is left, when the manifest has to be where `users` finds it. Raises PodError."""
+    until it is left, when the manifest has to be where `users` finds it. `records` holds the image of each app by the
+    app's name. Raises PodError."""
     root = directory(pods)
     wanted = [volume for volume in manifest.volumes if volume.kind == NAMED]
     try:
-        lock = _made(root, wanted)
+        lock = _made(root, wanted, lambda volume: _place(manifest, volume, records, store))
     except OSError as error:
         raise PodError(f"make volume: {error.filename or root}: {reason(error)}") from error
     with lock:
@@ -58,7 +73,7 @@ def _of_host(root: str, volume: Volume) -> Volume:
     return Volume(name=volume.name, kind="host", source=f"{root}/{volume.source}", read_only=volume.read_only)
 
 
-def _made(root: str, wanted: list[Volume]) -> Lock:
+def _made(root: str, wanted: list[Volume], place: Callable[[Volume], _Place | None]) -> Lock:
     """A shared lock under which all that are wanted are there."""
     if files.make_directory(root, _MODE):
         files.flush_directory(os.path.dirname(root))
@@ -66,7 +81,7 @@ def _made(root: str, wanted: list[Volume]) -> Lock:
     try:
         for volume in wanted:
             if not _is_there(root, volume.source):
-                _make(root, volume)
+                _make(root, volume, place(volume) if volume.copy else None)
         lock.convert(exclusive=False)
     except BaseException:
         lock.close()
@@ -87,13 +102,55 @@ def _is_there(root: str, name: str) -> bool:
     return True
 
 
-def _make(root: str, volume: Volume) -> None:
-    """With its owner and mode from the first moment, whenever this is interrupted."""
+def _place(manifest: PodManifest, volume: Volume, records: Mapping[str, ImageRecord], store: Store) -> _Place | None:
+    """Where the first app has it that has it at all."""
+    for app in manifest.apps:
+        record = records[app.name]
+        section = app.app or record.manifest.app or App()
+        for path, (mounted, _) in prepare.volumes_by_path(manifest, app, section).items():
+            if mounted.name == volume.name:
+                return _Place(tuple(store.root_layers(record)), path)
+    return None
+
+
+def _make(root: str, volume: Volume, place: _Place | None) -> None:
+    """With its content, owner and mode from the first moment, whenever this is interrupted."""
     _remove(root, _NEW)
-    prepare.make_volume(f"{root}/{_NEW}", volume)
-    os.rename(f"{root}/{_NEW}", f"{root}/{volume.source}")
+    new = f"{root}/{_NEW}"
+    try:
+        files.make_directory(new, 0o755)
+        if place is not None:
+            _copy(place, new, volume.source)
+        prepare.own_volume(new, volume)
+        os.rename(new, f"{root}/{volume.source}")
+    except BaseException:
+        with suppress(OSError):
+            _remove(root, _NEW)
+        raise
     # What an app flushes into it is not to be lost with its name.
     files.flush_directory(root)
+
+
+def _copy(place: _Place, new: str, name: str) -> None:
+    """What the image has there is the volume's from now on: it has to be on disk before the name is."""
+    from stage1 import implicit
+    from stage1.rootfs import open_image
+
+    try:
+        image = open_image(place.layers, "rkpy", new)
+        try:
+            implicit.copy(image, place.path, new)
+        finally:
+            os.close(image)
+        fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.syncfs(fd, new)
+        finally:
+            os.close(fd)
+    except (OSError, RkpyError) as error:
+        why = reason(error) if isinstance(error, OSError) else error.message
+        hint = "" if isinstance(error, OSError) else error.hint
+        raise PodError(f'fill volume "{name}" with what the image has at {place.path}: {why}', hint=hint) from error
 
 
 def names(pods: Pods) -> list[str]:
@@ -152,8 +209,11 @@ def remove(pods: Pods, name: str) -> None:
 
 
 def finish(pods: Pods) -> None:
-    """Remove what is left of a volume whose removal was interrupted. Raises OSError."""
+    """Remove what is left of volumes whose removal or making was interrupted. Raises OSError."""
     root = directory(pods)
+    if os.path.lexists(f"{root}/{_NEW}"):
+        with locks.acquire(f"{root}/{_LOCK}", exclusive=True, create=0o600):
+            _remove(root, _NEW)
     if os.path.lexists(f"{root}/{_GONE}"):
         with locks.acquire(f"{root}/{_REMOVAL}", exclusive=True, create=0o600):
             _remove(root, _GONE)

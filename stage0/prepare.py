@@ -63,8 +63,14 @@ def write_app_info(directory: str, app: str, record: ImageRecord, store: Store) 
 
 
 def make_volume(path: str, volume: Volume) -> None:
+    """Raises OSError and UsageError."""
     poddir.make_place(path)
     os.mkdir(path)
+    own_volume(path, volume)
+
+
+def own_volume(path: str, volume: Volume) -> None:
+    """Give the directory of a volume the owner and mode it was to have. Raises OSError and UsageError."""
     try:
         os.chown(path, volume.uid, volume.gid)
     except OSError as error:
@@ -75,7 +81,8 @@ def make_volume(path: str, volume: Volume) -> None:
             f'volume "{volume.name}": it cannot belong to {owner}: this user namespace does not have both',
             hint="without root IDs come from /etc/subuid and /etc/subgid, see docs/rootless.md",
         ) from error
-    os.chmod(path, int(volume.mode, 8))
+    if volume.mode:
+        os.chmod(path, int(volume.mode, 8))
 
 
 def copy_roots(pod: Pod, store: Store) -> None:
@@ -215,8 +222,14 @@ def layers(directory: str, app: str, store: Store) -> tuple[str, ...]:
 
 
 def _mounts(manifest: PodManifest, app: RuntimeApp, section: App) -> list[Mount]:
-    """What is mounted into an app: each explicit mount, and each mount point of the image whose name, or whose path's
-    mount, has a volume. A mount point without a volume shows what the image has there."""
+    """What is mounted into an app. A mount point without a volume shows what the image has there. Raises PodError."""
+    found = volumes_by_path(manifest, app, section)
+    return [_mount(path, volume, read_only) for path, (volume, read_only) in found.items()]
+
+
+def volumes_by_path(manifest: PodManifest, app: RuntimeApp, section: App) -> dict[str, tuple[Volume, bool]]:
+    """What has a volume in an app, and whether it is read-only there: each explicit mount, and each mount point of the
+    image whose name, or whose path's mount, has a volume. Raises PodError."""
     volumes = {volume.name: volume for volume in manifest.volumes}
     points = {os.path.normpath(point.path): point for point in section.mount_points}
     wanted: dict[str, tuple[Volume, bool]] = {}
@@ -229,7 +242,7 @@ def _mounts(manifest: PodManifest, app: RuntimeApp, section: App) -> list[Mount]
     for path, point in points.items():
         if path not in wanted and point.name in volumes:
             wanted[path] = (volumes[point.name], volumes[point.name].read_only or point.read_only)
-    return [_mount(path, volume, read_only) for path, (volume, read_only) in wanted.items()]
+    return wanted
 
 
 def _mount(path: str, volume: Volume, read_only: bool) -> Mount:

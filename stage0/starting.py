@@ -172,7 +172,7 @@ def _write(
         return
     from stage0 import namedvolumes
 
-    with namedvolumes.settled(manifest, pods) as settled:
+    with namedvolumes.settled(manifest, pods, records, store) as settled:
         prepare.write(pod, settled, records, store, flavour)
 
 

@@ -40,7 +40,7 @@ OPTIONAL = "-"
 _VOLUME_FIELDS = {
     "host": ("source", "readOnly", "recursive", "propagation"),
     "empty": ("mode", "uid", "gid", "size"),
-    NAMED: ("source", "readOnly", "mode", "uid", "gid"),
+    NAMED: ("source", "readOnly", "copy", "mode", "uid", "gid"),
 }
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -48,7 +48,7 @@ _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 def volume(text: str) -> Volume:
     """`NAME,kind=host,source=/abs[,readOnly=BOOL][,recursive=BOOL][,propagation=WORD]`,
     `NAME,kind=empty[,mode=M][,uid=N][,gid=N][,size=QUANTITY]` or
-    `NAME,kind=named[,source=NAME][,readOnly=BOOL][,mode=M][,uid=N][,gid=N]`."""
+    `NAME,kind=named[,source=NAME][,readOnly=BOOL][,copy=BOOL][,mode=M][,uid=N][,gid=N]`."""
     name, _, rest = text.partition(",")
     return _volume(f"--volume={text}", name, pairs("volume", rest) if rest else {})
 
@@ -122,15 +122,20 @@ def _empty_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
 
 
 def _named_volume(about: str, name: str, fields: dict[str, str]) -> Volume:
-    """As an empty one when it is made; afterwards it is as it is."""
     source = fields.pop("source", name)
     read_only = to_bool("volume readOnly", fields.pop("readOnly", "false"))
+    copy = to_bool("volume copy", fields.pop("copy", "true"))
     if not is_volume_name(source):
         raise UsageError(
             f'{about}: "{source}" is not the name of a volume',
             hint="letters and digits, after the first also _ . and -; a path of the host is kind=host",
         )
-    return _empty_volume(about, name, fields)._replace(kind=NAMED, source=source, read_only=read_only)
+    made = _empty_volume(about, name, fields)._replace(kind=NAMED, source=source, read_only=read_only, copy=copy)
+    return made._replace(
+        mode=made.mode if "mode" in fields else "",
+        uid=made.uid if "uid" in fields else -1,
+        gid=made.gid if "gid" in fields else -1,
+    )
 
 
 def _number(what: str, text: str, base: int, most: int) -> int:

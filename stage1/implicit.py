@@ -34,8 +34,6 @@ def fill(pod: PreparedPod, app: PreparedApp) -> None:
 
 
 def _fill(image: int, mount: Mount) -> None:
-    from aci.tree import merge_layers
-
     partial = f"{mount.source}.new"
     volumes = os.open(os.path.dirname(partial), os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -43,14 +41,23 @@ def _fill(image: int, mount: Mount) -> None:
     finally:
         os.close(volumes)
     files.make_directory(partial, 0o755)
-    try:
-        directory = syscalls.openat2(image, mount.target, os.O_PATH | os.O_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    else:
-        merge_layers([f"/proc/self/fd/{directory}"], partial)
-        os.close(directory)
+    copy(image, mount.target, partial)
     os.rename(partial, mount.source)
+
+
+def copy(image: int, path: str, target: str) -> None:
+    """Give the empty directory `target` what the directory `path` of an image has, if there is one: its owner and mode
+    too. `image` is a descriptor of the image's root. Raises OSError and StoreError."""
+    from aci.tree import merge_layers
+
+    try:
+        directory = syscalls.openat2(image, path, os.O_PATH | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        merge_layers([f"/proc/self/fd/{directory}"], target)
+    finally:
+        os.close(directory)
 
 
 def warnings(pod: PreparedPod, app: PreparedApp) -> list[str]:

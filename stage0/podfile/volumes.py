@@ -104,10 +104,10 @@ def _named(name: str, source: str, target: str, options: list[str]) -> Mounted:
         raise ValueError(f'"{source}" is not the name of a volume')
     made = [name, "kind=named", f"source={_whole(source)}"]
     for option in options:
-        read_only = _read_only(option)
-        if read_only is None and option.partition("=")[0] not in ("mode", "uid", "gid"):
-            raise ValueError(f'"{option}" is no option of a named volume: there is ro, rw, mode, uid, gid')
-        made += [option] if read_only is None else read_only
+        words = ["copy=false"] if option == "nocopy" else _read_only(option)
+        if words is None and option.partition("=")[0] not in ("mode", "uid", "gid"):
+            raise ValueError(f'"{option}" is no option of a named volume: there is ro, rw, nocopy, mode, uid, gid')
+        made += [option] if words is None else words
     return Mounted(",".join(made), f"volume={name},target={_path(target)}")
 
 

@@ -666,11 +666,56 @@ def test_a_named_volume_outlives_its_pods(ground: Ground, variant: Variant) -> N
     assert (listed["name"], len(listed["pods"])) == (name, 2)
     refused = ground.rkpy("volume", "rm", name)
     assert (refused.status, f'volume "{name}" is used by pod "' in refused.err) == (254, True), refused
-    for _ in range(2):  # Dead pods become garbage at the first run, and are removed at the second.
-        ground.rkpy.ok("gc", "--grace-period=0s")
+    _collect(ground)
     assert ground.rkpy.ok("volume", "list", "--no-legend").split()[:2] == [name, "0"]
     assert ground.rkpy.ok("volume", "rm", name) == f'"{name}"\n'
     assert ground.rkpy.ok("volume", "list", "--no-legend") == ""
+
+
+def _collect(ground: Ground) -> None:
+    for _ in range(2):  # Dead pods become garbage at the first run, and are removed at the second.
+        ground.rkpy.ok("gc", "--grace-period=0s")
+
+
+@every(HERE)
+def test_a_named_volume_begins_with_what_the_image_has(ground: Ground, variant: Variant) -> None:
+    """Where it is mounted, by a symlink even, which leads nowhere but below the image's root."""
+    image = ground.image(files={"srv/www/seed": "sown", "var/www": "->/../srv/www"})
+    absent = "/srv/www/seed: No such file or directory"
+    cases = {
+        "filled": ("", "directory 0755 33 34", "sown"),
+        "typed": (",uid=5,mode=0700", "directory 0700 5 34", "sown"),
+        "empty": (",copy=false", "directory 0755 0 0", absent),
+    }
+    for name, (options, *lines) in cases.items():
+        pod = [f"--volume=data,kind=named,source={name}{options}", "--mount=volume=data,target=/var/www"]
+        assert ground.ask(variant, "stat /srv/www + try read /srv/www/seed", image=image, pod=pod) == lines, name
+        # What the image has is not asked for again.
+        other = ground.ask(variant, "stat /tmp + try read /tmp/seed", pod=[pod[0], "--mount=volume=data,target=/tmp"])
+        assert other == [line.replace("/srv/www", "/tmp") for line in lines], name
+    _collect(ground)
+    ground.rkpy.ok("volume", "rm", *cases)
+
+
+@by_root(QUICK)
+def test_a_named_volume_that_cannot_be_filled_is_not_there(ground: Ground, variant: Variant) -> None:
+    """Half of it would be taken for the whole by the next pod."""
+    image = ground.image(files={"srv/www/big": "x" * 3_000_000})
+    volumes = Path(ground.rkpy.data, "volumes")
+    volumes.mkdir(mode=0o700, exist_ok=True)
+    pod = ["--volume=data,kind=named,source=full", "--mount=volume=data,target=/srv/www"]
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "small", volumes], check=True)
+    try:
+        refused = ground.run(variant, "id", image=image, pod=pod)
+        assert [path.name for path in volumes.iterdir()] == [".lock"]
+    finally:
+        subprocess.run(["umount", volumes], check=True)
+    assert refused.status == 254
+    assert 'fill volume "full" with what the image has at /srv/www: ' in refused.err
+    assert "no space left on device" in refused.err
+    assert ground.ask(variant, "stat /srv/www", image=image, pod=pod) == ["directory 0755 33 34"]
+    _collect(ground)
+    ground.rkpy.ok("volume", "rm", "full")
 
 
 @every(NAMESPACES)

@@ -6,12 +6,14 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from aci import pod_manifest
 from aci.pod_manifest import PodManifest, Volume
+from aci.store import Store
 from common import locks
 from common.errors import PodError, UsageError
 from stage0 import namedvolumes, values
@@ -29,8 +31,13 @@ def wanted(*texts: str) -> PodManifest:
     return PodManifest(apps=(), volumes=tuple(map(values.volume, texts)))
 
 
+def settled(pods: Pods, *texts: str) -> AbstractContextManager[PodManifest]:
+    """For a pod without apps, whose volumes begin empty."""
+    return namedvolumes.settled(wanted(*texts), pods, {}, Store(f"{os.path.dirname(pods.root)}/cas"))
+
+
 def settle(pods: Pods, *texts: str) -> PodManifest:
-    with namedvolumes.settled(wanted(*texts), pods) as manifest:
+    with settled(pods, *texts) as manifest:
         return manifest
 
 
@@ -76,6 +83,9 @@ def test_what_was_interrupted_is_no_volume(pods: Pods) -> None:
     for name in (".new", ".gone"):
         (root / name / "below").mkdir(parents=True)
     assert namedvolumes.names(pods) == ["a"]
+    namedvolumes.finish(pods)
+    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == ["a"]
+    (root / ".new/below").mkdir(parents=True)
     settle(pods, "b,kind=named")
     assert not list((root / "b").iterdir())
     namedvolumes.remove(pods, "b")
@@ -117,7 +127,7 @@ def test_two_pods_want_the_same_new_one(pods: Pods) -> None:
 
     def want(number: int) -> int:
         together.wait()
-        with namedvolumes.settled(wanted("v,kind=named,source=shared"), pods) as manifest:
+        with settled(pods, "v,kind=named,source=shared") as manifest:
             place = Path(manifest.volumes[0].source)
             (place / str(number)).write_text("")
             return place.stat().st_ino
@@ -158,7 +168,7 @@ def test_a_pod_that_nobody_can_read_may_use_it(pods: Pods) -> None:
 def test_it_is_not_removed_while_a_pod_is_made_that_wants_it(pods: Pods) -> None:
     with ThreadPoolExecutor(1) as pool, pods.create() as pod:
         pod.to_prepare()
-        with namedvolumes.settled(wanted("data,kind=named"), pods) as manifest:
+        with settled(pods, "data,kind=named") as manifest:
             removal = pool.submit(namedvolumes.remove, pods, "data")
             until(lambda: locks.waiting == 1)
             write(pod, manifest)

@@ -75,8 +75,8 @@ VOLUMES = {
         "--volume=podfile-0,kind=named,source=data",
         "--mount=volume=podfile-0,target=/data",
     ],
-    "Volume=%i_db:/data:ro,uid=5": [
-        "--volume=podfile-0,kind=named,source=%i_db,readOnly=true,uid=5",
+    "Volume=%i_db:/data:ro,uid=5,nocopy": [
+        "--volume=podfile-0,kind=named,source=%i_db,readOnly=true,uid=5,copy=false",
         "--mount=volume=podfile-0,target=/data",
     ],
     "Volume=%S:/data": ["--volume=podfile-0,kind=host,source=%S", "--mount=volume=podfile-0,target=/data"],

@@ -30,6 +30,11 @@ from stage0.options import APP, Values, table
         ("tmp,kind=empty", Volume("tmp", "empty")),
         ("tmp,kind=empty,size=16Mi", Volume("tmp", "empty", size=16 << 20)),
         ("tmp,kind=empty,mode=1777,uid=5,gid=6", Volume("tmp", "empty", mode="1777", uid=5, gid=6)),
+        ("data,kind=named", Volume("data", "named", "data", mode="", uid=-1, gid=-1)),
+        (
+            "data,kind=named,source=db_1,copy=false,mode=0700,uid=0",
+            Volume("data", "named", "db_1", mode="0700", uid=0, gid=-1, copy=False),
+        ),
     ],
 )
 def test_volumes(text: str, expected: Volume) -> None:
@@ -45,6 +50,7 @@ def test_volumes(text: str, expected: Volume) -> None:
         "data,kind=host,source=/x,propagation=rshared", "data,kind=host,source=/x,size=1M", "d,kind=empty,size=16m",
         "d,kind=empty,size=", "d,kind=empty,size=-1M", "d,kind=empty,propagation=slave",
         "data,kind=host,source=/x,readOnly=maybe", "data,kind=host,kind=empty", "data,kind=host,source",
+        "data,kind=named,source=../x", "data,kind=named,copy=maybe", "data,kind=empty,copy=true",
     ],
 )  # fmt: skip
 def test_bad_volumes(text: str) -> None:
