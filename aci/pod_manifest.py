@@ -43,7 +43,7 @@ from aci.image_manifest import (
 )
 from aci.types import OWNER_MAX, ac_version, quote
 from common import addresses
-from common.errors import ManifestError
+from common.errors import ManifestError, reason
 from common.records import NamedTuple
 
 
@@ -140,6 +140,15 @@ _EXPOSED_PORT_FIELDS: Final = frozenset({"name", "hostPort", "hostIP", "podPort"
 def parse(data: bytes) -> PodManifest:
     """Read a pod manifest. ManifestError names the place of the first fault."""
     return named(_WHAT, lambda raw: _pod(decode(raw)), data)
+
+
+def read(path: str) -> PodManifest:
+    """Read the pod manifest in a file. Raises ManifestError."""
+    try:
+        with open(path, "rb") as file:
+            return parse(file.read())
+    except OSError as error:
+        raise ManifestError(f"open {path}: {reason(error)}") from error
 
 
 def from_json(value: Any) -> PodManifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Iterable, Sequence
 
+from aci import pod_manifest
 from aci.pod_manifest import PodManifest
 from common.errors import UsageError
 from common.records import NamedTuple
@@ -96,27 +97,35 @@ def of_pod(uuid: str, manifest: PodManifest, flags: Values) -> Unit:
 
 
 def of_run(words: Sequence[str], request: Request) -> Unit:
-    """The unit that runs a new pod each time, from the words of `rkpy run`. Raises what `rkpy run` would raise."""
+    """The unit that runs a new pod each time, from the words of `rkpy run`, and `request`, what they come to. Raises
+    what `rkpy run` would raise."""
     flags = request.flags
     _check(request)
     name = flags.get("pod-name") or " ".join(image.reference for image in request.images) or flags.get("pod-manifest")
     name = name or flags.get("pod-file") or ""
-    stop = flags.get("stop-timeout")
     return Unit(
         f"Pod {name}",
         "rkpy-run",
         ("run", *absolute(words)),
-        behaviour.STOP_SECONDS if stop is None else behaviour.stop_timeout(stop),
+        _stop_timeout(flags),
         fetches=_fetches(request),
         collects=(*global_words(flags), *podservice.after_stop(flags.get("pod-name") or "")),
         reloads=_reloads(flags) if _may_reload(request) else (),
     )
 
 
+def _stop_timeout(flags: Values) -> int:
+    stop, path = flags.get("stop-timeout"), flags.get("pod-manifest")
+    if stop is not None:
+        return behaviour.stop_timeout(stop)
+    return behaviour.STOP_SECONDS if path is None else behaviour.of_pod(pod_manifest.read(path)).stop_timeout
+
+
 def _may_reload(request: Request) -> bool:
-    """As far as the words tell: files that say what the pod is are read when it runs."""
-    files = any(request.flags.get(name) for name in ("pod-file", "pod-manifest"))
-    return files or any(one.get("reload-signal") for one in (request.flags, *_of_apps(request)))
+    """As far as the words tell: what a manifest leaves to the images is known when the pod runs."""
+    return request.flags.get("pod-manifest") is not None or any(
+        one.get("reload-signal") for one in (request.flags, *_of_apps(request))
+    )
 
 
 def _of_apps(request: Request) -> list[Values]:

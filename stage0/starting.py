@@ -217,11 +217,7 @@ def _given_manifest(path: str, request: Request, store: Store) -> tuple[PodManif
     clash = [name for name in _MANIFEST_EXCLUDES if request.flags.get(name) is not None]
     if request.images or clash:
         raise UsageError(f"--pod-manifest cannot be combined with {'images' if request.images else '--' + clash[0]}")
-    try:
-        with open(path, "rb") as file:
-            manifest = pod_manifest.parse(file.read())
-    except OSError as error:
-        raise UsageError(f"open {path}: {reason(error)}") from error
+    manifest = pod_manifest.read(path)
     if not manifest.apps:
         raise UsageError(f"{path}: the pod has no apps")
     annotations = behaviour.merged(manifest.annotations, behaviour.pod_annotations(request.flags))

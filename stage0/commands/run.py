@@ -117,13 +117,13 @@ def parse(
 
         rootless.become_root(to_run=True)
     if request.flags.get("pod-file") is not None:
-        request, settings = _of_file(request, settings, flags)
+        request, settings = of_file(request, settings, flags)
     if name in ("run", "prepare") and not request.images and request.flags.get("pod-manifest") is None:
         raise UsageError("must provide at least one image or specify the pod manifest")
     return request._replace(given=given.take(os.environ)), settings
 
 
-def _of_file(typed: Request, settings: Config, flags: Mapping[str, Flag]) -> tuple[Request, Config]:
+def of_file(typed: Request, settings: Config, flags: Mapping[str, Flag]) -> tuple[Request, Config]:
     """What `--pod-file` says, and after it what was typed, so that of a flag which counts once the typed one does."""
     from stage0.podfile import data
 

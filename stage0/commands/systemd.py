@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from common.errors import PodError, UsageError
 from stage0 import config, grammar, options, podunit, runflags
+from stage0.commands import run
 from stage0.grammar import Request
 from stage0.pods import Pods
 
@@ -18,9 +19,16 @@ FLAGS = {"systemd": options.table(options.PREPARE, options.RUNTIME, options.APP)
 def systemd(words: Sequence[str]) -> int:
     """`rkpy systemd UUID` with flags of `rkpy start`, or the words of `rkpy run`; prints the unit."""
     request = grammar.parse(words, {**FLAGS["systemd"], **options.table(options.GLOBAL)})
-    unit = _of_pod(request) or podunit.of_run(words, request)
+    unit = _of_pod(request) or podunit.of_run(words, _complete(request))
     sys.stdout.write(podunit.render(unit))
     return 0
+
+
+def _complete(request: Request) -> Request:
+    """With what a pod file says, which the unit's command will read anew."""
+    if request.flags.get("pod-file") is None:
+        return request
+    return run.of_file(request, config.load(request.flags), FLAGS["systemd"])[0]
 
 
 def _of_pod(request: Request) -> podunit.Unit | None:

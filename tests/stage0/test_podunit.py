@@ -164,8 +164,30 @@ def test_the_unit_of_a_pod_says_how_it_was_run(
     assert "--set-credential=key, of which the value is not kept" in capsys.readouterr().err
 
 
-def test_systemd_waits_longer_than_the_pod(capsys: pytest.CaptureFixture[str]) -> None:
+def test_systemd_waits_longer_than_the_pod(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert value(printed(capsys, "--stop-timeout=5m", "a.com/a"), "TimeoutStopSec") == "615"
+    app = RuntimeApp("app", RuntimeImage("sha512-" + "0" * 128, "", ()))
+    manifest = pod_manifest.dumps(PodManifest((app,), annotations=(("rkpy/stop-timeout", "20"),)))
+    (tmp_path / "manifest").write_text(manifest)
+    assert value(printed(capsys, f"--pod-manifest={tmp_path}/manifest"), "TimeoutStopSec") == "55"
+    assert value(printed(capsys, f"--pod-manifest={tmp_path}/manifest", "--stop-timeout=5"), "TimeoutStopSec") == "25"
+
+
+def test_the_unit_of_a_pod_file_is_as_the_file_says(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What of it the unit has to know; the rest is read when it runs."""
+    path = tmp_path / "web.toml"
+    pod = 'pod-name = "web"\nstop-timeout = "5m"\n[[app]]\nimage = "a.com/a"\n'
+    path.write_text(pod)
+    unit = printed(capsys, f"--pod-file={path}")
+    assert value(unit, "ExecStart") == f"rkpy run --pod-file={path}"
+    assert value(unit, "Description") == "Pod web"
+    assert value(unit, "TimeoutStopSec") == "615"
+    assert value(unit, "ExecStopPost") == "-rkpy gc --quiet --mark-only --keep-last=web:5"
+    assert "After=network-online.target" in unit
+    assert "ExecReload" not in unit
+    assert value(printed(capsys, f"--pod-file={path}", "--stop-timeout=5"), "TimeoutStopSec") == "25"
+    path.write_text(f'{pod}reload-signal = "HUP"\n')
+    assert "ExecReload" in printed(capsys, f"--pod-file={path}")
 
 
 @pytest.mark.parametrize(
