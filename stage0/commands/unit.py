@@ -75,12 +75,13 @@ def show(words: Sequence[str]) -> int:
 
 
 def list_files(words: Sequence[str]) -> int:
-    """`rkpy unit list`: every pod file, its service, and what is the matter with it."""
+    """`rkpy unit list`: every pod file, its service and socket, and what is the matter with it."""
     settings, names, flags = _parse("unit list", words)
     if names:
         raise UsageError("unit list takes no arguments")
     from stage0 import render
     from stage0.podfile import check as checking
+    from stage0.podfile import sections
 
     folders = search.directories(settings)
     files, wrong = search.find(folders)
@@ -88,7 +89,8 @@ def list_files(words: Sequence[str]) -> int:
     for file in files:
         found = len(checking.mistakes(file, users=_is_users(file, folders), ask_systemd=False))
         state = "masked" if file.masked else f"{found} mistake{'s' * (found > 1)}" if found else "good"
-        rows.append((file.unit, state, file.path, str(len(file.dropins))))
+        listens = not file.masked and sections.socket(search.read(file)) is not None
+        rows += [(unit, state, file.path, str(len(file.dropins))) for unit in (file.unit, file.socket)[: 1 + listens]]
     sys.stdout.write(render.table(rows))
     sys.stdout.flush()
     _say(wrong)

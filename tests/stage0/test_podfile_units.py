@@ -289,6 +289,20 @@ def test_the_generator(tmp_path: Path) -> None:
     assert (out / "web.service").stat().st_mode & 0o777 == 0o644
 
 
+def test_what_the_files_become_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    web = write(tmp_path / "etc/pods/web.pod", SOCKET)
+    bad = write(tmp_path / "etc/pods/bad.pod", "[Pod]\nImage=\n")
+    write(tmp_path / "etc/pods/bad.pod.d/more.conf", "[Pod]\nColour=red\n")
+    masked = write(tmp_path / "etc/pods/masked.pod", "")
+    assert unit.list_files([f"--local-config={tmp_path}/etc", f"--system-config={tmp_path}/usr", "--no-legend"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["bad.service", "2", "mistakes", bad, "1"],
+        ["masked.service", "masked", masked, "0"],
+        ["web.service", "good", web, "0"],
+        ["web.socket", "good", web, "0"],
+    ]
+
+
 def test_links_of_sockets(tmp_path: Path) -> None:
     write(tmp_path / "etc/pods/web.pod", SOCKET)
     named = "[Install]\nWantedBy=a.target\nAlias=site.socket site.service\n"
