@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from aci.image_manifest import App
-from aci.pod_manifest import PodManifest, Volume
+from aci.pod_manifest import PodManifest, RuntimeApp, Volume
 from aci.store import ImageRecord, Store
 from common import files, locks, ownership, syscalls
 from common.errors import PodError, RkpyError, reason
@@ -59,17 +59,28 @@ def settled(
     until it is left, when the manifest has to be where `users` finds it. `records` holds the image of each app by the
     app's name. Raises PodError."""
     root = directory(pods)
-    wanted = [volume for volume in manifest.volumes if volume.kind == NAMED]
+    own = [mount.app_volume for app in manifest.apps for mount in app.mounts if mount.app_volume]
+    wanted = [volume for volume in (*manifest.volumes, *own) if volume.kind == NAMED]
     try:
         lock = _made(root, wanted, lambda volume: _place(manifest, volume, records, store))
     except OSError as error:
         raise PodError(f"make volume: {error.filename or root}: {reason(error)}") from error
     with lock:
-        volumes = [_of_host(root, volume) if volume.kind == NAMED else volume for volume in manifest.volumes]
-        yield manifest._replace(volumes=tuple(volumes))
+        volumes = tuple(_of_host(root, volume) for volume in manifest.volumes)
+        yield manifest._replace(volumes=volumes, apps=tuple(_with_own(root, app) for app in manifest.apps))
+
+
+def _with_own(root: str, app: RuntimeApp) -> RuntimeApp:
+    mounts = [
+        mount._replace(app_volume=_of_host(root, mount.app_volume)) if mount.app_volume else mount
+        for mount in app.mounts
+    ]
+    return app._replace(mounts=tuple(mounts))
 
 
 def _of_host(root: str, volume: Volume) -> Volume:
+    if volume.kind != NAMED:
+        return volume
     return Volume(name=volume.name, kind="host", source=f"{root}/{volume.source}", read_only=volume.read_only)
 
 

@@ -64,8 +64,6 @@ def app_volume(text: str) -> RuntimeMount:
     name, target = fields.pop("name", ""), fields.pop("target", "")
     if not target.startswith("/"):
         raise UsageError(f"--mnt-volume={text}: target has to be an absolute path")
-    if fields.get("kind") == NAMED:
-        raise UsageError(f"--mnt-volume={text}: a named volume is one of the pod, see --volume")
     path = os.path.normpath("/" + target.lstrip("/"))
     return RuntimeMount(volume=name, path=path, app_volume=_volume(f"--mnt-volume={text}", name, fields))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from aci.store import Store
+from aci.pod_manifest import PodManifest, RuntimeApp
+from aci.store import ImageRecord, Store
 from common.errors import UsageError
 from stage0 import apps, assemble, options
 from stage0 import fetch as fetching
@@ -13,8 +15,9 @@ from stage0.commands.run import parse
 from stage0.grammar import ImageArguments
 from stage0.pods import Pods
 from stage0.starting import restrictions
+from stage0.values import NAMED
 
-_MOUNTED = "volume of the app's own, in the form name=NAME,kind=host|empty,...,target=PATH"
+_MOUNTED = "volume of the app's own, in the form name=NAME,kind=host|empty|named,...,target=PATH"
 FLAGS = {
     "app add": options.table(
         options.APP,
@@ -38,7 +41,8 @@ def add(words: Sequence[str]) -> int:
         raise UsageError('"--" must follow the image')
     selected = ImageArguments(image.reference, request.flags, image.arguments)
     store = Store(settings.store)
-    with apps.find_running(Pods(settings.pods).require_own(), uuid.reference) as pod:
+    pods = Pods(settings.pods).require_own()
+    with apps.find_running(pods, uuid.reference) as pod:
         apps.require_mutable(pod)
         apps.operation(pod, "app_add")
         apps.join(pod)
@@ -46,5 +50,20 @@ def add(words: Sequence[str]) -> int:
             record = fetching.image(settings, store, selected, "never")
             app = assemble.added_app(Selected(selected, record), pod.manifest().volumes)
             asked = restrictions(request.flags)
-            apps.add(pod, store, record, app, asked, tuple(settings.insecure))
+            with _settled(app, pod.manifest(), pods, record, store) as app:
+                apps.add(pod, store, record, app, asked, tuple(settings.insecure))
     return 0
+
+
+@contextmanager
+def _settled(
+    app: RuntimeApp, manifest: PodManifest, pods: Pods, record: ImageRecord, store: Store
+) -> Iterator[RuntimeApp]:
+    """With the named volumes it wants of its own, which stay while it is added."""
+    if not any(mount.app_volume and mount.app_volume.kind == NAMED for mount in app.mounts):
+        yield app
+        return
+    from stage0 import namedvolumes
+
+    with namedvolumes.settled(manifest._replace(apps=(app,)), pods, {app.name: record}, store) as settled:
+        yield settled.apps[0]

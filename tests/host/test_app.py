@@ -126,6 +126,20 @@ def test_apps_come_and_go(rkpy: Recorded, started: Starter, image: str, tmp_path
     assert (tmp_path / "shared").is_dir()
 
 
+def test_an_app_has_a_named_volume(rkpy: Recorded, started: Starter, image: str) -> None:
+    """Filled for the app that makes it, and kept when that is gone."""
+    pod = sandbox(started)
+    rkpy.ok("app", "add", pod.name, image, "--name=one", "--mnt-volume=name=own,kind=named,source=data,target=/bin")
+    kept = rkpy.data / "volumes/data"
+    assert (kept / "sh").exists()
+    ((_, app),) = rkpy.calls("app_add")
+    assert [mount[:3] for mount in app[5]] == [[str(kept), "/bin", False]]
+    assert rkpy.ok("volume", "list", "--no-legend").split()[:2] == ["data", "1"]
+    rkpy.ok("app", "rm", "--app=one", pod.name)
+    assert rkpy.ok("volume", "list", "--no-legend").split()[:2] == ["data", "0"]
+    assert (kept / "sh").exists()
+
+
 def test_what_the_flavour_is_told(rkpy: Recorded, started: Starter, image: str) -> None:
     pod = sandbox(started)
     rkpy.ok("app", "add", pod.name, image)
