@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,6 @@ from tests.cgroups import until
 from tests.living import Living, die, start
 
 DEADLINE = 60
-
-
-@pytest.fixture
-def pods(tmp_path: Path) -> Pods:
-    return Pods(str(tmp_path / "data/pods"))
-
-
-@pytest.fixture
-def living() -> Iterator[Living]:
-    alive: Living = []
-    yield alive
-    for process in alive:
-        die(process)
 
 
 def exited(pods: Pods) -> str:

@@ -20,11 +20,6 @@ from stage1.poddir import Ending
 IMAGE_ID = types.ID_PREFIX + "1" * types.ID_DIGITS
 
 
-@pytest.fixture
-def pods(tmp_path: Path) -> Pods:
-    return Pods(str(tmp_path / "pods"))
-
-
 def marked(pods: Pods, prepare: Callable[[Path], object], *apps: str, annotations: tuple[str, ...] = ()) -> Path:
     """A pod with these apps that has ended, was made what `prepare` makes of it, and is then marked as garbage."""
     with pods.create() as pod:

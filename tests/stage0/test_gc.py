@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,19 +21,6 @@ from stage1 import flavour
 from tests.living import Living, die, start
 
 HOUR = 3600 * 1_000_000_000
-
-
-@pytest.fixture
-def pods(tmp_path: Path) -> Pods:
-    return Pods(str(tmp_path / "pods"))
-
-
-@pytest.fixture
-def living() -> Iterator[Living]:
-    alive: Living = []
-    yield alive
-    for process in alive:
-        die(process)
 
 
 def _pod(pods: Pods, directory: str) -> str:

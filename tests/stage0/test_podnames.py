@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,19 +11,6 @@ from common.errors import PodError
 from stage0 import podnames
 from stage0.pods import EXITED_GARBAGE, Pod, Pods
 from tests.living import Living, die, start
-
-
-@pytest.fixture
-def pods(tmp_path: Path) -> Pods:
-    return Pods(f"{tmp_path}/data/pods")
-
-
-@pytest.fixture
-def living() -> Iterator[Living]:
-    processes: Living = []
-    yield processes
-    for process in processes:
-        die(process)
 
 
 def preparing(pods: Pods, name: str) -> Pod:

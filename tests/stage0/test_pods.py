@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,6 @@ from stage0.pods import DIRECTORIES, Pod, PodBusyError, PodMovedError, Pods, Sta
 from stage1 import poddir
 from stage1.poddir import Ending
 from tests.living import Living, die, start
-
-
-@pytest.fixture
-def pods(tmp_path: Path) -> Pods:
-    return Pods(str(tmp_path / "data/pods"))
-
-
-@pytest.fixture
-def living() -> Iterator[Living]:
-    alive: Living = []
-    yield alive
-    for process in alive:
-        die(process)
 
 
 def _prepared(pods: Pods) -> str:
