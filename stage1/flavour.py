@@ -219,7 +219,7 @@ class Changes(Protocol):
         ...
 
     def app_start(self, directory: str, app: str) -> None:
-        """Start an app that was added, or has ended."""
+        """Start an app that was added, or has ended. It can be entered and signalled when this returns."""
         ...
 
     def app_stop(self, directory: str, app: str, *, force: bool) -> None:

@@ -55,6 +55,8 @@ class _App:
         self.process = process
         self.executed = False
         """Whether it ran, this time."""
+        self.attempts = 0
+        """How often it was tried to execute it, and is known what came of that."""
         self.restarts = 0
         self.ending: poddir.Ending | None = None
         """How it has ended, as long as something of it is left."""
@@ -344,6 +346,7 @@ class Monitor:
         if app.streams is not None:
             app.streams.started(int(rest))
         app.process, app.executed = MAIN, True
+        app.attempts += 1
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
         if self._journal is not None:
@@ -373,6 +376,7 @@ class Monitor:
     def _ended(self, app: _App, rest: str, _fds: list[int]) -> None:
         """See that nothing the app started outlives it. What does not die, or not yet, is no matter of the others'."""
         status, number, stopped, again = map(int, rest.split())
+        app.attempts += app.process == COMING
         app.process = NONE
         ending = app.ending = poddir.Ending(status, number, self._enclosure.ended(app.plan), bool(stopped))
         self._enclosure.when_gone(app.plan, lambda: self._gone(app, ending, again=bool(again)))
@@ -435,7 +439,11 @@ class Monitor:
 
     def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if op == "states":
-            return {"states": {app.plan.name: app.state for app in self._apps.values()}}
+            apps = self._apps.values()
+            return {
+                "states": {app.plan.name: app.state for app in apps},
+                "attempts": {app.plan.name: app.attempts for app in apps},
+            }
         if op == "signal":
             return self._signal(asked["signal"], name)
         if op == "terminate":
@@ -461,14 +469,14 @@ class Monitor:
         if op in ("attach", "endpoints", "resize"):
             return {"attach": self._attach, "endpoints": self._endpoints, "resize": self._resize}[op](app, asked, fds)
         self._require_mutable()
-        if op == "start":
-            self._start_later(app)
-        elif op == "rm":
+        if op == "rm":
             self._remove(app)
+        elif op == "start":
+            self._start_later(app)
         elif op in ("stop", "kill", "restart"):
             _require_running(app)
             self._tell(f"{op} {name}")
-        return {}
+        return {"attempts": app.attempts}
 
     def _signal(self, number: int, name: str) -> dict[str, Any]:
         """To the main process of every app, or of one, which has to run then. What is on its way to be an app can be

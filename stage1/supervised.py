@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common import files
 from common.errors import NetworkError, PodError
@@ -28,7 +28,7 @@ _LAUNCH = "launch"
 _NAMES = "asked"
 """The file in the pod's etc/ that holds what was typed about names."""
 _PATIENCE = 600.0
-"""Seconds until `rkpy app stop` gives up waiting for an app that does not die."""
+"""Seconds until `rkpy app stop` gives up waiting for an app that does not die, and `rkpy app start` for its start."""
 
 
 def announce(pod: PreparedPod, kind: str, limits: Limits) -> None:
@@ -204,7 +204,21 @@ def app_add(pod: PreparedPod, app: PreparedApp) -> None:
 
 
 def app_start(directory: str, app: str) -> None:
-    control.request(directory, {"op": "start", "app": app})
+    """Returns once the app has been executed, or could not be."""
+    _await_attempt(directory, app, control.request(directory, {"op": "start", "app": app}))
+
+
+def _await_attempt(directory: str, app: str, answer: dict[str, Any]) -> None:
+    """The next one to execute the app, after what `answer` counts: until then nobody can enter or signal it."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        told = control.request(directory, {"op": "states"})
+        # An app that is stopped meanwhile will not be executed.
+        if told["states"].get(app) != "running" or told["attempts"][app] > answer["attempts"]:
+            return
+        if time.monotonic() > end:
+            raise PodError(f'app "{app}" is still being started')
+        time.sleep(0.02)
 
 
 def app_stop(directory: str, app: str, *, force: bool) -> None:
@@ -218,7 +232,8 @@ def app_stop(directory: str, app: str, *, force: bool) -> None:
 
 
 def app_restart(directory: str, app: str) -> None:
-    control.request(directory, {"op": "restart", "app": app})
+    """Returns as `app_start` does."""
+    _await_attempt(directory, app, control.request(directory, {"op": "restart", "app": app}))
 
 
 def app_rm(directory: str, app: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.host import flavours
-from tests.host.flavours import Ground, until
+from tests.host.flavours import DEADLINE, Ground, until
 
 HOST = ("--net=host", "--ipc=parent")
 
@@ -37,3 +38,28 @@ def test_an_added_app_has_the_pods_network_and_ipc(ground: Ground, flags: tuple[
     assert mount_points(late) == mount_points(usual)
     assert ("/etc/resolv.conf" in mount_points(late)) == (flags == HOST and Path("/etc/resolv.conf").is_file())
     assert ("/dev/mqueue" in mount_points(late)) == (flags != HOST)
+
+
+def test_an_app_can_be_entered_when_its_start_has_returned(ground: Ground, tmp_path: Path) -> None:
+    """However long that takes: a handler that comes before the app waits for a file."""
+    handler = {"name": "pre-start", "exec": ["/bin/inspect", "wait-for", "/go/GO"]}
+    image = ground.image(eventHandlers=[handler])
+    with ground.running_command(["app", "sandbox", "--stage1=nspawn", "--net=none"]) as pod:
+        volume = f"--mnt-volume=name=go,kind=host,source={tmp_path},target=/go"
+        ground.rkpy.ok("app", "add", pod.uuid, image, "--name=a", volume, "--", "sleep")
+        for command in ("start", "restart"):
+            (tmp_path / "GO").unlink(missing_ok=True)
+            starting = ground.rkpy.start("app", command, "--app=a", pod.uuid)
+            with pytest.raises(subprocess.TimeoutExpired):
+                starting.wait(1)
+            (tmp_path / "GO").touch()
+            assert starting.communicate(timeout=DEADLINE) == ("", "")
+            assert ground.rkpy.ok("enter", "--app=a", pod.uuid, "/bin/inspect", "exit", "0") == ""
+
+
+def test_who_starts_an_app_that_cannot_be_executed_does_not_wait_for_it(ground: Ground) -> None:
+    """Nor for all the attempts that its restart policy makes."""
+    image = ground.image(exec=["/none/such"])
+    with ground.running_command(["app", "sandbox", "--stage1=nspawn", "--net=none"]) as pod:
+        ground.rkpy.ok("app", "add", pod.uuid, image, "--name=a", "--restart=always")
+        ground.rkpy.ok("app", "start", "--app=a", pod.uuid)
