@@ -15,6 +15,30 @@ from stage0 import main
 ROOT = Path(__file__).parents[2]
 
 
+# What an import ends with is such a callback, too.
+INTERRUPTED = """\
+import rkpy, stage0.main
+class Callback:
+    def __del__(self):
+        raise {error}
+def run(words):
+    Callback()
+    print("it went on", flush=True)
+    return 0
+stage0.main.main = run
+rkpy.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [("KeyboardInterrupt", (130, "", False)), ("ValueError", (0, "it went on\n", True))]
+)
+def test_an_interrupt_in_a_callback_ends_it(error: str, expected: tuple[int, str, bool]) -> None:
+    code = INTERRUPTED.format(error=error)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == expected, done
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
