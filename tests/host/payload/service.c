@@ -28,11 +28,14 @@ static void nap(long ms) {
     nanosleep(&t, NULL);
 }
 
+/* A line at once, and not by way of stdout's buffer: a signal's handler may come in the middle of another's. */
+static void line(const char *text) { dprintf(1, "%s\n", text); }
+
 static void say(const char *text, int fd) {
     const char *path = getenv("NOTIFY_SOCKET");
     struct sockaddr_un to = {.sun_family = AF_UNIX};
     char data[300000];
-    if (!path) { puts("no NOTIFY_SOCKET"); return; }
+    if (!path) { line("no NOTIFY_SOCKET"); return; }
     snprintf(to.sun_path, sizeof to.sun_path, "%s", path);
     if (path[0] == '@') to.sun_path[0] = '\0';
     snprintf(data, sizeof data, "%s", text);
@@ -52,13 +55,18 @@ static void say(const char *text, int fd) {
     close(s);
 }
 
+static void show(const char *name) {
+    const char *value = getenv(name);
+    dprintf(1, "%s%s%s\n", name, value ? "=" : "", value ? value : "");
+}
+
 static void barrier(void) {
     int ends[2];
     char byte;
     if (pipe(ends)) { perror("pipe"); return; }
     say("BARRIER=1", ends[1]);
     close(ends[1]);
-    if (read(ends[0], &byte, 1) == 0) puts("barrier");
+    if (read(ends[0], &byte, 1) == 0) line("barrier");
     close(ends[0]);
 }
 
@@ -73,11 +81,10 @@ static void on_hup(int number) {
     say(text, -1);
     nap(300);
     say("READY=1|STATUS=reloaded", -1);
-    puts("reloaded");
+    line("reloaded");
 }
 
 int main(int count, char **steps) {
-    setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGTERM, on_term);
     signal(SIGHUP, on_hup);
     for (int i = 1; i < count; i++) {
@@ -86,10 +93,10 @@ int main(int count, char **steps) {
         if (!strncmp(step, "say:", 4)) say(rest, -1);
         else if (!strncmp(step, "every:", 6)) for (char *text = strchr(rest, ':') + 1;;) { say(text, -1); nap(atol(rest)); }
         else if (!strcmp(step, "barrier")) barrier();
-        else if (!strncmp(step, "show:", 5)) getenv(rest) ? printf("%s=%s\n", rest, getenv(rest)) : puts(rest);
-        else if (!strncmp(step, "print:", 6)) puts(rest);
+        else if (!strncmp(step, "show:", 5)) show(rest);
+        else if (!strncmp(step, "print:", 6)) line(rest);
         else if (!strncmp(step, "wait:", 5)) while (access(rest, F_OK)) nap(10);
-        else if (!strncmp(step, "need:", 5)) { if (access(rest, F_OK)) { printf("no\n%s\n", rest); return 1; } }
+        else if (!strncmp(step, "need:", 5)) { if (access(rest, F_OK)) { line("no"); line(rest); return 1; } }
         else if (!strncmp(step, "sleep:", 6)) nap(atol(rest));
         else if (!strncmp(step, "ignore:", 7)) signal(atoi(rest), SIG_IGN);
         else if (!strncmp(step, "exit:", 5)) return atoi(rest);
