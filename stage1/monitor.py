@@ -439,11 +439,7 @@ class Monitor:
 
     def _answer(self, op: str, name: str, asked: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         if op == "states":
-            apps = self._apps.values()
-            return {
-                "states": {app.plan.name: app.state for app in apps},
-                "attempts": {app.plan.name: app.attempts for app in apps},
-            }
+            return {"states": {app.plan.name: app.state for app in self._apps.values()}}
         if op == "signal":
             return self._signal(asked["signal"], name)
         if op == "terminate":
@@ -468,6 +464,8 @@ class Monitor:
             raise PodError(f'no app "{name}" in the pod')
         if op in ("attach", "endpoints", "resize"):
             return {"attach": self._attach, "endpoints": self._endpoints, "resize": self._resize}[op](app, asked, fds)
+        if op == "attempts":
+            return {"state": app.state, "attempts": app.attempts}
         self._require_mutable()
         if op == "rm":
             self._remove(app)

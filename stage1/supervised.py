@@ -212,9 +212,9 @@ def _await_attempt(directory: str, app: str, answer: dict[str, Any]) -> None:
     """The next one to execute the app, after what `answer` counts: until then nobody can enter or signal it."""
     end = time.monotonic() + _PATIENCE
     while True:
-        told = control.request(directory, {"op": "states"})
+        told = control.request(directory, {"op": "attempts", "app": app})
         # An app that is stopped meanwhile will not be executed.
-        if told["states"].get(app) != "running" or told["attempts"][app] > answer["attempts"]:
+        if told["state"] != "running" or told["attempts"] > answer["attempts"]:
             return
         if time.monotonic() > end:
             raise PodError(f'app "{app}" is still being started')

@@ -127,7 +127,7 @@ def test_nonsense_does_the_pod_no_harm(ground: Ground, variant: Variant) -> None
                 assert "error" in answer or b"resize" in message or not message, message
         os.close(reader)
         until(lambda: len(os.listdir(mine)) == before)
-        assert control.request(place, {"op": "states"})["states"] == {"app": "running"}
+        assert control.request(place, {"op": "states"}) == {"states": {"app": "running"}}
         ground.rkpy.ok("stop", running.uuid)
         assert running.wait().err == ""
 
@@ -149,7 +149,7 @@ def test_more_callers_than_descriptors(ground: Ground, variant: Variant) -> None
         until(lambda: len(os.listdir(f"/proc/{monitor_of(running)}/fd")) >= used + 3)
         for caller in callers:
             caller.close()
-        assert control.request(place, {"op": "states"})["states"] == {"app": "running"}
+        assert control.request(place, {"op": "states"}) == {"states": {"app": "running"}}
 
 
 @every(SUPERVISED, QUICK)
