@@ -18,7 +18,7 @@ from aci.pod_manifest import PodManifest, RuntimeApp, Volume
 from aci.store import ImageRecord, Store
 from common import files, locks
 from common.errors import PodError, UsageError, reason
-from stage0 import behaviour, podinfo, prepare, rootless
+from stage0 import awaiting, behaviour, podinfo, prepare, rootless
 from stage0.podinfo import AppInfo
 from stage0.pods import Pod, Pods, State
 from stage1 import boot, poddir
@@ -40,8 +40,8 @@ def operation(pod: Pod, name: str) -> Callable[..., Any]:
 
 
 def find_running(pods: Pods, name: str) -> Pod:
-    """The running pod called `name`. Raises PodError."""
-    pod = pods.find(name)
+    """The running pod called `name`, which has a leader. Raises PodError."""
+    pod = awaiting.start(pods, pods.find(name))
     state = pod.state()
     if state is not State.RUNNING:
         raise PodError(f'pod "{pod.uuid}" isn\'t currently running: it is {state}')
@@ -68,8 +68,8 @@ def states(pod: Pod) -> dict[str, str]:
     """The state of each app: as the pod's flavour says while it runs, and as was recorded."""
     recorded = {app.name: app.state for app in podinfo.read(pod).apps}
     tell = getattr(flavours.load(pod.flavour()), "app_states", None) if pod.flavour() else None
-    if tell is None or pod.state() is not State.RUNNING:
-        return recorded
+    if tell is None or pod.state() is not State.RUNNING or pod.leader() is None:
+        return recorded  # Nobody can be asked, or nobody yet.
     told: dict[str, str] = tell(pod.path)
     return {name: told.get(name, state) for name, state in recorded.items()}
 

@@ -94,12 +94,8 @@ def _collect_ended() -> None:
 
 def living_children() -> dict[int, str]:
     """PIDs and command lines of this process's children, adopted ones too."""
-    pids: list[str] = []
-    for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
-            pids += file.read().split()
     found = {}
-    for pid in map(int, pids):
+    for pid in _children():
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as line:
                 command = line.read().replace(b"\0", b" ").decode(errors="replace").strip()
@@ -109,6 +105,18 @@ def living_children() -> dict[int, str]:
         except OSError:
             continue
     return found
+
+
+def _children() -> list[int]:
+    while True:
+        pids: list[str] = []
+        try:
+            for thread in os.listdir("/proc/self/task"):
+                with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+                    pids += file.read().split()
+            return [int(pid) for pid in pids]
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # A thread has ended, and its children are another's now.
 
 
 def _mounts() -> frozenset[str]:

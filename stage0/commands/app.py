@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from common.errors import PodError, UsageError
-from stage0 import apps, flags, podinfo, render, rootless
+from stage0 import apps, awaiting, flags, podinfo, render, rootless
 from stage0.commands import enter
 from stage0.commands.pod_arguments import app_name
 from stage0.config import Config
@@ -77,7 +77,8 @@ def restart(config: Config, uuid: str, app: str) -> None:
 @click.pass_obj
 def rm(config: Config, uuid: str, app: str) -> None:
     """Remove an app from a pod, be it running or not, with all its files."""
-    with Pods(config.pods).require_own().find(uuid) as pod:
+    pods = Pods(config.pods).require_own()
+    with awaiting.start(pods, pods.find(uuid)) as pod:
         state = pod.state()
         if state not in (State.RUNNING, State.EXITED, State.EXITED_GARBAGE):
             raise PodError(f'pod "{pod.uuid}" is {state}')

@@ -9,16 +9,12 @@ import click
 
 from aci.store import Store
 from common.errors import PodError, UsageError
-from stage0 import apps, flags, prepare, servicemanager
+from stage0 import apps, awaiting, flags, prepare, servicemanager
 from stage0.commands.pod_arguments import app_name
 from stage0.config import Config
 from stage0.pods import RUN, Pod, Pods, State
 from stage1 import flavour as flavours
 from stage1.flavour import EnterRequest, PreparedApp
-
-START_TIMEOUT = 60.0
-"""Seconds to wait for a pod that has just been started to get its leader: systemd may take its time to make its scope.
-"""
 
 
 @click.command("enter", context_settings={"allow_interspersed_args": False})
@@ -51,7 +47,8 @@ def run(
         raise UsageError(f"--cwd={cwd}: it has to be an absolute path")
     if user and privileged:
         raise UsageError("--user and --privileged exclude each other")
-    pod = _find(Pods(config.pods).require_own(), uuid)
+    pods = Pods(config.pods).require_own()
+    pod = awaiting.start(pods, _find(pods, uuid))
     _wait_until_started(pod, app)
     apps.join(pod)
     servicemanager.come_near(pod)
@@ -69,15 +66,11 @@ def _find(pods: Pods, uuid: str) -> Pod:
 
 
 def _wait_until_started(pod: Pod, app: str) -> None:
-    """A pod holds its lock a moment before it has a leader, and its apps may be started long after: when a machine has
-    booted, when there are networks. PodError when it does not run, or has no leader in time."""
-    end = time.monotonic() + START_TIMEOUT
+    """A pod's apps may be started long after it has a leader: when a machine has booted, when there are networks.
+    PodError when it does not run."""
     while pod.directory == RUN and pod.state() is State.RUNNING:
-        has_leader = pod.leader() is not None
-        if has_leader and (pod.is_ready() or _has_been_started(pod, app)):
+        if pod.is_ready() or _has_been_started(pod, app):
             return
-        if not has_leader and time.monotonic() > end:
-            raise PodError(f'pod "{pod.uuid}" has not started yet', hint="try again, or see rkpy status")
         time.sleep(0.02)
     raise PodError(f'pod "{pod.uuid}" isn\'t currently running')
 

@@ -9,7 +9,6 @@ import click
 from common.errors import PodError, RkpyError
 from stage0 import apps, behaviour
 from stage0.commands.pod_arguments import app_name, uuids
-from stage0.commands.stop import wait_for_leader
 from stage0.config import Config
 from stage0.pods import Pods
 from stage1 import flavour
@@ -44,7 +43,6 @@ def _kill(pods: Pods, name: str, app: str, number: int) -> str:
     with apps.find_running(pods, name) as pod:
         if app:
             app_name([one.name for one in pod.manifest().apps], app)
-        wait_for_leader(pod)
         if number == signal.SIGKILL and not app:
             flavour.load(pod.flavour()).stop(pod.path, force=True)
         else:

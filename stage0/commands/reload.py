@@ -7,7 +7,6 @@ import click
 from common.errors import PodError, RkpyError, UsageError
 from stage0 import apps, behaviour
 from stage0.commands.pod_arguments import uuids
-from stage0.commands.stop import wait_for_leader
 from stage0.config import Config
 from stage0.pods import RUN, Pod, Pods, State
 from stage1 import flavour
@@ -47,7 +46,6 @@ def _reload(pods: Pods, name: str) -> str:
         if not signals:
             hint = "rkpy run --reload-signal gives it one; rkpy kill --signal sends any"
             raise PodError(f'no app of pod "{pod.uuid}" has a signal to reload by', hint=hint)
-        wait_for_leader(pod)
         reload = getattr(flavour.load(pod.flavour()), "reload", None)
         if reload is not None:
             reload(pod.path)

@@ -62,7 +62,7 @@ def test_they_are_no_paths_and_nothing_else_comes_along(ground: Ground, variant:
     """A Unix socket and a pipe are passed as they are; of fly an app has the pod's lock besides."""
     reading, writing = os.pipe()
     with socket.socket(socket.AF_UNIX) as local, open(reading, "rb"), open(writing, "wb"):
-        local.bind("\0rkpy-test-activation")
+        local.bind(f"\0rkpy-test-activation-{os.getpid()}")
         local.listen()
         fifo = socket.socket(fileno=os.dup(local.fileno()))  # stands in: any descriptor will do
         with fifo:
@@ -254,9 +254,11 @@ def test_a_port_that_systemd_holds_is_neither_claimed_nor_led_into_the_pod(site:
         site.lab.leave(int(dict(line.split("=", 1) for line in leader.splitlines())["pid"]))
         assert "8080" in site.refused("run", "--port=http:8080", "example.com/net")
         site.ok("stop", uuid)
+        process.communicate(timeout=flavours.DEADLINE)
     finally:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 # --- what an app may not do

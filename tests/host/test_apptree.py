@@ -690,7 +690,8 @@ def _in_private_mounts(action: Callable[[], int]) -> int:
         code = 255
         try:
             syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+            # And not MS_SLAVE: what others mount meanwhile would come here, and be counted.
+            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
             code = action()
         finally:
             os._exit(code)

@@ -503,9 +503,9 @@ for again in range(5):
         process.stdout.readline()
         process.kill()
     for process in processes[4:]:
-        assert process.wait(60) == 0
+        assert process.wait(netlab.TIMEOUT) == 0
     for process in processes[:4]:
-        process.wait(60)
+        process.wait(netlab.TIMEOUT)
     listed = ruleset(lab)
     for number in range(5, 13):
         assert listed.count(f'172.16.28.{number} comment "{number:08}-0000-4000-8000-000000000000"') == 1

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import PodError
-from stage0.commands import enter, stop
+from stage0.commands import enter
 from stage0.pods import Pod, Pods
 from stage1 import poddir
 from tests.living import Living, die, start
@@ -337,29 +336,6 @@ def test_stopping_a_pod_that_is_just_starting(lab: Lab) -> None:
     assert lab.living[0].wait() == -15
 
 
-def test_how_long_a_pod_may_take_to_have_a_leader(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    uuid = lab.pod("busybox", alive=True).uuid
-    record = Path(lab.pods.root, "run", uuid, "pid")
-    record.rename(f"{record}.later")
-    now = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
-        if 50 < now < 60:
-            Path(f"{record}.later").rename(record)
-            now = 60
-
-    monkeypatch.setattr(stop, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-    with lab.pods.find(uuid) as pod:
-        stop.wait_for_leader(pod)
-        assert now == 60
-        record.rename(f"{record}.later")
-        with pytest.raises(PodError, match="has not started its apps yet"):
-            stop.wait_for_leader(pod)
-    Path(f"{record}.later").rename(record)
-
-
 def test_an_app_that_runs_can_be_entered_long_before_its_pod_is_ready(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,10 +354,6 @@ def test_an_app_that_runs_can_be_entered_long_before_its_pod_is_ready(
     with lab.pods.find(uuid) as pod:
         enter._wait_until_started(pod, "")
         assert now > 300
-        (place / "pid").rename(place / "pid.later")
-        with pytest.raises(PodError, match="has not started yet"):
-            enter._wait_until_started(pod, "")
-        (place / "pid.later").rename(place / "pid")
 
 
 def test_stop_by_force(lab: Lab) -> None:

@@ -605,10 +605,12 @@ static void swap(const char *one, const char *other) {
             fail(one);
 }
 
+#define PROGRAMS 1024 /* different ones on the machine, those of others too */
+
 /* The programs of other processes, held by O_PATH so that they can be tried again when nobody runs them any more
  * (CVE-2019-5736). Prints "seen PROGRAM" once for each and "opened PROGRAM" when one can be written to. */
 static void exe_writer(int seconds) {
-    struct { int fd, opened; struct stat status; char name[4096]; } found[32];
+    static struct { int fd, opened; struct stat status; char name[4096]; } found[PROGRAMS];
     struct stat own;
     int count = 0;
     time_t end = time(NULL) + seconds;
@@ -628,7 +630,7 @@ static void exe_writer(int seconds) {
                 continue;
             for (int i = 0; i < count; i++)
                 known |= found[i].status.st_ino == status.st_ino && found[i].status.st_dev == status.st_dev;
-            if (known || count == 32 || (status.st_ino == own.st_ino && status.st_dev == own.st_dev))
+            if (known || count == PROGRAMS || (status.st_ino == own.st_ino && status.st_dev == own.st_dev))
                 continue;
             int fd = open(path, O_PATH | O_CLOEXEC);
             ssize_t length = readlink(path, found[count].name, sizeof found[count].name - 1);
