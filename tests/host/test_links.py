@@ -223,6 +223,19 @@ def test_an_interface_that_is_there_is_not_touched(site: Site) -> None:
     assert len(site.leases()) == 2
 
 
+@pytest.mark.parametrize("conf", [PTP, BRIDGE], ids=["ptp", "bridge"])
+def test_a_wire_that_the_pod_had_before_is_replaced(site: Site, conf: dict[str, Any]) -> None:
+    """The kernel takes it away only after the namespace, which may be after the pod was started again."""
+    before = site.pod()
+    name = site.add(before, conf)["interfaces"][-2]["name"]
+    again = site.pod()._replace(uuid=before.uuid)
+    result = site.add(again, conf)
+    assert result["interfaces"][-2]["name"] == name
+    assert site.interfaces(before.name) == {"lo"}
+    assert site.ping("host", addresses(result)[0])
+    site.check(again, conf, result)
+
+
 def test_delete_gives_the_addresses_back_as_often_as_wanted(site: Site) -> None:
     pod = site.pod()
     site.add(pod, PTP)
