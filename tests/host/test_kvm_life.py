@@ -358,7 +358,7 @@ def test_the_callers_pipes(ground: Ground) -> None:
     app = shell(ground, "cat; echo aside >&2; exit 3")
     done = subprocess.run(
         ground.rkpy.command(*ground.words(KVM, "--interactive"), *app),
-        input=data, capture_output=True, timeout=120, env=ground.rkpy.environment(), check=False,
+        input=data, capture_output=True, timeout=flavours.DEADLINE, env=ground.rkpy.environment(), check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (3, b"aside\n")
     assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
