@@ -471,6 +471,16 @@ def test_macvlan_is_on_the_masters_wire(site: Site, conf: dict[str, Any]) -> Non
     assert site.leases() == []
 
 
+@pytest.mark.parametrize("conf", [{"mac": "02:00:00:00:00:09"}, {"mode": "passthru"}], ids=["mac", "passthru"])
+def test_what_a_pod_had_of_its_master_goes_to_the_next(site: Site, conf: dict[str, Any]) -> None:
+    """As soon as the kernel takes it from the one that is over; that it has not yet is no failure."""
+    over, pod, whole = site.pod(), site.pod(), on_the_uplink("macvlan", **conf)
+    site.add(over, whole)
+    site.lab.popen(over.name, "sh", "-c", "sleep 1; exec ip link delete eth0")
+    result = site.add(pod, whole)
+    site.check(pod, whole, result)
+
+
 def test_macvlan_that_cannot_be(site: Site) -> None:
     pod = site.pod()
     assert "there is no interface nic9" in site.fail("add", pod, on_the_uplink("macvlan", master="nic9"))
