@@ -5,6 +5,7 @@ names). Pods so attached do not reach the host itself, and the host's firewall d
 from __future__ import annotations
 
 import errno
+import time
 from typing import Any
 
 from common.errors import NetworkError
@@ -16,26 +17,52 @@ _MODES: dict[str, dict[str, Any]] = {
     "ipvlan": {"l2": 0, "l3": 1, "l3s": 2},
 }
 """As the codec wants them; the first is the default."""
+_PATIENCE = 10.0
+"""Seconds. What a master does not lend twice (a hardware address, all of itself, on ipvlan an address) is not free
+before the kernel has taken away the interface of a pod that has ended, which is some time after its last process."""
+_PAUSE = 0.05
 
 
 def add(call: Call) -> dict[str, Any]:
-    from stage1.network import addresses, netlink, wires
+    from stage1.network import addresses, wires
 
     links.refuse(call, "linkInContainer")
     mode = _mode(call)
     leases = addresses.obtain(call) if call.conf.get("ipam") else None
     try:
-        _create(call, mode)
-        try:
-            link = wires.furnish(call, leases, routed=False)
-        except BaseException:
-            with netlink.Netlink(call.netns) as pod:
-                wires.undo(pod, call.interface)
-            raise
+        link = _attach_in_time(call, mode, leases)
     except BaseException:
         links.give_back(call)
         raise
     return addresses.result(call, [wires.interface(call.interface, link.mac, call.netns)], leases)
+
+
+def _attach_in_time(call: Call, mode: Any, leases: Any) -> Any:
+    """The interface, as soon as nobody else has what it is to have of its master."""
+    from stage1.network import netlink, programs
+
+    # EINVAL has many reasons; this is one.
+    taken = (errno.EADDRINUSE, errno.EINVAL) if mode == "passthru" else (errno.EADDRINUSE,)
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _attach(call, mode, leases)
+        except netlink.Refused as error:
+            if error.errno not in taken or time.monotonic() > end or programs.is_over():
+                raise
+        time.sleep(_PAUSE)
+
+
+def _attach(call: Call, mode: Any, leases: Any) -> Any:
+    from stage1.network import netlink, wires
+
+    _create(call, mode)
+    try:
+        return wires.furnish(call, leases, routed=False)
+    except BaseException:
+        with netlink.Netlink(call.netns) as pod:
+            wires.undo(pod, call.interface)
+        raise
 
 
 def _mode(call: Call) -> Any:

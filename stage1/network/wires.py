@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
 from common.errors import NetworkError, reason
-from stage1.network import links, netlink
+from stage1.network import barelink, links, netlink
 from stage1.network.addresses import Leases
 from stage1.network.netlink import Attributes, Link, Netlink
 from stage1.network.plugin import Call
@@ -38,8 +39,25 @@ def make_veth(call: Call, host: Netlink) -> tuple[Link, str]:
     with opened(call.netns) as fd:
         peer = [("IFLA_IFNAME", call.interface), ("IFLA_ADDRESS", mac), ("IFLA_NET_NS_FD", fd), *size]
         ours: Attributes = [("IFLA_ADDRESS", links.host_mac(call)), ("IFLA_GROUP", links.GROUP), *size]
-        host.do(netlink.create(name, "veth", ours, [("VETH_INFO_PEER", {"attrs": peer})]))
+        request = netlink.create(name, "veth", ours, [("VETH_INFO_PEER", {"attrs": peer})])
+        try:
+            host.do(request)
+        except netlink.Refused as error:
+            if error.errno != errno.EEXIST or not _is_left_over(call, host):
+                raise
+            barelink.remove(name)
+            host.do(request)
     return host.need(name), mac
+
+
+def _is_left_over(call: Call, host: Netlink) -> bool:
+    """Whether what is in the way is the wire of the pod as it ran before: the kernel takes it away some time after the
+    last process of that namespace, so it may also have gone meanwhile."""
+    with Netlink(call.netns) as pod:
+        if pod.link(call.interface) is not None:
+            return False
+    found = host.link(links.host_end(call))
+    return found is None or found.mac == links.host_mac(call)
 
 
 def raise_host_end(call: Call, host: Netlink, link: Link, attributes: Attributes | None = None) -> None:

@@ -36,7 +36,10 @@ _CONSOLE = 64
 _HEARD = 1 << 16
 """Of a socket's datagrams, how much is dealt with before the guest is told so."""
 _GRACE = 2.0
-"""Seconds in which all of a machine should be gone once a part of it is."""
+"""Seconds in which all of a machine should be gone once virtiofsd is."""
+_GONE = 20.0
+"""Seconds that QEMU may take to end once the machine is of no use any more. Its ports are closed some time before it
+is gone, on a machine that is busy a long time."""
 _PATIENCE = 120.0
 """Seconds beyond those that apps and their handlers have to end, until a pod is given up that is asked to stop."""
 _OF_HOST = ("io_bandwidth", "io_operations")
@@ -146,7 +149,7 @@ class VirtualMachine:
         """How it has ended; empty when it had to be made to."""
         poll = select.poll()
         poll.register(self._qemu.pidfd, select.POLLIN)
-        by_itself = poll.poll(_GRACE * 1000)
+        by_itself = poll.poll(_GONE * 1000)
         status = self.end()
         if not by_itself:
             return ""

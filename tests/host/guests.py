@@ -185,10 +185,11 @@ class _Monitor:
         started = self._qemu = qemu.start(self._machine, plan, -1)
         try:
             served = self._share.serve(self._machine, started.pidfd, started.share, started.complaints, -1)
-        except RkpyError:
-            if not select.select([started.pidfd], [], [], 0)[0]:
+        except RkpyError as error:
+            # As in the monitor: QEMU was faster, and will have said why.
+            if not isinstance(error.__cause__, OSError) or not select.select([started.pidfd], [], [], DEADLINE)[0]:
                 raise
-            return started.pid, 0  # QEMU was faster, and will have said why.
+            return started.pid, 0
         self._virtiofsd = served.pid
         return started.pid, served.pid
 

@@ -358,7 +358,7 @@ def test_the_callers_pipes(ground: Ground) -> None:
     app = shell(ground, "cat; echo aside >&2; exit 3")
     done = subprocess.run(
         ground.rkpy.command(*ground.words(KVM, "--interactive"), *app),
-        input=data, capture_output=True, timeout=120, env=ground.rkpy.environment(), check=False,
+        input=data, capture_output=True, timeout=flavours.DEADLINE, env=ground.rkpy.environment(), check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (3, b"aside\n")
     assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
@@ -403,7 +403,7 @@ def test_a_sandbox(ground: Ground) -> None:
     with ground.running_command(words) as running:
         uuid = running.uuid
         ground.rkpy.ok("status", "--wait-ready=300s", uuid)
-        add("one", "echo up; echo file >/tmp/file; sleep 1000")
+        add("one", "echo up; echo file >>/tmp/file; sleep 1000")
         # At once: a command waits for the app.
         done = ground.rkpy(
             "app",
@@ -417,7 +417,8 @@ def test_a_sandbox(ground: Ground) -> None:
         assert (done.status, done.out) == (6, "file\n"), done
         app("restart", "--app=one")
         until(lambda: poddir.read_restarts(ground.place(uuid), "one") == 1)
-        assert ground.rkpy.ok("app", "exec", "--app=one", uuid, "/bin/cat", "/tmp/file") == "file\n"
+        # Files outlive a restart.
+        until(lambda: ground.rkpy.ok("app", "exec", "--app=one", uuid, "/bin/cat", "/tmp/file") == "file\n" * 2)
         assert "running" in ground.rkpy.refused("app", "rm", uuid, "--app=one")
         app("stop", "--app=one")
         assert states(ground, uuid) == {"one": "exited"}

@@ -12,6 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,11 +137,18 @@ def test_ptp_pods_reach_each_other_the_host_and_what_is_beyond(site: Site) -> No
 def test_ptp_is_usable_at_once(site: Site) -> None:
     """No address waits for anything, not even the link-local ones that neighbours are asked with."""
     pod = site.pod()
+    # Whoever did wait would do so for longer than we do.
+    for where in (pod.name, "host"):
+        site.lab.run(where, "sh", "-c", "echo 100000 > /proc/sys/net/ipv6/conf/default/dad_transmits")
     name = site.add(pod, PTP)["interfaces"][0]["name"]
-    for where, interface in ((pod.name, "eth0"), ("host", name)):
+
+    def has_all(where: str, interface: str) -> bool:
+        """The kernel adds it, and says that it is good, when it gets round to that."""
         shown = site.lab.run(where, "ip", "-6", "address", "show", "dev", interface)
-        assert "fe80::" in shown
-        assert "tentative" not in shown
+        return "fe80::" in shown and "tentative" not in shown
+
+    for where, interface in ((pod.name, "eth0"), ("host", name)):
+        until(partial(has_all, where, interface))
 
 
 def test_ptp_result_and_host_end(site: Site) -> None:
@@ -221,6 +229,19 @@ def test_an_interface_that_is_there_is_not_touched(site: Site) -> None:
     assert "create veth" in site.fail("add", Pod(pod.name, str(uuid.uuid4())), other)
     site.check(pod, PTP, result)
     assert len(site.leases()) == 2
+
+
+@pytest.mark.parametrize("conf", [PTP, BRIDGE], ids=["ptp", "bridge"])
+def test_a_wire_that_the_pod_had_before_is_replaced(site: Site, conf: dict[str, Any]) -> None:
+    """The kernel takes it away only after the namespace, which may be after the pod was started again."""
+    before = site.pod()
+    name = site.add(before, conf)["interfaces"][-2]["name"]
+    again = site.pod()._replace(uuid=before.uuid)
+    result = site.add(again, conf)
+    assert result["interfaces"][-2]["name"] == name
+    assert site.interfaces(before.name) == {"lo"}
+    assert site.ping("host", addresses(result)[0])
+    site.check(again, conf, result)
 
 
 def test_delete_gives_the_addresses_back_as_often_as_wanted(site: Site) -> None:
@@ -448,6 +469,16 @@ def test_macvlan_is_on_the_masters_wire(site: Site, conf: dict[str, Any]) -> Non
     site.check(pod, whole, result)
     site.call("delete", pod, whole)
     assert site.leases() == []
+
+
+@pytest.mark.parametrize("conf", [{"mac": "02:00:00:00:00:09"}, {"mode": "passthru"}], ids=["mac", "passthru"])
+def test_what_a_pod_had_of_its_master_goes_to_the_next(site: Site, conf: dict[str, Any]) -> None:
+    """As soon as the kernel takes it from the one that is over; that it has not yet is no failure."""
+    over, pod, whole = site.pod(), site.pod(), on_the_uplink("macvlan", **conf)
+    site.add(over, whole)
+    site.lab.popen(over.name, "sh", "-c", "sleep 1; exec ip link delete eth0")
+    result = site.add(pod, whole)
+    site.check(pod, whole, result)
 
 
 def test_macvlan_that_cannot_be(site: Site) -> None:

@@ -129,11 +129,20 @@ def test_enter_and_nonsense(ground: Ground) -> None:
     with ground.running(KVM, app) as running:
         own = list(iter(running.line, "up"))
         assert len(own) == 24 and own[-4:] == ["uid 33 33 33", "gid 34 34 34", "groups", "/srv/www"], own
+        # What came with the news that the app had started is closed by then.
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
+        before = _descriptors(running)
         _enter(ground, running, own)
         _talk_nonsense(ground, running)
+        until(lambda: _descriptors(running) == before)
         assert ground.rkpy.ok("enter", running.uuid, "inspect", "say", "alive") == "alive\n"
         ground.rkpy.ok("stop", running.uuid)
         assert running.wait().err == ""
+
+
+def _descriptors(running: Running) -> int:
+    """How many the monitor has."""
+    return len(os.listdir(f"/proc/{running.process.pid}/fd"))
 
 
 def _enter(ground: Ground, running: Running, own: list[str]) -> None:
@@ -172,15 +181,12 @@ def _enter(ground: Ground, running: Running, own: list[str]) -> None:
 def _talk_nonsense(ground: Ground, running: Running) -> None:
     """To the monitor, which serves more requests where there is a machine."""
     place = ground.place(running.uuid)
-    mine = Path(f"/proc/{running.process.pid}/fd")
-    before = len(os.listdir(mine))
     enter = (b'{"op": "enter"}', b'{"op": "enter", "app": "app"}', b'{"op": "enter", "app": "no", "terminal": 1}')
     with open(os.devnull) as null:
         for message in (*GARBAGE, *enter):
             for fds in ([], [null.fileno()], [null.fileno()] * 3, [null.fileno()] * 5, [null.fileno()] * 200):
                 answer = ask(place, message, fds)
                 assert "error" in answer or b"resize" in message or not message, message
-    until(lambda: len(os.listdir(mine)) == before)
     assert control.request(place, {"op": "states"}) == {"states": {"app": "running"}}
 
 

@@ -87,7 +87,7 @@ def test_a_pod_whose_plugin_hangs_can_be_interrupted(site: Site, number: signal.
 def test_an_interrupted_plugin_may_finish(site: Site) -> None:
     """And what it did is taken back in the namespace that it did it in; and a signal that comes twice is one."""
     before = site.state()
-    log = _plugin(site, f'sleep 0.3; echo "$CNI_COMMAND-done${{CNI_NETNS:+-there}}" >> {site.directory}/log')
+    log = _plugin(site, f'sleep 0.1; echo "$CNI_COMMAND-done${{CNI_NETNS:+-there}}" >> {site.directory}/log')
     process = _run(site)
     until(lambda: _commands(log))
     os.killpg(process.pid, signal.SIGTERM)
@@ -177,11 +177,13 @@ def test_the_pod_fails_before_it_is_attached(site: Site) -> None:
 
 
 def test_what_is_no_directory_among_the_claims_is_in_nobodys_way(site: Site) -> None:
+    untouched = site.state()
     site.run(app=("--exec=/bin/true",))
+    site.settles_to(untouched)
     claims = [f"/run/rkpy/net/{kind}/garbage" for kind in ("leases", "names")]
     site.lab.host("touch", *claims)
     before = site.state()
     assert site.run("--port=http:8080", app=("--exec=/bin/true",)).status == 0
     site.ok("gc", "--grace-period=0s")
-    assert site.state() == before
+    site.settles_to(before)
     site.lab.host("rm", *claims)

@@ -116,7 +116,8 @@ def test_nonsense_does_the_pod_no_harm(ground: Ground, variant: Variant) -> None
     app = ground.app("say up + sleep", "--stdout=stream")
     with ground.running(variant, app) as running, open(os.devnull) as null:
         place = ground.place(running.uuid)
-        until(lambda: poddir.read_started(place, "app"))
+        # What came with the news that the app had started is closed by then.
+        ground.rkpy.ok("status", "--wait-ready=300s", running.uuid)
         mine = Path(f"/proc/{monitor_of(running)}/fd")
         reader, writer = os.pipe()
         os.close(writer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,18 @@ class NoCgroup:
 
 
 @pytest.mark.parametrize(
-    ("in_time", "said"),
+    ("in_time", "lingers", "said"),
     [
-        (False, "QEMU has ended with status 3: qemu: no such machine"),
-        (True, "cannot start virtiofsd: exec format error: qemu: no such machine"),
+        (False, 0, "QEMU has ended with status 3: qemu: no such machine"),
+        (False, 0.3, "QEMU has ended with status 3: qemu: no such machine"),
+        (True, 0, "cannot start virtiofsd: exec format error: qemu: no such machine"),
     ],
 )
-def test_who_ended_first_is_to_blame(in_time: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU ends when virtiofsd does not come, and virtiofsd cannot be started when QEMU has ended."""
+def test_who_ended_first_is_to_blame(
+    in_time: bool, lingers: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU ends when virtiofsd does not come, and virtiofsd cannot be started when QEMU has ended, or is about to: it
+    is waited for longer than the rest of a machine."""
     console, far = os.pipe()
     errors, complaints = os.pipe()
     opened = [console, far, errors, complaints]
@@ -52,13 +57,16 @@ def test_who_ended_first_is_to_blame(in_time: bool, said: str, tmp_path: Path, m
         pid = os.fork()
         if not pid:
             os.write(complaints, b"qemu: no such machine\n")
+            time.sleep(lingers)
             os._exit(3)
         pidfd = os.pidfd_open(pid)
         opened.append(pidfd)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        if not lingers:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
         return qemu.Started(pid, pidfd, -1, console, errors, -1, complaints)
 
     monkeypatch.setattr(qemu, "start", start)
+    monkeypatch.setattr(virtualmachine, "_GRACE", 0.0)
     monkeypatch.setattr(virtualmachine, "Share", Dead)
     monkeypatch.setattr(Dead, "in_time", in_time)
     plan: Any = type("Plan", (), {"directory": str(tmp_path)})
