@@ -6,7 +6,7 @@ namespace (pid_namespaces(7)).
 
 The monitor says (descriptors in brackets):
     start [plan stdin stdout stderr cgroup sockets… mounts…]    cgroup is /dev/null where there are no cgroups
-    sealed             all apps of the beginning were named
+    sealed             all apps of the beginning were named; before that none of them ends
     cleared APP [cgroup]    nothing is left of the app that ended; what follows happens in a new cgroup
     stop APP, kill APP, restart APP, remove APP
     signal NUMBER [APP]    to the main process of every app, or of one; what is on its way to be one gets SIGKILL only
@@ -155,6 +155,7 @@ class Supervisor:
         elif verb == "sealed":
             self._sealed = True
             self._review()
+            self._reap()
         elif verb == "ping":
             self._tell("pong")
         elif verb == "signal":
@@ -296,8 +297,9 @@ class Supervisor:
             self._review()
 
     def _reap(self) -> None:
-        """Collect every process that has ended: the apps' and, as PID 1, everybody's orphans."""
-        while True:
+        """Collect every process that has ended: the apps' and, as PID 1, everybody's orphans. Not before all apps of
+        the beginning are known, because an app that ends at once does not end before its pod is ready."""
+        while self._sealed:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:

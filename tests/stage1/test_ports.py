@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import os
 import pathlib
 import signal
@@ -120,15 +121,27 @@ def test_what_makes_no_sense_is_nobodys(pods: Pods, quiet: None) -> None:
 
 
 @contextlib.contextmanager
-def _listening(address: str, protocol: str = "tcp", *, only: bool = False) -> Iterator[int]:
+def _listening(address: str, protocol: str = "tcp", *, only: bool = False, port: int = 0) -> Iterator[int]:
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as listener:
         if ":" in address:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
-        listener.bind((address, 0))
+        listener.bind((address, port))
         if protocol == "tcp":
             listener.listen()
         yield listener.getsockname()[1]
+
+
+def _second_of_two() -> int:
+    """A port that nobody has, as nobody has the one before it."""
+    while True:
+        port = free_port()
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for number, kind in itertools.product((port - 1, port), (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+                probe = stack.enter_context(socket.socket(socket.AF_INET6, kind))
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                probe.bind(("::", number))
+            return port
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -146,7 +159,7 @@ def test_what_the_host_listens_on_is_not_taken_from_it(
     pods: Pods, protocol: str, listener: str, free: set[str]
 ) -> None:
     uuid = pods.start()
-    with _listening(listener, protocol) as port:
+    with _listening(listener, protocol, port=_second_of_two()) as port:
         for host_ip in HOST_IPS:
             if host_ip in free:
                 ports.release(_claim(uuid, _port(host_ip, port, protocol)), uuid)

@@ -492,11 +492,13 @@ class Story:
         mutable: bool = False,
         handlers: bool = False,
         health: Health | None = None,
+        sealed: bool = True,
     ) -> None:
         plan = PodPlan("", "", -1, (), "", stop_timeout=PATIENCE, mutable=mutable)
         self.world = World(plan, {"one": plan_of("one", restart, handlers=handlers, health=health)})
         self.world.start("one")
-        self.world.tell("sealed")
+        if sealed:
+            self.world.tell("sealed")
         self.hear()
 
     def hear(self) -> None:
@@ -560,8 +562,9 @@ def story() -> Iterator[Callable[..., Story]]:
         mutable: bool = False,
         handlers: bool = False,
         health: Health | None = None,
+        sealed: bool = True,
     ) -> Story:
-        told.append(Story(restart, mutable=mutable, handlers=handlers, health=health))
+        told.append(Story(restart, mutable=mutable, handlers=handlers, health=health, sealed=sealed))
         return told[-1]
 
     yield begin
@@ -670,6 +673,16 @@ def test_one_that_ends_at_once_is_not_looked_at(story: Callable[..., Story]) -> 
         one.world.loop.pass_time()
     one.run()
     assert [text for text in one.world.said if text.startswith("health")] == ["health one starting "]
+
+
+def test_one_that_ends_at_once_ends_after_its_pod_was_ready(story: Callable[..., Story]) -> None:
+    """Also when it has ended before the supervisor has heard that there are no more."""
+    one = story(sealed=False)
+    one.execute()
+    one.end()
+    assert one.world.said == []
+    one.tell("sealed")
+    assert one.world.said == ["started one 100", "ready", "ended one 0 0 0 0", "over 0"]
 
 
 def test_signals_are_for_apps_only(story: Callable[..., Story]) -> None:

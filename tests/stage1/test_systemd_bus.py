@@ -66,7 +66,8 @@ def test_a_signal_that_came_before_an_answer_is_not_lost(path: str) -> None:
 def test_no_bus_and_no_answer_are_errors(tmp_path: Path, path: str) -> None:
     with pytest.raises(SystemdError, match="no such file or directory"):
         Bus(f"{tmp_path}/nothing")
-    connection = Bus(path, timeout=0.2)
+    connection = Bus(path)
+    connection._timeout = 0.2  # but for connecting it has the usual time
     with pytest.raises(SystemdError, match="timed out"):
         connection.wait(lambda _message: False)
     connection.close()

@@ -100,14 +100,22 @@ def test_a_socket_unit_starts_the_pod(ground: Ground, name: str, variant: Varian
         systemctl("start", f"{name}.socket")
         assert connect(7001) == "hello"
         assert connect(7001) == "hello"
-        until(lambda: f"LISTEN_FDNAMES={name}.socket" in said(f"{name}.service"), lambda: said(f"{name}.service"))
+        # The last it says; that it answers tells nothing of how far the journal has come.
+        count = 2 if variant.name == "fly" else 1
+        until(lambda: len(_links(said(f"{name}.service"))) >= count, lambda: said(f"{name}.service"))
         lines = said(f"{name}.service")
+        assert f"LISTEN_FDNAMES={name}.socket" in lines
         assert "LISTEN_FDS=1" in lines
         pid = next(line.split()[1] for line in lines if line.startswith("pid "))
         assert f"LISTEN_PID={pid}" in lines
-        links = [line for line in lines if line[:2].strip().isdigit() and int(line.split()[0]) > 2]
+        links = _links(lines)
         assert "socket:" in links[0], lines
-        assert len(links) == (2 if variant.name == "fly" else 1), lines
+        assert len(links) == count, lines
+
+
+def _links(lines: Sequence[str]) -> list[str]:
+    """Of what `fdlinks` says: the descriptors beside the three that everybody has."""
+    return [line for line in lines if line[:2].strip().isdigit() and int(line.split()[0]) > 2]
 
 
 @every(SEVERAL, HERE)
@@ -161,7 +169,7 @@ def test_no_connection_is_lost_while_the_service_restarts(ground: Ground, name: 
             failures.append(error)
 
     def more(than: int) -> bool:
-        return len(answers) > than + 3 or bool(failures)
+        return answers.count("served") > than + 3 or bool(failures)
 
     with units(
         {
@@ -175,7 +183,7 @@ def test_no_connection_is_lost_while_the_service_restarts(ground: Ground, name: 
         thread.start()
         try:
             for _ in range(3):
-                before = len(answers)
+                before = answers.count("served")
                 systemctl("restart", f"{name}.service")
                 until(partial(more, before), lambda: (answers, failures))
         finally:

@@ -172,7 +172,9 @@ def test_a_journal_that_is_restarted(rkpy: Rkpy) -> None:
     """While the app writes on: its socket is systemd's, and what was sent meanwhile waits there."""
     marks = rkpy.directory / "marks"
     marks.mkdir()
-    script = "busybox seq 5000; touch /marks/half; while ! test -e /marks/go; do busybox seq 100; done; echo end"
+    script = (
+        "busybox seq 5000; touch /marks/half; until test -e /marks/go; do sleep 0.01; busybox seq 100; done; echo end"
+    )
     flags = [f"--volume=marks,kind=host,source={marks}", "--mount=volume=marks,target=/marks"]
     uuid_file = rkpy.directory / "uuid"
     words = [*RUN, *flags, f"--uuid-file-save={uuid_file}", NAME, "--name=a", *SHELL, script]
@@ -413,6 +415,7 @@ def test_apps_that_are_added_and_restarted(rkpy: Rkpy) -> None:
         rkpy.ok("app", "add", pod.uuid, NAME, "--name=late", *SHELL, "say MESSAGE=again; echo new; sleep 1000")
         rkpy.ok("app", "start", "--app=late", pod.uuid)
         until(lambda: pod.lines("journal") == ["said", "said", "again"])
+        until(lambda: pod.lines() == ["up", "up", "new"])
         rkpy.ok("stop", pod.uuid)
     assert pod.logs() == "up\nup\nnew\n"
 
@@ -491,13 +494,23 @@ def test_fly_in_a_service_waits_until_the_journal_knows_its_unit(rkpy: Rkpy) -> 
 
 def test_fly_from_a_shell_writes_to_the_shell(rkpy: Rkpy) -> None:
     """And the event of its start is the pod's unit's, though a moment ago the same process was in the shell's."""
-    uuid_file = rkpy.directory / "uuid"
-    words = [*RUN[:2], "--stage1=fly", f"--uuid-file-save={uuid_file}", NAME, *SHELL, "echo out; echo err >&2; sleep 1"]
-    done = units.run(*units.in_scope(*rkpy.command(*words)))
-    assert (done.stdout, done.stderr) == ("out\n", "err\n")
-    uuid = uuid_file.read_text().strip()
+    uuid_file, marks = rkpy.directory / "shell", rkpy.directory / "shell-marks"
+    marks.mkdir()
+    flags = ["--stage1=fly", f"--volume=marks,kind=host,source={marks}", "--mount=volume=marks,target=/marks"]
+    script = "echo out; echo err >&2; until test -e /marks/go; do sleep 0.05; done"
+    words = [*RUN[:2], *flags, f"--uuid-file-save={uuid_file}", NAME, *SHELL, script]
+    with subprocess.Popen(
+        units.in_scope(*rkpy.command(*words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            until(lambda: process.poll() is not None or (uuid_file.exists() and uuid_file.read_text().strip()))
+            uuid = uuid_file.read_text().strip()
+            # Whose unit it is the journal looks up in /proc when it reads the entry.
+            (started,) = units.logged(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.STARTED}")
+        finally:
+            (marks / "go").touch()
+        assert process.communicate(timeout=units.TIMEOUT) == ("out\n", "err\n")
     (prepared,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.PREPARED}")
-    (started,) = units.journal(f"RKPY_POD_UUID={uuid}", f"MESSAGE_ID={protocol.STARTED}")
     assert prepared["_PID"] == started["_PID"]
     assert started["_SYSTEMD_UNIT"] == f"rkpy-{uuid}.scope"
 
@@ -622,7 +635,7 @@ def test_a_journal_namespace(rkpy: Rkpy) -> None:
 
 
 def test_a_pod_that_outlives_what_the_journal_has_of_it(rkpy: Rkpy) -> None:
-    script = "echo early; trap 'echo late; exit 0' TERM; sleep 1000 & wait"
+    script = "trap 'echo late; exit 0' TERM; echo early; sleep 1000 & wait"
     process = rkpy.start(*RUN, "--log-driver=journald", "--pod-name=old", NAME, "--name=a", *SHELL, script)
     try:
         until(lambda: "early" in rkpy("logs", "old").out)

@@ -278,10 +278,16 @@ def test_its_sockets_are_the_apps(alice: Person) -> None:
     units.run(*options, f"--unit={unit}", f"--socket-property=ListenDatagram={address}", *words[words.index("--") :])
     try:
         units.run("python3", "-c", f"import socket; socket.socket(1, 2).sendto(b'x', {address!r})")
-        until(lambda: "1 2" in units.messages(units.journal(f"_SYSTEMD_UNIT={unit}.service")))
+        lines: list[str] = []
+
+        def said() -> bool:
+            """The last of it: what it says before was written before."""
+            lines[:] = units.messages(units.journal(f"_SYSTEMD_UNIT={unit}.service"))
+            return any(line.startswith("socket:[") for line in lines)
+
+        until(said)
         units.run("systemctl", "stop", f"{unit}.socket", f"{unit}.service")
-        lines = units.messages(units.journal(f"_SYSTEMD_UNIT={unit}.service"))
-        assert any(line.startswith("socket:[") for line in lines), lines
+        assert "1 2" in lines
     finally:
         units.run("systemctl", "stop", f"{unit}.socket", f"{unit}.service", check=False)
         units.run("systemctl", "reset-failed", f"{unit}.service", check=False)

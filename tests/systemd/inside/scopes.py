@@ -39,10 +39,22 @@ class Pod(NamedTuple):
         output, errors = self.process.communicate(timeout=units.TIMEOUT)
         return self.process.returncode, output + errors
 
+    def is_known(self, name: str) -> bool:
+        """Whether systemd has a scope for it that is called by that name, or machined a machine."""
+        scope = units.show(f"rkpy-{name}.scope", "LoadState", "Description")
+        if scope["LoadState"] != "not-found" and self.uuid in scope["Description"]:
+            return True
+        shown = (
+            units.run("machinectl", "show", machine, "--property=Id", "--value", check=False)
+            for machine in (name, f"rkpy-{name}")
+        )
+        return any(done.stdout.strip() == self.uuid.replace("-", "") for done in shown)
+
 
 @contextlib.contextmanager
 def pod(rkpy: Rkpy, *options: str, script: str = STAY, flags: tuple[str, ...] = ()) -> Iterator[Pod]:
-    """Runs until the end of the block; its apps are up."""
+    """Runs until the end of the block; its apps are up. Afterwards neither systemd nor machined knows it any more, who
+    hear of its end later than we do."""
     saved = rkpy.directory / "uuid"
     saved.unlink(missing_ok=True)
     command = rkpy.command(
@@ -64,6 +76,8 @@ def pod(rkpy: Rkpy, *options: str, script: str = STAY, flags: tuple[str, ...] = 
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.communicate(timeout=units.TIMEOUT)
+    names = [word.removeprefix("--pod-name=") for word in options if word.startswith("--pod-name=")]
+    until(lambda: not any(map(made.is_known, (made.uuid, *names))))
 
 
 def machines() -> dict[str, dict[str, Any]]:
