@@ -56,7 +56,9 @@ class _App:
         self.executed = False
         """Whether it ran, this time."""
         self.attempts = 0
-        """How often it was tried to execute it, and is known what came of that."""
+        """How often it was executed, or could not be."""
+        self.trouble = ""
+        """Why it could not be, if that is what came of the last attempt."""
         self.restarts = 0
         self.ending: poddir.Ending | None = None
         """How it has ended, as long as something of it is left."""
@@ -347,6 +349,7 @@ class Monitor:
             app.streams.started(int(rest))
         app.process, app.executed = MAIN, True
         app.attempts += 1
+        app.trouble = ""
         pid = _pid_behind(fds[0]) if fds else 0
         self._record(poddir.write_started, app, pid)
         if self._journal is not None:
@@ -371,12 +374,16 @@ class Monitor:
 
     def _failed(self, app: _App, rest: str, _fds: list[int]) -> None:
         text = rest.partition(" ")[2]
+        if app.process == COMING:
+            app.trouble = text
         boot.complain(self._command, text if len(self._apps) == 1 else f'app "{app.plan.name}": {text}')
 
     def _ended(self, app: _App, rest: str, _fds: list[int]) -> None:
         """See that nothing the app started outlives it. What does not die, or not yet, is no matter of the others'."""
         status, number, stopped, again = map(int, rest.split())
-        app.attempts += app.process == COMING
+        if app.process == COMING:
+            app.attempts += 1
+            app.trouble = app.trouble or "it ended before it was executed"
         app.process = NONE
         ending = app.ending = poddir.Ending(status, number, self._enclosure.ended(app.plan), bool(stopped))
         self._enclosure.when_gone(app.plan, lambda: self._gone(app, ending, again=bool(again)))
@@ -465,15 +472,17 @@ class Monitor:
         if op in ("attach", "endpoints", "resize"):
             return {"attach": self._attach, "endpoints": self._endpoints, "resize": self._resize}[op](app, asked, fds)
         if op == "attempts":
-            return {"state": app.state, "attempts": app.attempts}
+            return {"state": app.state, "attempts": app.attempts, "trouble": app.trouble}
         self._require_mutable()
-        if op == "rm":
-            self._remove(app)
-        elif op == "start":
+        if op == "start":
             self._start_later(app)
+        elif op == "rm":
+            self._remove(app)
         elif op in ("stop", "kill", "restart"):
             _require_running(app)
             self._tell(f"{op} {name}")
+            # An attempt that is under way comes to something before the one that is asked for here.
+            return {"attempts": app.attempts + (app.process == COMING)}
         return {"attempts": app.attempts}
 
     def _signal(self, number: int, name: str) -> dict[str, Any]:

@@ -204,21 +204,23 @@ def app_add(pod: PreparedPod, app: PreparedApp) -> None:
 
 
 def app_start(directory: str, app: str) -> None:
-    """Returns once the app has been executed, or could not be."""
+    """Returns once the app is executed. Raises PodError when it could not be."""
     _await_attempt(directory, app, control.request(directory, {"op": "start", "app": app}))
 
 
 def _await_attempt(directory: str, app: str, answer: dict[str, Any]) -> None:
     """The next one to execute the app, after what `answer` counts: until then nobody can enter or signal it."""
+    if "attempts" not in answer:
+        return  # The monitor is of an older rkpy.
     end = time.monotonic() + _PATIENCE
-    while True:
-        told = control.request(directory, {"op": "attempts", "app": app})
-        # An app that is stopped meanwhile will not be executed.
-        if told["state"] != "running" or told["attempts"] > answer["attempts"]:
-            return
+    while (told := control.request(directory, {"op": "attempts", "app": app}))["attempts"] <= answer["attempts"]:
+        if told["state"] != "running":
+            raise PodError(f'app "{app}" was stopped before it was executed')
         if time.monotonic() > end:
             raise PodError(f'app "{app}" is still being started')
         time.sleep(0.02)
+    if told["trouble"]:
+        raise PodError(f'app "{app}" could not be started: {told["trouble"]}')
 
 
 def app_stop(directory: str, app: str, *, force: bool) -> None:

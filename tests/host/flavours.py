@@ -231,7 +231,8 @@ class Shared:
         added = self._rkpy(f"--insecure-options={insecure}", "app", "add", self.uuid, image, *flags, *rest)
         if added.status:
             return Result(shell_status(added.status), added.out, added.err)
-        self._rkpy.ok("app", "start", f"--app={name}", self.uuid)
+        # That an app cannot be executed is said there too, and told by its status as well.
+        self._rkpy("app", "start", f"--app={name}", self.uuid)
         until(lambda: supervised.app_states(self.directory)[name] == "exited", lambda: self._told(before))
         ending = poddir.read_ending(self.directory, name)
         assert ending is not None

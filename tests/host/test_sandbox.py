@@ -55,11 +55,23 @@ def test_an_app_can_be_entered_when_its_start_has_returned(ground: Ground, tmp_p
             (tmp_path / "GO").touch()
             assert starting.communicate(timeout=DEADLINE) == ("", "")
             assert ground.rkpy.ok("enter", "--app=a", pod.uuid, "/bin/inspect", "exit", "0") == ""
+        # A start that is under way is not the one that a restart is asked for.
+        (tmp_path / "GO").unlink()
+        first, second = (ground.rkpy.start("app", "restart", "--app=a", pod.uuid) for _ in range(2))
+        for starting in (first, second):
+            with pytest.raises(subprocess.TimeoutExpired):
+                starting.wait(1)
+        (tmp_path / "GO").touch()
+        for starting in (first, second):
+            starting.communicate(timeout=DEADLINE)
+        assert ground.rkpy.ok("enter", "--app=a", pod.uuid, "/bin/inspect", "exit", "0") == ""
 
 
 def test_who_starts_an_app_that_cannot_be_executed_does_not_wait_for_it(ground: Ground) -> None:
-    """Nor for all the attempts that its restart policy makes."""
+    """Nor for all the attempts that its restart policy makes, and hears why."""
     image = ground.image(exec=["/none/such"])
     with ground.running_command(["app", "sandbox", "--stage1=nspawn", "--net=none"]) as pod:
         ground.rkpy.ok("app", "add", pod.uuid, image, "--name=a", "--restart=always")
-        ground.rkpy.ok("app", "start", "--app=a", pod.uuid)
+        refused = ground.rkpy("app", "start", "--app=a", pod.uuid)
+        assert refused.status == 254
+        assert refused.err == 'rkpy: app start: app "a" could not be started: program "/none/such" not found\n'
