@@ -101,24 +101,19 @@ def of_run(words: Sequence[str], request: Request) -> Unit:
     what `rkpy run` would raise."""
     flags = request.flags
     _check(request)
-    name = flags.get("pod-name") or " ".join(image.reference for image in request.images) or flags.get("pod-manifest")
-    name = name or flags.get("pod-file") or ""
+    path = flags.get("pod-manifest")
+    lives = behaviour.PodBehaviour() if path is None else behaviour.of_pod(pod_manifest.read(path))
+    name, stop = flags.get("pod-name") or lives.name, flags.get("stop-timeout")
+    called = name or " ".join(image.reference for image in request.images) or path or flags.get("pod-file") or ""
     return Unit(
-        f"Pod {name}",
+        f"Pod {called}",
         "rkpy-run",
         ("run", *absolute(words)),
-        _stop_timeout(flags),
+        lives.stop_timeout if stop is None else behaviour.stop_timeout(stop),
         fetches=_fetches(request),
-        collects=(*global_words(flags), *podservice.after_stop(flags.get("pod-name") or "")),
+        collects=(*global_words(flags), *podservice.after_stop(name)),
         reloads=_reloads(flags) if _may_reload(request) else (),
     )
-
-
-def _stop_timeout(flags: Values) -> int:
-    stop, path = flags.get("stop-timeout"), flags.get("pod-manifest")
-    if stop is not None:
-        return behaviour.stop_timeout(stop)
-    return behaviour.STOP_SECONDS if path is None else behaviour.of_pod(pod_manifest.read(path)).stop_timeout
 
 
 def _may_reload(request: Request) -> bool:

@@ -167,9 +167,12 @@ def test_the_unit_of_a_pod_says_how_it_was_run(
 def test_systemd_waits_longer_than_the_pod(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert value(printed(capsys, "--stop-timeout=5m", "a.com/a"), "TimeoutStopSec") == "615"
     app = RuntimeApp("app", RuntimeImage("sha512-" + "0" * 128, "", ()))
-    manifest = pod_manifest.dumps(PodManifest((app,), annotations=(("rkpy/stop-timeout", "20"),)))
-    (tmp_path / "manifest").write_text(manifest)
-    assert value(printed(capsys, f"--pod-manifest={tmp_path}/manifest"), "TimeoutStopSec") == "55"
+    annotations = (("rkpy/stop-timeout", "20"), ("rkpy/pod-name", "web"))
+    (tmp_path / "manifest").write_text(pod_manifest.dumps(PodManifest((app,), annotations=annotations)))
+    unit = printed(capsys, f"--pod-manifest={tmp_path}/manifest")
+    assert value(unit, "TimeoutStopSec") == "55"
+    assert value(unit, "Description") == "Pod web"
+    assert value(unit, "ExecStopPost") == "-rkpy gc --quiet --mark-only --keep-last=web:5"
     assert value(printed(capsys, f"--pod-manifest={tmp_path}/manifest", "--stop-timeout=5"), "TimeoutStopSec") == "25"
 
 
