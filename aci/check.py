@@ -14,7 +14,7 @@ from aci.store import ImageRecord, Store, damaged_name
 from common import files
 from common.errors import ImageError, StoreError, reason
 from common.records import NamedTuple
-from common.syscalls import RENAME_EXCHANGE, renameat2, syncfs
+from common.syscalls import RENAME_EXCHANGE, renameat2
 
 MAX_DIFFERENCES = 5
 """Named for each layer; the rest is counted."""
@@ -111,11 +111,7 @@ def _replace(store: Store, record: ImageRecord, layer: _Stored) -> None:
         else:
             unpack_blob(blob, target, layer.blob, layer.name.replace("-", ":"), f"layer {layer.blob[:19]}")
         try:
-            fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                syncfs(fd, target)
-            finally:
-                os.close(fd)
+            files.flush_filesystem(target)
             _swap(target, path, store.layer_path(damaged_name(layer.name)))
         except OSError as error:
             raise StoreError(f"cannot replace layer {layer.name[:19]}: {reason(error)}") from error

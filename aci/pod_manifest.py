@@ -137,6 +137,11 @@ _VOLUME_FIELDS: Final = frozenset(
 _EXPOSED_PORT_FIELDS: Final = frozenset({"name", "hostPort", "hostIP", "podPort"})
 
 
+def own_volumes(*apps: RuntimeApp) -> list[Volume]:
+    """Those that are the apps' alone."""
+    return [mount.app_volume for app in apps for mount in app.mounts if mount.app_volume]
+
+
 def parse(data: bytes) -> PodManifest:
     """Read a pod manifest. ManifestError names the place of the first fault."""
     return named(_WHAT, lambda raw: _pod(decode(raw)), data)

@@ -21,7 +21,7 @@ from aci.types import quote
 from common import files, overlay
 from common.errors import ImageError, RkpyError, StoreError, reason
 from common.records import NamedTuple
-from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2, syncfs
+from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 MAX_PARTS = 1000
 """Images a root is put together of. A chain of diamonds doubles at every step."""
@@ -136,11 +136,7 @@ def rendered(store: Store, record: ImageRecord) -> str:
 
 def _publish(target: str, path: str) -> None:
     try:
-        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syncfs(fd, target)
-        finally:
-            os.close(fd)
+        files.flush_filesystem(target)
         try:
             os.rename(target, path)
         except OSError as error:
@@ -189,8 +185,8 @@ def merge(layers: Sequence[Layer], target: str) -> None:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "free some space, `rkpy image gc` may help" if full else ""
-        about = f" ({error.filename})" if error.filename else ""
-        raise StoreError(f"cannot put the root together in {target}: {reason(error)}{about}", hint=hint) from error
+        about = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+        raise StoreError(f"cannot put files together in {target}: {reason(error)}{about}", hint=hint) from error
 
 
 class _Leaf(NamedTuple):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import IO
 
 from common.records import NamedTuple
-from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
+from common.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2, syncfs
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # linux/fs.h, in the encoding of ioctl numbers that x86-64, arm64, riscv64 and s390x share. Elsewhere the kernel answers
@@ -66,6 +66,15 @@ def flush_directory(path: str) -> None:
     fd = os.open(path, _DIRECTORY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def flush_filesystem(path: str) -> None:
+    """syncfs(2) for what the directory `path` is on: all that lies in it survives a power cut."""
+    fd = os.open(path, _DIRECTORY)
+    try:
+        syncfs(fd, path)
     finally:
         os.close(fd)
 

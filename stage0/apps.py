@@ -128,7 +128,7 @@ def _require_new(manifest: PodManifest, app: RuntimeApp) -> None:
 
 def _own_volumes(app: RuntimeApp) -> list[Volume]:
     """The empty volumes that are the app's alone."""
-    own = {mount.app_volume.name: mount.app_volume for mount in app.mounts if mount.app_volume}
+    own = {volume.name: volume for volume in pod_manifest.own_volumes(app)}
     return [volume for volume in own.values() if volume.kind == "empty"]
 
 

@@ -4,9 +4,10 @@ Each is a directory below `volumes` in the data directory, made when a pod first
 that pod mounts it, and removed by nobody but `rkpy volume rm`. To the pod it is a directory of the host like any other,
 and so it stands in the pod's manifest.
 
-`volumes/.lock` is held shared by who writes a manifest with such volumes in it, and exclusively by who makes or removes
-one: so nothing is removed that a pod is about to use, and of two pods that want a new one the second finds it. Whether
-they are ours to work on is asked of the pods beside them (`Pods.require_own`).
+`volumes/.lock` is held shared by who writes a manifest with such volumes in it, and exclusively by who removes one: so
+nothing is removed that a pod is about to use. `volumes/.making` is held by who makes some, which may take its time: of
+two pods that want a new one the second finds it, and no other waits. Whether they are ours to work on is asked of the
+pods beside them (`Pods.require_own`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from aci.image_manifest import App
-from aci.pod_manifest import PodManifest, RuntimeApp, Volume
+from aci.pod_manifest import PodManifest, RuntimeApp, Volume, own_volumes
 from aci.store import ImageRecord, Store
-from common import files, locks, ownership, syscalls
+from common import files, locks, ownership
 from common.errors import PodError, RkpyError, reason
 from common.locks import Lock
 from common.records import NamedTuple
@@ -29,6 +30,7 @@ from stage0.values import NAMED, is_volume_name
 from stage1 import poddir
 
 _LOCK = ".lock"
+_MAKING = ".making"
 _REMOVAL = ".removal"
 _NEW = ".new"
 _GONE = ".gone"
@@ -36,6 +38,10 @@ _WRITTEN = tuple(name for name in DIRECTORIES if name != EMBRYO)
 """Where pods may have a manifest."""
 _MODE = 0o700
 """A set-ID program that an app has left in a volume is for nobody to execute, as with what lies in pods."""
+
+
+_made_here: list[str] = []
+"""Volumes that this process has made."""
 
 
 class _Place(NamedTuple):
@@ -59,8 +65,7 @@ def settled(
     until it is left, when the manifest has to be where `users` finds it. `records` holds the image of each app by the
     app's name. Raises PodError."""
     root = directory(pods)
-    own = [mount.app_volume for app in manifest.apps for mount in app.mounts if mount.app_volume]
-    wanted = [volume for volume in (*manifest.volumes, *own) if volume.kind == NAMED]
+    wanted = [volume for volume in (*manifest.volumes, *own_volumes(*manifest.apps)) if volume.kind == NAMED]
     try:
         lock = _made(root, wanted, lambda volume: _place(manifest, volume, records, store))
     except OSError as error:
@@ -88,16 +93,24 @@ def _made(root: str, wanted: list[Volume], place: Callable[[Volume], _Place | No
     """A shared lock under which all that are wanted are there."""
     if files.make_directory(root, _MODE):
         files.flush_directory(os.path.dirname(root))
-    lock = locks.acquire(f"{root}/{_LOCK}", exclusive=True, create=0o600)
-    try:
-        for volume in wanted:
-            if not _is_there(root, volume.source):
-                _make(root, volume, place(volume) if volume.copy else None)
-        lock.convert(exclusive=False)
-    except BaseException:
+    while True:
+        lock = locks.acquire(f"{root}/{_LOCK}", exclusive=False, create=0o600)
+        try:
+            missing = [volume for volume in wanted if not _is_there(root, volume.source)]
+        except BaseException:
+            lock.close()
+            raise
+        if not missing:
+            return lock
         lock.close()
-        raise
-    return lock
+        with _making(root):
+            for volume in missing:
+                if not _is_there(root, volume.source):
+                    _make(root, volume, place(volume))
+
+
+def _making(root: str, *, blocking: bool = True) -> Lock:
+    return locks.acquire(f"{root}/{_MAKING}", exclusive=True, blocking=blocking, create=0o600)
 
 
 def _is_there(root: str, name: str) -> bool:
@@ -114,12 +127,12 @@ def _is_there(root: str, name: str) -> bool:
 
 
 def _place(manifest: PodManifest, volume: Volume, records: Mapping[str, ImageRecord], store: Store) -> _Place | None:
-    """Where the first app has it that has it at all."""
+    """Where the first app has it that has it at all, by whatever name the pod has for it."""
     for app in manifest.apps:
         record = records[app.name]
         section = app.app or record.manifest.app or App()
         for path, (mounted, _) in prepare.volumes_by_path(manifest, app, section).items():
-            if mounted.name == volume.name:
+            if (mounted.kind, mounted.source) == (NAMED, volume.source):
                 return _Place(tuple(store.root_layers(record)), path)
     return None
 
@@ -131,37 +144,34 @@ def _make(root: str, volume: Volume, place: _Place | None) -> None:
     try:
         files.make_directory(new, 0o755)
         if place is not None:
-            _copy(place, new, volume.source)
+            _copy(place, new, volume)
         prepare.own_volume(new, volume)
+        if place is not None and volume.copy:  # It is the volume's from now on, and nowhere else.
+            files.flush_filesystem(new)
         os.rename(new, f"{root}/{volume.source}")
     except BaseException:
         with suppress(OSError):
             _remove(root, _NEW)
         raise
+    _made_here.append(volume.source)
     # What an app flushes into it is not to be lost with its name.
     files.flush_directory(root)
 
 
-def _copy(place: _Place, new: str, name: str) -> None:
-    """What the image has there is the volume's from now on: it has to be on disk before the name is."""
-    from stage1 import implicit
-    from stage1.rootfs import open_image
+def _copy(place: _Place, new: str, volume: Volume) -> None:
+    from stage1.rootfs import copy_directory, open_image
 
     try:
         image = open_image(place.layers, "rkpy", new)
         try:
-            implicit.copy(image, place.path, new)
+            copy_directory(image, place.path, new, content=volume.copy)
         finally:
             os.close(image)
-        fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syscalls.syncfs(fd, new)
-        finally:
-            os.close(fd)
     except (OSError, RkpyError) as error:
-        why = reason(error) if isinstance(error, OSError) else error.message
-        hint = "" if isinstance(error, OSError) else error.hint
-        raise PodError(f'fill volume "{name}" with what the image has at {place.path}: {why}', hint=hint) from error
+        why, hint = (reason(error), "") if isinstance(error, OSError) else (error.message, error.hint)
+        raise PodError(
+            f'fill volume "{volume.source}" with what the image has at {place.path}: {why}', hint=hint
+        ) from error
 
 
 def names(pods: Pods) -> list[str]:
@@ -191,12 +201,20 @@ def users(pods: Pods) -> dict[str, list[str]]:
                 continue  # Being made, without volumes yet; or being removed, which was the last of it.
             hint = f"rkpy rm {pod.uuid} removes the pod"
             raise PodError(f'volumes of pod "{pod.uuid}": {error.message}', hint=hint) from error
-        own = [mount.app_volume for app in manifest.apps for mount in app.mounts if mount.app_volume]
-        sources = {os.path.normpath(volume.source) for volume in (*manifest.volumes, *own) if volume.source}
+        volumes = (*manifest.volumes, *own_volumes(*manifest.apps))
+        sources = {os.path.normpath(volume.source) for volume in volumes if volume.source}
         for source in sources:
             if os.path.realpath(os.path.dirname(source)) == root:
                 found.setdefault(os.path.basename(source), []).append(pod.uuid)
     return found
+
+
+def take_back(pods: Pods) -> None:
+    """Remove the volumes that this process has made, for a pod that is not to be: what they begin with may not be what
+    the next one would have had. Those that another pod uses meanwhile stay."""
+    while _made_here:
+        with suppress(RkpyError):
+            remove(pods, _made_here.pop())
 
 
 def remove(pods: Pods, name: str) -> None:
@@ -223,7 +241,11 @@ def finish(pods: Pods) -> None:
     """Remove what is left of volumes whose removal or making was interrupted. Raises OSError."""
     root = directory(pods)
     if os.path.lexists(f"{root}/{_NEW}"):
-        with locks.acquire(f"{root}/{_LOCK}", exclusive=True, create=0o600):
+        # Who is at work on it holds that, and will finish it himself.
+        with (
+            suppress(BlockingIOError),
+            locks.acquire(f"{root}/{_MAKING}", exclusive=True, blocking=False, create=0o600),
+        ):
             _remove(root, _NEW)
     if os.path.lexists(f"{root}/{_GONE}"):
         with locks.acquire(f"{root}/{_REMOVAL}", exclusive=True, create=0o600):

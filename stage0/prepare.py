@@ -46,8 +46,8 @@ def write(pod: Pod, manifest: PodManifest, records: Mapping[str, ImageRecord], s
 
 def _volumes(manifest: PodManifest) -> Iterable[Volume]:
     """Those of the pod and of its apps, one of each name."""
-    own = {mount.app_volume.name: mount.app_volume for app in manifest.apps for mount in app.mounts if mount.app_volume}
-    return (own | {volume.name: volume for volume in manifest.volumes}).values()
+    found = (*pod_manifest.own_volumes(*manifest.apps), *manifest.volumes)
+    return {volume.name: volume for volume in found}.values()
 
 
 def write_app_info(directory: str, app: str, record: ImageRecord, store: Store) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 
-from common import files, syscalls
+from common import files
 from common.errors import PodError, StoreError, reason
 from stage1 import poddir
 from stage1.app_steps import implicit_mounts
 from stage1.flavour import Mount, PreparedApp, PreparedPod
-from stage1.rootfs import open_image
+from stage1.rootfs import copy_directory, open_image
 
 
 def fill(pod: PreparedPod, app: PreparedApp) -> None:
@@ -41,23 +41,8 @@ def _fill(image: int, mount: Mount) -> None:
     finally:
         os.close(volumes)
     files.make_directory(partial, 0o755)
-    copy(image, mount.target, partial)
+    copy_directory(image, mount.target, partial)
     os.rename(partial, mount.source)
-
-
-def copy(image: int, path: str, target: str) -> None:
-    """Give the empty directory `target` what the directory `path` of an image has, if there is one: its owner and mode
-    too. `image` is a descriptor of the image's root. Raises OSError and StoreError."""
-    from aci.tree import merge_layers
-
-    try:
-        directory = syscalls.openat2(image, path, os.O_PATH | os.O_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    try:
-        merge_layers([f"/proc/self/fd/{directory}"], target)
-    finally:
-        os.close(directory)
 
 
 def warnings(pod: PreparedPod, app: PreparedApp) -> list[str]:

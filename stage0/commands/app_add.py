@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from aci.pod_manifest import PodManifest, RuntimeApp
+from aci.pod_manifest import PodManifest, RuntimeApp, own_volumes
 from aci.store import ImageRecord, Store
 from common.errors import UsageError
 from stage0 import apps, assemble, options
@@ -60,10 +60,14 @@ def _settled(
     app: RuntimeApp, manifest: PodManifest, pods: Pods, record: ImageRecord, store: Store
 ) -> Iterator[RuntimeApp]:
     """With the named volumes it wants of its own, which stay while it is added."""
-    if not any(mount.app_volume and mount.app_volume.kind == NAMED for mount in app.mounts):
+    if not any(volume.kind == NAMED for volume in own_volumes(app)):
         yield app
         return
     from stage0 import namedvolumes
 
-    with namedvolumes.settled(manifest._replace(apps=(app,)), pods, {app.name: record}, store) as settled:
-        yield settled.apps[0]
+    try:
+        with namedvolumes.settled(manifest._replace(apps=(app,)), pods, {app.name: record}, store) as settled:
+            yield settled.apps[0]
+    except BaseException:
+        namedvolumes.take_back(pods)
+        raise

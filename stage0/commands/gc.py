@@ -115,13 +115,13 @@ def _sweep(pods: Pods, grace_period: int, told: _Told) -> None:
 
 
 def _sweep_volumes(pods: Pods, told: _Told) -> None:
-    """What is left of a named volume whose removal was interrupted."""
+    """What is left of named volumes whose removal or making was interrupted."""
     from stage0 import namedvolumes
 
     try:
         namedvolumes.finish(pods)
     except OSError as error:
-        told.complain(PodError(f"remove a volume: {error.filename or pods.root}: {reason(error)}"))
+        told.complain(PodError(f"remove what is left of a volume: {error.filename or pods.root}: {reason(error)}"))
 
 
 def _sweep_networks(told: _Told) -> None:

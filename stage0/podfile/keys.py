@@ -61,7 +61,7 @@ _NOTIFY = "when an app is ready: yes for when it says so (sd_notify(3)), healthy
 _ARGS = "any flags, each --FLAG=VALUE in one word"
 _TMPFS = "empty volume: /TARGET[:size=64M,mode=1777]; in memory if it has a size"
 _VOLUME = (
-    "/SOURCE:/TARGET[:ro,bind,slave...], NAME:/TARGET[:ro,uid=...] for a named one, /TARGET for an empty one, "
+    "/SOURCE:/TARGET[:ro,bind,slave...], NAME:/TARGET[:ro,nocopy,uid=...] for a named one, /TARGET for an empty one, "
     "or NAME,kind=host|empty|named,... without a mount"
 )
 

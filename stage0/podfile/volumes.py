@@ -104,7 +104,7 @@ def _named(name: str, source: str, target: str, options: list[str]) -> Mounted:
         raise ValueError(f'"{source}" is not the name of a volume')
     made = [name, "kind=named", f"source={_whole(source)}"]
     for option in options:
-        words = ["copy=false"] if option == "nocopy" else _read_only(option)
+        words = {"copy": [], "nocopy": ["copy=false"]}.get(option, _read_only(option))
         if words is None and option.partition("=")[0] not in ("mode", "uid", "gid"):
             raise ValueError(f'"{option}" is no option of a named volume: there is ro, rw, nocopy, mode, uid, gid')
         made += [option] if words is None else words

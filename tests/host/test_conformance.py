@@ -30,6 +30,7 @@ from tests.host.flavours import (
     QUICK,
     ROOT,
     SECCOMP,
+    SEVERAL,
     Case,
     Ground,
     Variant,
@@ -685,7 +686,7 @@ def test_a_named_volume_begins_with_what_the_image_has(ground: Ground, variant: 
     cases = {
         "filled": ("", "directory 0755 33 34", "sown"),
         "typed": (",uid=5,mode=0700", "directory 0700 5 34", "sown"),
-        "empty": (",copy=false", "directory 0755 0 0", absent),
+        "empty": (",copy=false", "directory 0755 33 34", absent),
     }
     for name, (options, *lines) in cases.items():
         pod = [f"--volume=data,kind=named,source={name}{options}", "--mount=volume=data,target=/var/www"]
@@ -695,6 +696,33 @@ def test_a_named_volume_begins_with_what_the_image_has(ground: Ground, variant: 
         assert other == [line.replace("/srv/www", "/tmp") for line in lines], name
     _collect(ground)
     ground.rkpy.ok("volume", "rm", *cases)
+
+
+@every(SEVERAL, HERE)
+def test_a_named_volume_that_is_called_by_several_names_is_that_of_the_first_app(
+    ground: Ground, variant: Variant
+) -> None:
+    """Whichever of the pod's names comes first, and be one of them mounted by nobody."""
+    images = [ground.image(files={"srv/www/seed": word}) for word in ("one", "two")]
+    pod = [f"--volume={name},kind=named,source=shared" for name in ("none", "b", "a")]
+    apps = [
+        ground.app("read /srv/www/seed", f"--name={name}", f"--mount=volume={name},target=/srv/www", image=image)
+        for name, image in zip(("a", "b"), images, strict=True)
+    ]
+    result = ground.pod(variant, *apps, pod=pod)
+    assert (result.status, sorted(line.split()[-1] for line in result.lines)) == (0, ["one", "one"]), result
+    _collect(ground)
+    ground.rkpy.ok("volume", "rm", "shared")
+
+
+@by_root(QUICK)
+def test_a_named_volume_of_a_pod_that_is_refused_is_not_there(ground: Ground, variant: Variant) -> None:
+    """Its content would be that of a place which was not meant."""
+    for target in ("/", "/../", "/bin/inspect", "/bin/inspect/x"):
+        pod = ["--volume=data,kind=named,source=refused", f"--mount=volume=data,target={target}"]
+        done = ground.run(variant, "id", pod=pod)
+        assert done.status == 254, (target, done)
+        assert ground.rkpy.ok("volume", "list", "--no-legend") == "", target
 
 
 @by_root(QUICK)
@@ -707,7 +735,7 @@ def test_a_named_volume_that_cannot_be_filled_is_not_there(ground: Ground, varia
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "small", volumes], check=True)
     try:
         refused = ground.run(variant, "id", image=image, pod=pod)
-        assert [path.name for path in volumes.iterdir()] == [".lock"]
+        assert sorted(path.name for path in volumes.iterdir()) == [".lock", ".making"]
     finally:
         subprocess.run(["umount", volumes], check=True)
     assert refused.status == 254

@@ -89,7 +89,7 @@ def test_what_was_interrupted_is_no_volume(pods: Pods) -> None:
     settle(pods, "b,kind=named")
     assert not list((root / "b").iterdir())
     namedvolumes.remove(pods, "b")
-    assert sorted(path.name for path in root.iterdir()) == [".lock", ".removal", "a"]
+    assert sorted(path.name for path in root.iterdir()) == [".lock", ".making", ".removal", "a"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".lock", "a/b", "../x", "-a", "_a", "a b", "ä", "a\n", "x" * 129])
@@ -119,6 +119,20 @@ def test_something_else_in_its_place(pods: Pods, tmp_path: Path, kind: str) -> N
         settle(pods, "a,kind=named")
     with pytest.raises(PodError, match=f"{there} is not a directory"):
         namedvolumes.remove(pods, "a")
+
+
+def test_nobody_waits_for_one_that_is_being_filled(pods: Pods) -> None:
+    root = Path(namedvolumes.directory(pods))
+    settle(pods, "old,kind=named")
+    settle(pods, "other,kind=named")
+    (root / ".new/below").mkdir(parents=True)
+    with locks.acquire(str(root / ".making"), exclusive=True):
+        settle(pods, "old,kind=named")
+        namedvolumes.remove(pods, "other")
+        namedvolumes.finish(pods)
+        assert (root / ".new/below").is_dir()
+    namedvolumes.finish(pods)
+    assert not (root / ".new").exists()
 
 
 def test_two_pods_want_the_same_new_one(pods: Pods) -> None:
