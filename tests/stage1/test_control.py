@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import PodError
-from stage1 import control, kvm, poddir
+from stage1 import control, kvm, poddir, supervised
 
 
 def test_nobody_is_there(tmp_path: Path) -> None:
@@ -61,3 +61,19 @@ def test_a_machine_whose_monitor_does_not_answer_can_be_switched_off(
         if monitor:
             os.kill(monitor, signal.SIGKILL)
             os.waitpid(monitor, 0)
+
+
+def test_the_monitor_of_an_older_rkpy_is_asked_to_start_an_app_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers with nothing, and knows no question about attempts."""
+    asked: list[str] = []
+
+    def request(_directory: str, fields: dict[str, str]) -> dict[str, str]:
+        asked.append(fields["op"])
+        return {}
+
+    monkeypatch.setattr(control, "request", request)
+    supervised.app_start(str(tmp_path), "app")
+    supervised.app_restart(str(tmp_path), "app")
+    assert asked == ["start", "restart"]
