@@ -22,24 +22,31 @@ shellcheck -x tests/*.sh docs/*.sh .ci/run
 export RKPY_TESTS_MUST_RUN=1 PATH="$BIN:$PATH"
 [ $# -eq 0 ] || exec "$BIN/pytest" "$@"
 
-# At once, because much of the time is waiting: what runs pods on this machine; what needs a system of its own; and what
-# runs no pods, after that pods that are machines, and a machine with systemd. What is left behind is looked for at the end of the first, when the
-# others are over (tests/host/conftest.py).
+# At once, because much of the time is waiting: what runs pods on this machine; what needs a system of its own, in a
+# container and then in a machine; and what runs no pods, after that pods that are machines, and a machine that is
+# rebooted. What is left behind is looked for at the end of the first, when the others are over (tests/host/conftest.py).
 MACHINES="kvm or machine or qemu"
 beside() {
     # A shell has what it does not wait for ignore these signals, which some tests send.
     nice -n 10 env --default-signal=INT,QUIT RKPY_TESTS_BESIDE=0 "$BIN/pytest" "$@"
 }
 LOGS=$(mktemp -d)
+# The disk of those machines is made once.
+export RKPY_TEST_CACHE="${RKPY_TEST_CACHE:-$LOGS}"
 (
     STATUS=0
     beside --ignore=tests/host --ignore=tests/systemd --ignore=tests/vm || STATUS=$?
     beside tests/host -k "$MACHINES" || STATUS=$?
-    beside tests/vm || STATUS=$?
+    beside tests/vm --ignore=tests/vm/test_guest.py || STATUS=$?
     exit "$STATUS"
 ) >"$LOGS/units" 2>&1 &
 UNITS=$!
-beside tests/systemd >"$LOGS/systems" 2>&1 &
+(
+    STATUS=0
+    beside tests/systemd || STATUS=$?
+    beside tests/vm/test_guest.py || STATUS=$?
+    exit "$STATUS"
+) >"$LOGS/systems" 2>&1 &
 SYSTEMS=$!
 trap 'pkill -P "$SYSTEMS,$UNITS" 2>/dev/null || true; rm -rf "$LOGS"' EXIT
 STATUS=0
