@@ -38,10 +38,8 @@ _WRITTEN = tuple(name for name in DIRECTORIES if name != EMBRYO)
 """Where pods may have a manifest."""
 _MODE = 0o700
 """A set-ID program that an app has left in a volume is for nobody to execute, as with what lies in pods."""
-
-
 _made_here: list[str] = []
-"""Volumes that this process has made."""
+"""Paths of volumes that this process has made."""
 
 
 class _Place(NamedTuple):
@@ -153,7 +151,7 @@ def _make(root: str, volume: Volume, place: _Place | None) -> None:
         with suppress(OSError):
             _remove(root, _NEW)
         raise
-    _made_here.append(volume.source)
+    _made_here.append(f"{root}/{volume.source}")
     # What an app flushes into it is not to be lost with its name.
     files.flush_directory(root)
 
@@ -213,8 +211,10 @@ def take_back(pods: Pods) -> None:
     """Remove the volumes that this process has made, for a pod that is not to be: what they begin with may not be what
     the next one would have had. Those that another pod uses meanwhile stay."""
     while _made_here:
-        with suppress(RkpyError):
-            remove(pods, _made_here.pop())
+        root, name = os.path.split(_made_here.pop())
+        if root == directory(pods):
+            with suppress(RkpyError):
+                remove(pods, name)
 
 
 def remove(pods: Pods, name: str) -> None:

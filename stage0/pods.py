@@ -321,10 +321,11 @@ class Pod:
         self._move(GARBAGE, allowed=(EMBRYO, PREPARE, PREPARED, EXITED_GARBAGE))
 
     def discard(self) -> None:
-        """Take back a pod of ours that will not start after all: remove it, or leave it to gc if that fails.
+        """Take back a pod of ours that will not start after all, with the named volumes that this process has made for
+        it: remove it, or leave it to gc if that fails.
 
         Never raises RkpyError: it is called because of an error, which is the one to report."""
-        from stage0 import gc
+        from stage0 import gc, namedvolumes
 
         unheard_of = self.directory in (EMBRYO, PREPARE)
         try:
@@ -332,6 +333,7 @@ class Pod:
                 self.to_exited_garbage()
             self.to_garbage()
             gc.remove(self, gc.read_mounts(self.root), quietly=unheard_of)
+            namedvolumes.take_back(Pods(self.root))
         except RkpyError:
             pass
         finally:

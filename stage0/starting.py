@@ -51,7 +51,7 @@ def run(request: Request, settings: Config, name: str) -> NoReturn:
     store = Store(settings.store)
     with store.lock():
         pod = _prepare(request, settings, store, name)
-    with _discarded_on_failure(pod, settings):
+    with _discarded_on_failure(pod):
         prepared = _checked(pod, store, flavour, request, settings, _asked(request))
     pod.to_run()
     events.prepared(pod.uuid, prepared.name, name)
@@ -72,7 +72,7 @@ def prepared_pod(request: Request, settings: Config, name: str, *, manager: Mana
     store = Store(settings.store)
     with store.lock():
         pod = _prepare(request, settings, store, name)
-        with _discarded_on_failure(pod, settings):
+        with _discarded_on_failure(pod):
             manifest = pod.manifest()
             prepared = prepare.load(pod, store, manifest=manifest, asked=_asked(request))
             if networking.has_networks(flavour):
@@ -127,7 +127,7 @@ def sandbox(request: Request, settings: Config, name: str) -> NoReturn:
     store = Store(settings.store)
     with store.lock():
         pod = _fill(request, settings, store, name, assemble.sandbox(request.flags), {})
-    with _discarded_on_failure(pod, settings):
+    with _discarded_on_failure(pod):
         prepared = _checked(pod, store, flavour, request, settings, ())
     pod.to_run()
     _become(pod, flavour, prepared, request)
@@ -150,7 +150,7 @@ def _fill(
     announce.status("preparing the pod")
     pods = Pods(settings.pods)
     pod = pods.create()
-    with _discarded_on_failure(pod, settings):
+    with _discarded_on_failure(pod):
         pod.to_prepare()
         if lives.name:
             podnames.claim(pods, pod, lives.name)
@@ -177,15 +177,12 @@ def _write(
 
 
 @contextmanager
-def _discarded_on_failure(pod: Pod, settings: Config) -> Iterator[None]:
-    """Until it starts, a pod of ours that meets a failure is taken back whole, and the volumes made for it."""
+def _discarded_on_failure(pod: Pod) -> Iterator[None]:
+    """Until it starts, a pod of ours that meets a failure is taken back whole."""
     try:
         yield
     except BaseException:
         pod.discard()
-        from stage0 import namedvolumes
-
-        namedvolumes.take_back(Pods(settings.pods))
         raise
 
 

@@ -16,7 +16,7 @@ from aci.pod_manifest import PodManifest, Volume
 from aci.store import Store
 from common import locks
 from common.errors import PodError, UsageError
-from stage0 import namedvolumes, values
+from stage0 import gc, namedvolumes, values
 from stage0.pods import Pod, Pods
 from tests.cgroups import until
 
@@ -160,12 +160,24 @@ def test_one_that_is_used_stays_until_the_pod_is_collected(pods: Pods) -> None:
     namedvolumes.remove(pods, "free")
     with pods.find(pod.uuid) as found:
         found.take()
-        found.discard()
+        found.to_garbage()
+        gc.remove(found, gc.read_mounts(pods.root))
     assert namedvolumes.users(pods) == {}
     place = Path(namedvolumes.directory(pods), "data")
     (place / "below").mkdir()
     namedvolumes.remove(pods, "data")
     assert not place.exists()
+
+
+def test_a_pod_that_is_taken_back_takes_its_new_volumes_along(pods: Pods) -> None:
+    """Not what was there before, and not what another pod uses by now."""
+    (Path(namedvolumes.directory(pods)) / "old").mkdir(parents=True)
+    with pods.create() as pod:
+        pod.to_prepare()
+        write(pod, settle(pods, "a,kind=named,source=old", "b,kind=named,source=new", "c,kind=named,source=shared"))
+        made(pods, "x,kind=named,source=shared")
+        pod.discard()
+    assert namedvolumes.names(pods) == ["old", "shared"]
 
 
 def test_a_pod_that_nobody_can_read_may_use_it(pods: Pods) -> None:
