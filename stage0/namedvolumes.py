@@ -157,7 +157,8 @@ def _make(root: str, volume: Volume, place: _Place | None) -> None:
 
 
 def _copy(place: _Place, new: str, volume: Volume) -> None:
-    from stage1.rootfs import copy_directory, open_image
+    from stage1.implicit import copy_directory
+    from stage1.rootfs import open_image
 
     try:
         image = open_image(place.layers, "rkpy", new)

@@ -4,13 +4,14 @@ there (rkt: "implicit empty volume")."""
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
-from common import files
-from common.errors import PodError, StoreError, reason
+from common import files, syscalls
+from common.errors import LaunchError, PodError, StoreError, reason
 from stage1 import poddir
 from stage1.app_steps import implicit_mounts
 from stage1.flavour import Mount, PreparedApp, PreparedPod
-from stage1.rootfs import copy_directory, open_image
+from stage1.rootfs import open_image
 
 
 def fill(pod: PreparedPod, app: PreparedApp) -> None:
@@ -41,8 +42,32 @@ def _fill(image: int, mount: Mount) -> None:
     finally:
         os.close(volumes)
     files.make_directory(partial, 0o755)
-    copy_directory(image, mount.target, partial)
+    with suppress(NotADirectoryError):
+        copy_directory(image, mount.target, partial)
     os.rename(partial, mount.source)
+
+
+def copy_directory(image: int, path: str, target: str, *, content: bool = True) -> None:
+    """Make the empty directory `target` what the directory `path` of an image is, if there is one: give it the owner
+    and mode, and the content if that is wanted. `image` is as `open_image` gives it. Raises OSError, StoreError, and
+    LaunchError for the image's root, which no volume can take the place of."""
+    from aci.tree import merge_layers
+
+    try:
+        directory = syscalls.openat2(image, path, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        if os.path.samestat(os.fstat(directory), os.fstat(image)):
+            raise LaunchError("that is the app's root, and nothing is mounted over it")
+        if content:
+            merge_layers([f"/proc/self/fd/{directory}"], target)
+        else:
+            found = os.fstat(directory)
+            os.chown(target, found.st_uid, found.st_gid)
+            os.chmod(target, found.st_mode & 0o7777)
+    finally:
+        os.close(directory)
 
 
 def warnings(pod: PreparedPod, app: PreparedApp) -> list[str]:

@@ -138,29 +138,6 @@ def open_image(layers: tuple[str, ...], label: str, place: str) -> int:
         return _mount(fds, {}, label, syscalls.MOUNT_ATTR_RDONLY, place)
 
 
-def copy_directory(image: int, path: str, target: str, *, content: bool = True) -> None:
-    """Make the empty directory `target` what the directory `path` of an image is, if there is one: give it the owner
-    and mode, and the content if that is wanted. `image` is as `open_image` gives it. Raises OSError, StoreError, and
-    LaunchError for the image's root, which no volume can take the place of."""
-    try:
-        directory = syscalls.openat2(image, path, os.O_PATH | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return
-    try:
-        if os.path.samestat(os.fstat(directory), os.fstat(image)):
-            raise LaunchError("that is the app's root, and nothing is mounted over it")
-        if content:
-            from aci.tree import merge_layers
-
-            merge_layers([f"/proc/self/fd/{directory}"], target)
-        else:
-            found = os.fstat(directory)
-            os.chown(target, found.st_uid, found.st_gid)
-            os.chmod(target, found.st_mode & 0o7777)
-    finally:
-        os.close(directory)
-
-
 def show_layers(layers: tuple[str, ...], place: str) -> None:
     """Stack `layers` (lowest first, two at least) read-only at `place`, in a mount namespace that this process enters
     for it and that ends with it. Writes nothing: a pod's upper directory may be the topmost. Raises OSError."""
