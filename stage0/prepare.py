@@ -76,9 +76,10 @@ def own_volume(path: str, volume: Volume) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        owner = f"{volume.uid}:{volume.gid}"
+        owners = {"user": volume.uid, "group": volume.gid}
+        owner = " and ".join(f"{kind} {number}" for kind, number in owners.items() if number >= 0)
         raise UsageError(
-            f'volume "{volume.name}": it cannot belong to {owner}: this user namespace does not have both',
+            f'volume "{volume.name}": it cannot belong to {owner}, which this user namespace does not have',
             hint="without root IDs come from /etc/subuid and /etc/subgid, see docs/rootless.md",
         ) from error
     if volume.mode:

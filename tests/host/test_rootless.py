@@ -96,7 +96,8 @@ def as_user(user: User, *words: object) -> list[str]:
         (["--private-users"], "--private-users is for root"),
         (volume("/usr", propagation="shared"), 'volume "data": propagation=shared is for root'),
         (volume("/dev", recursive="false"), 'the mounts below host path "/dev" cannot be left out without root'),
-        (["--volume=data,kind=empty,uid=70000,gid=1", "--mount=volume=data,target=/data"], "cannot belong to 70000:1"),
+        (["--volume=data,kind=empty,uid=70000,gid=1", "--mount=volume=data,target=/data"], "user 70000 and group 1,"),
+        (["--volume=data,kind=named,uid=70000", "--mount=volume=data,target=/data"], "cannot belong to user 70000,"),
         (volume("/none"), 'host path "/none" does not exist'),
     ],
 )

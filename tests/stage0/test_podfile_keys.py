@@ -71,6 +71,10 @@ VOLUMES = {
         "--volume=podfile-0,kind=host,source=/a,readOnly=true",
         "--mount=volume=podfile-0,target=/b",
     ],
+    "Volume=data:/data:copy,rw": [
+        "--volume=podfile-0,kind=named,source=data",
+        "--mount=volume=podfile-0,target=/data",
+    ],
     "Volume=data:/data": [
         "--volume=podfile-0,kind=named,source=data",
         "--mount=volume=podfile-0,target=/data",
