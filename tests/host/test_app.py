@@ -135,6 +135,9 @@ def test_an_app_has_a_named_volume(rkpy: Recorded, started: Starter, image: str)
     ((_, app),) = rkpy.calls("app_add")
     assert [mount[:3] for mount in app[5]] == [[str(kept), "/bin", False]]
     assert rkpy.ok("volume", "list", "--no-legend").split()[:2] == ["data", "1"]
+    taken = ("--name=one", "--mnt-volume=name=more,kind=named,source=other,target=/bin")
+    assert 'the pod has an app "one" already' in rkpy.refused("app", "add", pod.name, image, *taken)
+    assert not (rkpy.data / "volumes/other").exists(), "it was made for nothing"
     rkpy.ok("app", "rm", "--app=one", pod.name)
     assert rkpy.ok("volume", "list", "--no-legend").split()[:2] == ["data", "0"]
     assert (kept / "sh").exists()
